@@ -1,0 +1,253 @@
+"""The Vision Transformer (Dosovitskiy et al. 2021, "An Image is Worth 16x16 Words"): read down, then back up."""
+
+import math
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+from tinyvit.backend import to_host
+from tinyvit.ops import (
+    attention_weights,
+    gelu_backward,
+    gelu_forward,
+    gelu_tanh_forward,
+    layer_norm_backward,
+    layer_norm_forward,
+    linear_backward,
+    linear_forward,
+    multi_head_attention_backward,
+    multi_head_attention_forward,
+    patch_embedding_backward,
+    patch_embedding_forward,
+)
+from tinyvit.parameters import Parameters
+
+
+@dataclass(frozen=True)
+class ViTConfig:
+    """Every setting of the model; the defaults are the technical note's (803,338 parameters).
+
+    Raises `ValueError` on a value that cannot be, naming it and what would do.
+    """
+
+    image_size: int = 28  # pixels a side
+    patch_size: int = 7  # pixels a side; divides image_size
+    width: int = 128  # D, the length of a token
+    depth: int = 4  # blocks
+    heads: int = 4  # H; divides width
+    mlp_width: int = 512  # F, the hidden width of a block's MLP
+    classes: int = 10
+    gelu: str = "erf"  # or "tanh"
+    pixel_mean: float = 0.1307  # of the training images, pixels in 0 to 1
+    pixel_deviation: float = 0.3081
+    epsilon: float = 1e-6  # added to the variance in layer norm
+
+    def __post_init__(self):
+        for name in ("image_size", "patch_size", "width", "depth", "heads", "mlp_width", "classes"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} must be a whole number of at least 1, not {value!r}")
+        for part, whole in (("patch_size", "image_size"), ("heads", "width")):
+            if getattr(self, whole) % getattr(self, part):
+                raise ValueError(
+                    f"{part} must divide {whole}: {getattr(self, part)} does not divide {getattr(self, whole)}"
+                )
+        if self.gelu not in ("erf", "tanh"):
+            raise ValueError(f"gelu must be 'erf' or 'tanh', not {self.gelu!r}")
+        for name in ("pixel_mean", "pixel_deviation", "epsilon"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+                raise ValueError(f"{name} must be a finite number, not {value!r}")
+            if value <= 0 and name != "pixel_mean":
+                raise ValueError(f"{name} must be above 0, not {value!r}")
+
+    @property
+    def tokens(self):
+        """T: the patches and the class token."""
+        return (self.image_size // self.patch_size) ** 2 + 1
+
+    def shapes(self):
+        """Return the name and shape of every parameter, in the order in which they lie in the flat array."""
+        d, f = self.width, self.mlp_width
+        shapes = {
+            "patch_embedding.weight": (self.patch_size**2, d),
+            "patch_embedding.bias": (d,),
+            "class_token": (d,),
+            "positions": (self.tokens, d),
+        }
+        for i in range(self.depth):
+            for name, shape in {
+                "norm1": (d,),
+                "attention.qkv": (d, 3 * d),
+                "attention.projection": (d, d),
+                "norm2": (d,),
+                "mlp.fc1": (d, f),
+                "mlp.fc2": (f, d),
+            }.items():
+                shapes[f"blocks.{i}.{name}.weight"] = shape
+                shapes[f"blocks.{i}.{name}.bias"] = shape[-1:]
+        for name, shape in {"norm": (d,), "head": (d, self.classes)}.items():
+            shapes[f"{name}.weight"] = shape
+            shapes[f"{name}.bias"] = shape[-1:]
+        return shapes
+
+    def as_dict(self):
+        """Return the settings as a plain dict, as a checkpoint keeps them."""
+        return asdict(self)
+
+
+def initialise(config, seed=0, dtype=np.float32):
+    """Return new `Parameters` on the CPU: Glorot-uniform matrices, norms at 1 and 0, positions of deviation 0.02.
+
+    config: `ViTConfig`; seed: a whole number; the same seed gives the same bits.
+    Source: Glorot and Bengio 2010, "Understanding the difficulty of training deep feedforward networks", eq. 16.
+    """
+    shapes = config.shapes()
+    parameters = Parameters(shapes, np.zeros(sum(math.prod(s) for s in shapes.values()), dtype))
+    rng = np.random.default_rng(seed)
+    for name, shape in shapes.items():
+        if name in ("class_token", "positions"):
+            parameters[name][...] = 0.02 * rng.standard_normal(shape)
+        elif "norm" in name and name.endswith("weight"):
+            parameters[name][...] = 1
+        elif name.endswith("weight"):
+            bound = math.sqrt(6 / sum(shape))
+            parameters[name][...] = rng.uniform(-bound, bound, shape)
+    return parameters
+
+
+def vit_forward(images, parameters, config):
+    """Run the model: images (B, R, C), uint8 or float in 0 to 1, to logits (B, classes), and the cache."""
+    check_images(images, config)
+    x, embedding_cache = patch_embedding_forward(
+        images,
+        *parameters.pair("patch_embedding"),
+        parameters["class_token"],
+        parameters["positions"],
+        config.patch_size,
+        config.pixel_mean,
+        config.pixel_deviation,
+    )  # (B, T, D)
+    block_caches = []
+    for i in range(config.depth):
+        # only the class token is read in the end, so in the last block it alone need ask: the function is the same
+        queries = 1 if i == config.depth - 1 else config.tokens
+        x, cache = block_forward(x, parameters, f"blocks.{i}", config, queries)
+        block_caches.append(cache)
+    normed, norm_cache = layer_norm_forward(x[:, 0], *parameters.pair("norm"), config.epsilon)
+    logits, head_cache = linear_forward(normed, *parameters.pair("head"))
+    return logits, (parameters, embedding_cache, block_caches, norm_cache, head_cache)
+
+
+def vit_backward(dlogits, cache):
+    """Return the gradient of every parameter, `Parameters` of the same names, for `dlogits` (B, classes)."""
+    return vit_backward_to_images(dlogits, cache)[0]
+
+
+def vit_backward_to_images(dlogits, cache):
+    """As `vit_backward`, and dimages (B, R, C) too: how the loss changes with each pixel as it was given."""
+    parameters, embedding_cache, block_caches, norm_cache, head_cache = cache
+    gradients = parameters.empty_like()
+    dnormed, dw, db = linear_backward(dlogits, head_cache)
+    gradients.set_pair("head", dw, db)
+    dx, dw, db = layer_norm_backward(dnormed, norm_cache)
+    gradients.set_pair("norm", dw, db)
+    dx = dx[:, None]  # (B, 1, D): the class token, which alone left the last block
+    for i in reversed(range(len(block_caches))):
+        dx = block_backward(dx, block_caches[i], gradients, f"blocks.{i}")
+    dimages, dw, db, dclass_token, dpositions = patch_embedding_backward(dx, embedding_cache)
+    gradients.set_pair("patch_embedding", dw, db)
+    gradients["class_token"][...] = dclass_token
+    gradients["positions"][...] = dpositions
+    return gradients, dimages
+
+
+def block_forward(x, parameters, name, config, queries):
+    """One pre-norm block: x + attention(norm1(x)), then x + mlp(norm2(x)).
+
+    x: (B, T, D). queries: how many of the first tokens leave the block. Returns x (B, queries, D) and the cache.
+    """
+    normed, norm1_cache = layer_norm_forward(x, *parameters.pair(f"{name}.norm1"), config.epsilon)
+    attended, attention_cache = multi_head_attention_forward(
+        normed,
+        *parameters.pair(f"{name}.attention.qkv"),
+        *parameters.pair(f"{name}.attention.projection"),
+        config.heads,
+        queries,
+    )
+    attended += x[:, :queries]
+    x = attended
+
+    normed, norm2_cache = layer_norm_forward(x, *parameters.pair(f"{name}.norm2"), config.epsilon)
+    hidden, fc1_cache = linear_forward(normed, *parameters.pair(f"{name}.mlp.fc1"))
+    active, gelu_cache = (gelu_forward if config.gelu == "erf" else gelu_tanh_forward)(hidden)
+    out, fc2_cache = linear_forward(active, *parameters.pair(f"{name}.mlp.fc2"))
+    out += x
+    return out, (norm1_cache, attention_cache, norm2_cache, fc1_cache, gelu_cache, fc2_cache)
+
+
+def block_backward(dout, cache, gradients, name):
+    """Write the gradients of block `name` into `gradients` and return dx (B, T, D) for `dout` (B, queries, D)."""
+    norm1_cache, attention_cache, norm2_cache, fc1_cache, gelu_cache, fc2_cache = cache
+
+    # out = x + fc2(gelu(fc1(norm2(x)))), so
+    dactive, dw, db = linear_backward(dout, fc2_cache)
+    gradients.set_pair(f"{name}.mlp.fc2", dw, db)
+    dhidden = gelu_backward(dactive, gelu_cache)
+    dnormed, dw, db = linear_backward(dhidden, fc1_cache)
+    gradients.set_pair(f"{name}.mlp.fc1", dw, db)
+    dx, dw, db = layer_norm_backward(dnormed, norm2_cache)
+    gradients.set_pair(f"{name}.norm2", dw, db)
+    dx += dout
+
+    # x = x_in + attention(norm1(x_in)), so
+    dattended = dx
+    dnormed, dw_qkv, db_qkv, dw_out, db_out = multi_head_attention_backward(dattended, attention_cache)
+    gradients.set_pair(f"{name}.attention.qkv", dw_qkv, db_qkv)
+    gradients.set_pair(f"{name}.attention.projection", dw_out, db_out)
+    dx, dw, db = layer_norm_backward(dnormed, norm1_cache)
+    gradients.set_pair(f"{name}.norm1", dw, db)
+    dx[:, : dattended.shape[1]] += dattended  # tokens that did not leave the block have no residual branch
+    return dx
+
+
+def block_attention(cache):
+    """Return the attention weights of every block from `vit_forward`'s cache: a list of (B, H, queries, T)."""
+    return [attention_weights(block_cache[1]) for block_cache in cache[2]]
+
+
+def check_images(images, config):
+    """Raise `ValueError` unless `images` is a batch that the model can read."""
+    side = config.image_size
+    if images.ndim != 3 or images.shape[1:] != (side, side) or len(images) == 0:
+        raise ValueError(
+            f"the model reads images of shape (B, {side}, {side}) with B at least 1, not {images.shape}"
+        )
+    if images.dtype.kind != "f" and images.dtype != np.uint8:
+        raise ValueError(f"images must be uint8 (0 to 255) or float (0 to 1), not {images.dtype}")
+
+
+@dataclass(frozen=True)
+class VisionTransformer:
+    """A model to use: its settings and its weights."""
+
+    config: ViTConfig
+    parameters: Parameters
+
+    def logits(self, images, batch_size=250):
+        """Return logits (B, classes), a NumPy array, for images (B, R, C), uint8 or float in 0 to 1."""
+        check_images(images, self.config)
+        chunks = range(0, len(images), batch_size)
+        return np.concatenate(
+            [to_host(vit_forward(images[i : i + batch_size], self.parameters, self.config)[0]) for i in chunks]
+        )
+
+    def predict_proba(self, images):
+        """Return the probability of every class, (B, classes), NumPy, for images as `logits` takes them."""
+        logits = self.logits(images).astype(np.float64)
+        exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
+        return exponentials / exponentials.sum(axis=1, keepdims=True)
+
+    def predict(self, images):
+        """Return the most probable class of every image, (B,) integers, NumPy."""
+        return self.logits(images).argmax(axis=1)

@@ -1,0 +1,51 @@
+"""The mathematics: one file an operation, forward above, backward below, pure functions.
+
+    out, cache = layer_norm_forward(x, w, b)
+    dx, dw, db = layer_norm_backward(dout, cache)
+
+A backward never writes into `dout` or into its cache. To read them in order: linear,
+gelu, layer_norm, attention, patches, cross_entropy, in this order.
+"""
+
+from tinyvit.ops.attention import (
+    attention_backward,
+    attention_forward,
+    attention_weights,
+    multi_head_attention_backward,
+    multi_head_attention_forward,
+    softmax_backward,
+    softmax_forward,
+)
+from tinyvit.ops.cross_entropy import cross_entropy_backward, cross_entropy_forward
+from tinyvit.ops.gelu import gelu_backward, gelu_forward, gelu_tanh_forward
+from tinyvit.ops.layer_norm import layer_norm_backward, layer_norm_forward
+from tinyvit.ops.linear import linear_backward, linear_forward
+from tinyvit.ops.patches import (
+    patch_embedding_backward,
+    patch_embedding_forward,
+    patches_backward,
+    patches_forward,
+)
+
+__all__ = [
+    "attention_backward",
+    "attention_forward",
+    "attention_weights",
+    "cross_entropy_backward",
+    "cross_entropy_forward",
+    "gelu_backward",
+    "gelu_forward",
+    "gelu_tanh_forward",
+    "layer_norm_backward",
+    "layer_norm_forward",
+    "linear_backward",
+    "linear_forward",
+    "multi_head_attention_backward",
+    "multi_head_attention_forward",
+    "patch_embedding_backward",
+    "patch_embedding_forward",
+    "patches_backward",
+    "patches_forward",
+    "softmax_backward",
+    "softmax_forward",
+]

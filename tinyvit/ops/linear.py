@@ -1,0 +1,30 @@
+"""The linear layer, out = x @ w + b, and its three gradients."""
+
+from tinyvit.backend import empty, matmul
+
+
+def linear_forward(x, w, b):
+    """Multiply the last axis of `x` by a matrix and add a bias.
+
+    x: (..., I) float; w: (I, O); b: (O,). Returns out (..., O) and the cache for `linear_backward`.
+    Raises `ValueError` if the axes do not fit. The weight is stored (in, out), so that out = x @ w.
+    """
+    rows = x.reshape(-1, x.shape[-1])  # one two-dimensional product is faster than many small ones
+    out = matmul(rows, w)
+    out += b
+    return out.reshape(*x.shape[:-1], w.shape[1]), (x, w)
+
+
+def linear_backward(dout, cache):
+    """Return dx (..., I), dw (I, O) and db (O,) for the gradient `dout` (..., O) of `linear_forward`'s out."""
+    x, w = cache
+    rows = x.reshape(-1, x.shape[-1])  # (N, I)
+    drows = dout.reshape(-1, dout.shape[-1])  # (N, O)
+
+    # out[n, o] = sum_i x[n, i] w[i, o] + b[o], so
+    dx = matmul(drows, w.T)  # sum over o
+    dw = matmul(rows.T, drows)  # sum over n
+    ones = empty(drows.shape[:1], like=drows)
+    ones[...] = 1
+    db = matmul(ones, drows)  # sum over n, at the speed of a matrix product
+    return dx.reshape(x.shape), dw, db

@@ -1,0 +1,123 @@
+"""Adam, clipping, averaging and learning-rate schedules, on flat arrays."""
+
+import math
+
+from tinyvit.backend import array_module
+
+
+class Adam:
+    """Adam with bias correction and optional decoupled weight decay, updating a flat array in place.
+
+    flat: the (P,) array that will be updated, for its size, dtype and device; beta1, beta2 in [0, 1); epsilon
+    above 0; weight_decay: share of a weight taken off per step and unit of learning rate; decayed: (P,) array of
+    ones and zeros saying where, everywhere if None.
+    State: `first_moment`, `second_moment` (P,) and `steps`. Raises `ValueError` on a setting out of range.
+    Source: Kingma and Ba 2015, "Adam", algorithm 1; Loshchilov and Hutter 2019, "Decoupled Weight Decay
+    Regularization", algorithm 2.
+    """
+
+    def __init__(self, flat, beta1=0.9, beta2=0.999, epsilon=1e-8, weight_decay=0.0, decayed=None):
+        if not (0 <= beta1 < 1 and 0 <= beta2 < 1 and epsilon > 0 and weight_decay >= 0):
+            raise ValueError(
+                "Adam needs beta1 and beta2 in [0, 1), epsilon above 0 and weight_decay of at least 0, not "
+                f"{beta1}, {beta2}, {epsilon} and {weight_decay}"
+            )
+        xp = array_module(flat)
+        self.beta1, self.beta2, self.epsilon = beta1, beta2, epsilon
+        self.weight_decay, self.decayed = weight_decay, decayed
+        self.first_moment = xp.zeros_like(flat)
+        self.second_moment = xp.zeros_like(flat)
+        self.steps = 0
+        self._scratch = xp.empty_like(flat)
+
+    def step(self, flat, gradient, learning_rate):
+        """Update `flat` (P,) in place for `gradient` (P,), which is left as it is."""
+        xp = array_module(flat)
+        m, v, scratch = self.first_moment, self.second_moment, self._scratch
+        self.steps += 1
+
+        m *= self.beta1  # m = beta1 m + (1 - beta1) g
+        m += xp.multiply(gradient, 1 - self.beta1, out=scratch)
+        v *= self.beta2  # v = beta2 v + (1 - beta2) g**2
+        xp.multiply(gradient, gradient, out=scratch)
+        scratch *= 1 - self.beta2
+        v += scratch
+
+        if self.weight_decay:  # before the gradient's step, as the decay is of the weight that was
+            xp.multiply(flat, learning_rate * self.weight_decay, out=scratch)
+            if self.decayed is not None:
+                scratch *= self.decayed
+            flat -= scratch
+
+        # flat -= learning_rate * m_hat / (sqrt(v_hat) + epsilon), both moments corrected for starting at zero
+        xp.sqrt(v, out=scratch)
+        scratch *= 1 / math.sqrt(1 - self.beta2**self.steps)
+        scratch += self.epsilon
+        xp.divide(m, scratch, out=scratch)
+        scratch *= learning_rate / (1 - self.beta1**self.steps)
+        flat -= scratch
+
+
+def matrices_only(parameters):
+    """Return a flat array of ones where a matrix lies and zeros elsewhere: what weight decay usually acts on.
+
+    Biases, norms, the class token and the positions are left alone, as in Dosovitskiy et al. and in nanoGPT.
+    """
+    mask = parameters.with_flat(array_module(parameters.flat).zeros_like(parameters.flat))
+    for name, view in mask.items():
+        if name.endswith("weight") and view.ndim == 2:
+            view[...] = 1
+    return mask.flat
+
+
+def clip_by_global_norm(gradient, limit):
+    """Scale `gradient` (P,) in place so that its Euclidean norm is at most `limit`; return the norm before.
+
+    The norm is a 0-d array of the same device: nothing waits for it. Source: Pascanu et al. 2013, algorithm 1.
+    """
+    if limit <= 0:
+        raise ValueError(f"the limit of the gradient's norm must be above 0, not {limit}")
+    xp = array_module(gradient)
+    norm = xp.sqrt(xp.dot(gradient, gradient))
+    gradient *= xp.minimum(1, limit / xp.maximum(norm, 1e-12))
+    return norm
+
+
+class ExponentialMovingAverage:
+    """An average of the weights over the steps: average = decay * average + (1 - decay) * flat.
+
+    Early on the decay is (1 + steps) / (10 + steps) if that is less, so that the start is soon forgotten.
+    """
+
+    def __init__(self, flat, decay=0.999):
+        if not 0 <= decay < 1:
+            raise ValueError(f"the decay of a moving average must be in [0, 1), not {decay}")
+        self.decay = decay
+        self.steps = 0
+        self.average = flat.copy()
+        self._scratch = array_module(flat).empty_like(flat)
+
+    def step(self, flat):
+        """Take in the weights `flat` (P,) of one more step."""
+        self.steps += 1
+        decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
+        array_module(flat).subtract(flat, self.average, out=self._scratch)
+        self._scratch *= 1 - decay
+        self.average += self._scratch
+
+
+def constant(step, total_steps, peak):
+    """Return the learning rate `peak`, whatever the step."""
+    return peak
+
+
+def warmup_cosine(step, total_steps, peak, warmup_steps=0, final=0.0):
+    """Return the learning rate of `step` (from 0): a line up to `peak`, then half a cosine down to `final`.
+
+    The first step already has peak / warmup_steps, and the last one is just above `final`.
+    Source: Loshchilov and Hutter 2017, "SGDR", eq. 5, for one cycle.
+    """
+    if step < warmup_steps:
+        return peak * (step + 1) / warmup_steps
+    progress = (step - warmup_steps) / max(1, total_steps - warmup_steps)
+    return final + (peak - final) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
