@@ -1,4 +1,4 @@
-"""MNIST as it is embedded, and folders of files in its form: what loads, and what is refused in which words."""
+"""MNIST as it is embedded, and folders of files in its form: what loads, what is refused, in which words."""
 
 import dataclasses
 import gzip

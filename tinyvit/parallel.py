@@ -1,5 +1,6 @@
 """A training step over shards of a batch, side by side on the cores."""
 
+import itertools
 import os
 from concurrent.futures import ThreadPoolExecutor
 
@@ -92,4 +93,4 @@ def cut(start, stop, workers):
     count = stop - start
     shards = min(count, max(workers, -(-count // SHARD_SIZE)))
     edges = [start + count * i // shards for i in range(shards + 1)]
-    return list(zip(edges[:-1], edges[1:], strict=True))
+    return list(itertools.pairwise(edges))

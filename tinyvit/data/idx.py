@@ -17,12 +17,13 @@ import contextlib
 import gzip
 import math
 import os
-import secrets
 import struct
 import sys
 import zlib
 
 import numpy as np
+
+from tinyvit.files import write_atomically
 
 TYPES = {
     0x08: np.dtype("u1"),
@@ -105,19 +106,13 @@ def write_idx(target, array):
         target.write(header)
         target.write(elements)
         return
-    # A neighbour, because only within one folder is os.replace a single step: a reader sees the old file or
-    # the new one, never a part. Opened by us and not by tempfile, whose files no other user may read.
-    neighbour = f"{name}.{secrets.token_hex(4)}.tmp"
+    data = header + elements
+    if name.endswith(".gz"):
+        data = gzip.compress(data, mtime=0)  # no time inside
     try:
-        with open(neighbour, "xb") as file, _pack(file, name) as stream:
-            stream.write(header)
-            stream.write(elements)
-        os.replace(neighbour, name)
+        write_atomically(name, data)
     except OSError as error:
         raise IdxError(name, "a path that can be written", error.strerror or error) from error
-    finally:
-        with contextlib.suppress(OSError):  # gone already, if all went well
-            os.remove(neighbour)
 
 
 def _parse(start, stream, name):
@@ -172,14 +167,6 @@ class _GivenBack:
     def read(self, size):
         taken, self.start = self.start[:size], self.start[size:]
         return taken + _read_at_most(self.stream, size - len(taken))
-
-
-def _pack(file, name):
-    """What to write to: the open file, or gzip in front of it if the name says so."""
-    if not name.endswith(".gz"):
-        return contextlib.nullcontext(file)
-    # No name and no time: either would end up in the gzip header, and one array would have many files.
-    return gzip.GzipFile(filename="", mode="wb", fileobj=file, mtime=0)
 
 
 def _name(source):

@@ -1,0 +1,83 @@
+"""Train the recipes with several seeds and report test accuracy, its mean and its standard deviation.
+
+    python benchmarks/accuracy.py --recipe tuned note --seeds 0 1 2
+    python benchmarks/accuracy.py --collect                the table again, from the recorded runs
+
+Every run is `python examples/train_mnist.py --recipe R --seed N --workers W`. What it writes of its course and its
+end (metrics.json, history.csv, classification_report.txt) is kept in benchmarks/results/accuracy/R-seedN/, and the
+summary of all recorded runs in benchmarks/results/accuracy.json. The test set is read once a run, at its end.
+"""
+
+import argparse
+import json
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+RECORDS = RESULTS / "accuracy"
+KEPT = ("metrics.json", "history.csv", "classification_report.txt")
+
+
+def record(recipe, seed, workers):
+    """Train once and keep the record."""
+    with tempfile.TemporaryDirectory() as scratch:
+        out = Path(scratch) / "run"
+        command = [sys.executable, str(ROOT / "examples" / "train_mnist.py")]
+        command += ["--recipe", recipe, "--seed", str(seed), "--workers", str(workers), "--out", str(out)]
+        subprocess.run(command, check=True)
+        folder = RECORDS / f"{recipe}-seed{seed}"
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in KEPT:
+            shutil.copyfile(out / name, folder / name)
+
+
+def summary():
+    """Return what the recorded runs say, a dict from recipe to its figures."""
+    runs = {}
+    for path in sorted(RECORDS.glob("*/metrics.json")):
+        metrics = json.loads(path.read_text())
+        runs.setdefault(metrics["recipe"], []).append(metrics)
+    result = {}
+    for recipe, metrics in runs.items():
+        tested = [m["test_accuracy"] for m in metrics]
+        validated = [m["history"][-1]["validation_accuracy"] for m in metrics]
+        result[recipe] = {
+            "seeds": [m["seed"] for m in metrics],
+            "test_accuracy": tested,
+            "test_accuracy_mean": statistics.mean(tested),
+            "test_accuracy_deviation": statistics.stdev(tested) if len(tested) > 1 else None,
+            "validation_accuracy_mean": statistics.mean(validated),
+            "epochs": metrics[0]["training"]["epochs"],
+            "workers": metrics[0]["workers"],
+            "seconds": [round(m["seconds"], 1) for m in metrics],
+            "versions": metrics[0]["versions"],
+        }
+    return result
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--recipe", nargs="+", default=["tuned", "note"], metavar="R", help="tuned and note")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="N", help="0 1 2")
+    parser.add_argument("--workers", type=int, default=2, metavar="W", help="shards side by side (2)")
+    parser.add_argument("--collect", action="store_true", help="train nothing, summarise what is recorded")
+    options = parser.parse_args()
+    if not options.collect:
+        for recipe in options.recipe:
+            for seed in options.seeds:
+                record(recipe, seed, options.workers)
+    result = summary()
+    (RESULTS / "accuracy.json").write_text(json.dumps(result, indent=2) + "\n")
+    for recipe, figures in result.items():
+        deviation = figures["test_accuracy_deviation"]
+        spread = f" +- {100 * deviation:.2f}" if deviation is not None else ""
+        print(f"{recipe}: {100 * figures['test_accuracy_mean']:.2f}{spread} % on the test set, seeds {figures['seeds']}")
+
+
+if __name__ == "__main__":
+    main()

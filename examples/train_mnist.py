@@ -1,0 +1,292 @@
+"""Train a Vision Transformer on MNIST, or on any data set of the same shape, and write all there is to know of it.
+
+    python examples/train_mnist.py                        the best recipe, about five minutes on two cores
+    python examples/train_mnist.py --recipe note          the technical note, to the letter
+    python examples/train_mnist.py --data-dir fashion/    any folder with the usual four idx files
+    python examples/train_mnist.py --resume runs/tuned-seed0      go on with a run that was stopped
+"""
+
+import argparse
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+from tqdm import tqdm
+
+from tinyvit.backend import DeviceError, get_backend
+from tinyvit.checkpoint import CheckpointError, save_model
+from tinyvit.data import DataError, load_mnist
+from tinyvit.data.augment import Augmentation
+from tinyvit.model import ViTConfig
+from tinyvit.results import (
+    MODEL,
+    versions,
+    write_augmentation_sheet,
+    write_evaluation,
+    write_history,
+    write_metrics,
+)
+from tinyvit.train import CHECKPOINT, RECIPES, Training, TrainingConfig, TrainingDiverged, TrainingStopped, read_info
+
+MODEL_SETTINGS = {  # flag: what --help says; the names are ViTConfig's
+    "patch_size": "side of a patch, pixels",
+    "width": "length of a token",
+    "depth": "blocks",
+    "heads": "attention heads",
+    "mlp_width": "hidden width of the MLPs",
+    "classes": "classes, numbered from 0",
+    "gelu": "'erf' (exact) or 'tanh'",
+}
+TRAINING_SETTINGS = {  # likewise, of TrainingConfig
+    "epochs": "passes over the training set",
+    "batch_size": "images a step",
+    "learning_rate": "per step; the peak, if the schedule has one",
+    "schedule": "'constant', or 'cosine' down to 0",
+    "warmup_steps": "steps up to the peak",
+    "weight_decay": "decoupled, on matrices",
+    "beta1": "Adam's first decay",
+    "beta2": "Adam's second decay",
+    "clip": "largest norm of the gradient, 0 for any",
+    "smoothing": "of the labels",
+    "average": "decay of the weights' moving average, 0 for none",
+    "validation": "training images held back, at the end",
+    "seed": "of everything random",
+}
+AUGMENTATION_SETTINGS = {  # likewise, of Augmentation
+    "rotation": "degrees, either way",
+    "scale": "share, larger or smaller",
+    "shear": "degrees, either way",
+    "shift": "pixels, any way",
+    "flip": "probability of a mirror image",
+}
+SHORT = {"learning_rate": "--lr", "smoothing": "--label-smoothing"}
+
+
+def flag(name):
+    return SHORT.get(name, "--" + name.replace("_", "-"))
+
+
+def parse_arguments(arguments=None):
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    group = parser.add_argument_group("the run")
+    group.add_argument("--recipe", choices=list(RECIPES), help="the settings that no flag names (tuned)")
+    group.add_argument("--device", choices=["auto", "cpu", "gpu"], default="auto", help="where to compute (auto)")
+    group.add_argument("--workers", type=int, metavar="N", help="shards of a batch side by side (all cores)")
+    group.add_argument("--out", type=Path, metavar="DIR", help="folder for the results (runs/RECIPE-seedN)")
+    group.add_argument("--resume", type=Path, metavar="DIR", help="go on with the run in DIR, bit for bit")
+    group.add_argument("--stop-after", type=int, metavar="N", help="leave after N epochs, to be resumed")
+
+    group = parser.add_argument_group("data")
+    group.add_argument("--data-dir", type=Path, metavar="DIR", help="four idx files, raw or .gz (MNIST, embedded)")
+    group.add_argument("--train-limit", type=int, metavar="N", help="train on the first N images only")
+    group.add_argument("--test-limit", type=int, metavar="N", help="test on the first N images only")
+
+    for title, settings, config, of_recipe in (
+        ("model", MODEL_SETTINGS, ViTConfig(), lambda recipe: ViTConfig()),
+        ("training", TRAINING_SETTINGS, TrainingConfig(), lambda recipe: recipe),
+        ("augmentation (each 0 for none)", AUGMENTATION_SETTINGS, Augmentation(), lambda recipe: recipe.augmentation),
+    ):
+        group = parser.add_argument_group(title)
+        for name, text in settings.items():
+            defaults = {r: getattr(of_recipe(recipe), name) for r, recipe in RECIPES.items()}
+            shown = ", ".join(f"{r} {value}" for r, value in defaults.items())
+            if len(set(defaults.values())) == 1:
+                shown = str(defaults["tuned"])
+            kind = type(getattr(config, name))
+            group.add_argument(flag(name), dest=name, type=kind, metavar="X", help=f"{text} ({shown})")
+    return parser.parse_args(arguments)
+
+
+def given(options, names):
+    """Return the settings among `names` that the command line gave."""
+    return {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+
+
+def load_data(data_dir, train_limit, test_limit, classes):
+    for name, limit in (("--train-limit", train_limit), ("--test-limit", test_limit)):
+        if limit is not None and limit < 1:
+            raise ValueError(f"{name} must be at least 1, not {limit}")
+    data = load_mnist(data_dir, classes=classes)
+    return replace(
+        data,
+        train_images=data.train_images[:train_limit],
+        train_labels=data.train_labels[:train_limit],
+        test_images=data.test_images[:test_limit],
+        test_labels=data.test_labels[:test_limit],
+    )
+
+
+def start(options, backend):
+    """Return a new run, its data, its folder and what of the command line belongs to it."""
+    recipe = options.recipe or "tuned"
+    model_settings = given(options, MODEL_SETTINGS)
+    origin = {
+        "recipe": recipe,
+        "data_dir": options.data_dir and str(options.data_dir.resolve()),
+        "train_limit": options.train_limit,
+        "test_limit": options.test_limit,
+    }
+    classes = model_settings.get("classes", ViTConfig.classes)
+    config = replace(RECIPES[recipe], **given(options, TRAINING_SETTINGS))
+    config = replace(config, augmentation=replace(config.augmentation, **given(options, AUGMENTATION_SETTINGS)))
+    data = load_data(options.data_dir, options.train_limit, options.test_limit, classes)
+    model_config = ViTConfig(image_size=data.train_images.shape[1], **model_settings)
+    folder = options.out or unused(Path("runs") / f"{recipe}-seed{config.seed}")
+    if (folder / CHECKPOINT).exists():
+        raise ValueError(f"{folder} holds a run already: go on with it by --resume {folder}, or give another --out")
+    run = Training(model_config, config, data.train_images, data.train_labels, backend, options.workers)
+    run.origin = origin
+    folder.mkdir(parents=True, exist_ok=True)
+    return run, data, folder
+
+
+def unused(folder):
+    """Return `folder`, or the first of folder-2, folder-3, ... that holds no run."""
+    number, candidate = 1, folder
+    while (candidate / CHECKPOINT).exists():
+        number += 1
+        candidate = folder.with_name(f"{folder.name}-{number}")
+    return candidate
+
+
+def resume(options, backend):
+    """Return the run to go on with, its data and its folder; its settings are the checkpoint's."""
+    info = read_info(options.resume)
+    fixed = {
+        **info["model"],
+        **info["training"],
+        **info["training"]["augmentation"],
+        **{name: info["origin"][name] for name in ("recipe", "train_limit", "test_limit")},
+    }
+    for name in set(fixed) - {"epochs"}:
+        value = getattr(options, name, None)
+        if value is not None and value != fixed[name]:
+            raise ValueError(f"--resume keeps {flag(name)} at {fixed[name]}: it cannot become {value} half-way")
+    if options.out not in (None, options.resume):
+        raise ValueError(f"--resume goes on in its own folder {options.resume}: leave out --out")
+    origin = info["origin"]
+    data_dir = options.data_dir or origin["data_dir"]
+    data = load_data(data_dir, origin["train_limit"], origin["test_limit"], info["model"]["classes"])
+    run = Training.resume(
+        options.resume, data.train_images, data.train_labels, backend, options.epochs, options.workers
+    )
+    return run, data, options.resume
+
+
+class Progress:
+    """A bar over all images of a run where there is a terminal, and one line an epoch everywhere."""
+
+    def __init__(self, run):
+        self.total = run.config.epochs * len(run.images)
+        done = run.epoch * len(run.images) + run.place
+        self.bar = tqdm(
+            total=self.total,
+            initial=done,
+            unit=" images",
+            disable=not sys.stderr.isatty(),
+            dynamic_ncols=True,
+            smoothing=0.05,
+        )
+        self.shown = time.monotonic()
+
+    def on_step(self, run):
+        if self.bar.disable or time.monotonic() - self.shown < 0.25:
+            return
+        self.shown = time.monotonic()
+        self.bar.set_description(f"epoch {run.epoch + 1}/{run.config.epochs}", refresh=False)
+        self.bar.set_postfix_str(
+            f"loss {float(run.loss_sum) / run.place:.4f}, accuracy {100 * int(run.correct) / run.place:.2f} %",
+            refresh=False,
+        )
+        self.bar.update(run.epoch * len(run.images) + run.place - self.bar.n)
+
+    def on_epoch(self, run):
+        record = run.history[-1]
+        before = run.history[-2]["seconds"] if len(run.history) > 1 else 0.0
+        seconds = record["seconds"] - before
+        line = f"epoch {record['epoch']:2d}/{run.config.epochs}"
+        line += f"  train loss {record['train_loss']:.4f} accuracy {100 * record['train_accuracy']:.2f} %"
+        if record["validation_loss"] is not None:
+            line += f"  validation loss {record['validation_loss']:.4f}"
+            line += f" accuracy {100 * record['validation_accuracy']:.2f} %"
+        line += f"  {len(run.images) / seconds:,.0f} images/s  {seconds:.0f} s"
+        self.bar.update(run.epoch * len(run.images) - self.bar.n)
+        self.bar.clear()
+        print(line, flush=True)
+        self.bar.refresh()
+
+
+def finish(run, data, folder, backend):
+    """Read the test set once, and write everything."""
+    model = run.model()
+    evaluation = write_evaluation(folder, model, data.test_images, data.test_labels, run.workers)
+    images_seen = run.config.epochs * len(run.images)
+    metrics = {
+        "test_accuracy": evaluation.accuracy,
+        "test_loss": evaluation.loss,
+        "parameters": int(model.parameters.flat.size),
+        "seconds": run.seconds,
+        "images_per_second": images_seen / run.seconds,
+        "device": backend.device,
+        "workers": run.workers,
+        "seed": run.config.seed,
+        "recipe": run.origin["recipe"],
+        "versions": versions(backend),
+        "origin": run.origin,
+        "train_images": len(run.images),
+        "validation_images": len(run.validation[1]),
+        "test_images": len(data.test_images),
+        "model": run.model_config.as_dict(),
+        "training": run.config.as_dict(),
+        "history": run.history,
+    }
+    save_model(folder / MODEL, model, {"recipe": run.origin["recipe"], "seed": run.config.seed})
+    write_history(folder, run.history)
+    write_metrics(folder, metrics)
+    print(
+        f"test accuracy {100 * evaluation.accuracy:.2f} %, loss {evaluation.loss:.4f}, on {len(data.test_images):,} "
+        f"images, after {run.seconds:.0f} s of training; all results are in {folder}"
+    )
+
+
+def main():
+    options = parse_arguments()
+    try:
+        backend = get_backend(options.device)
+        run, data, folder = resume(options, backend) if options.resume else start(options, backend)
+        print(
+            f"{run.parameters.flat.size:,} parameters, {len(run.images):,} training, {len(run.validation[1]):,} "
+            f"validation and {len(data.test_images):,} test images, device {backend.device}, "
+            f"{run.workers} workers; results go to {folder}",
+            flush=True,
+        )
+        if run.config.augmentation:
+            write_augmentation_sheet(folder, data.train_images[:6], run.config.augmentation)
+        progress = Progress(run)
+        try:
+            run.run(folder, progress.on_step, progress.on_epoch, options.stop_after)
+        finally:
+            progress.bar.close()
+        if run.finished:
+            finish(run, data, folder, backend)
+        else:
+            print(f"stopped after epoch {run.epoch} of {run.config.epochs}; go on with --resume {folder}")
+    except TrainingStopped:
+        print(f"stopped in epoch {run.epoch + 1}; nothing is lost: go on with --resume {folder}", file=sys.stderr)
+        return 130
+    except TrainingDiverged as error:
+        good = folder / CHECKPOINT
+        kept = f"; the last good checkpoint is {good}" if good.exists() else "; it came before the first checkpoint"
+        print(f"error: {error}{kept}", file=sys.stderr)
+        return 1
+    except (DataError, DeviceError, CheckpointError, ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,62 @@
+"""What the tests of the operations share: shapes, random arrays, and settings for Hypothesis."""
+
+import numpy as np
+from hypothesis import settings
+from hypothesis import strategies as st
+
+from tinyvit.backend import Workspace
+from tinyvit.gradcheck import gradient_error
+
+SHAPES = settings(max_examples=15, deadline=None, derandomize=True)
+VALUES = settings(max_examples=40, deadline=None, derandomize=True)
+TOLERANCE = 1e-7  # of a relative error; what is right measures 1e-11 to 1e-9, and what is wrong 1e-4 to 1
+
+small = st.integers(1, 4)
+seeds = st.integers(0, 2**32 - 1)
+
+
+def normal(seed, *shapes, dtype=np.float64):
+    """Draw standard normal arrays of these shapes: a list, or the bare array for one shape."""
+    rng = np.random.default_rng(seed)
+    arrays = [rng.standard_normal(shape).astype(dtype) for shape in shapes]
+    return arrays if len(arrays) > 1 else arrays[0]
+
+
+def assert_gradients_right(forward, backward, inputs, rng=1, tolerance=TOLERANCE):
+    """Central differences agree for every input, and nothing that was given was written into."""
+    errors = gradient_error(forward, backward, inputs, rng)
+    assert max(errors) < tolerance, errors
+
+
+def assert_float32_agrees(function, inputs, tolerance=2e-5):
+    """`function` of arrays gives arrays; in float32 these are float32, and near those of float64."""
+    single = function(*(x.astype(np.float32) for x in inputs))
+    for got, expected in zip(single, function(*inputs), strict=True):
+        assert got.dtype == np.float32
+        np.testing.assert_allclose(got, expected, atol=tolerance * max(1, np.abs(expected).max()))
+
+
+class PoisonedWorkspace(Workspace):
+    """Every buffer is new and full of not-a-number: reading memory before writing it shows."""
+
+    def empty(self, shape, dtype, xp):
+        return xp.full(shape, np.nan, dtype=dtype)
+
+
+def assert_workspace_changes_nothing(compute):
+    """`compute` gives a list of arrays: the same bits from plain, from reused and from poisoned memory.
+
+    A second round in a workspace allocates nothing: its buffers are those of the first.
+    """
+    expected = [array.tobytes() for array in compute()]
+    workspace = Workspace()
+    addresses = []
+    for _ in range(3):
+        with workspace:
+            results = compute()
+        assert [array.tobytes() for array in results] == expected
+        addresses.append([buffer.ctypes.data for buffer in workspace._buffers])
+        assert len(addresses[-1]) > 0
+    assert addresses[0] == addresses[1] == addresses[2]
+    with PoisonedWorkspace():
+        assert [array.tobytes() for array in compute()] == expected

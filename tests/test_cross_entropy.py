@@ -1,0 +1,117 @@
+"""Softmax cross-entropy, with and without label smoothing."""
+
+import numpy as np
+import pytest
+import scipy.special
+import sklearn.metrics
+from hypothesis import example, given
+from hypothesis import strategies as st
+from strategies import SHAPES, VALUES, assert_float32_agrees, assert_gradients_right, normal, seeds
+
+from tinyvit.gradcheck import gradient_error
+from tinyvit.ops import cross_entropy_backward, cross_entropy_forward
+
+sizes = st.tuples(st.integers(1, 5), st.integers(2, 6))
+smoothings = st.sampled_from([0.0, 0.1, 0.9])
+
+
+def draw(seed, size):
+    """Draw logits and labels."""
+    return 3 * normal(seed, size), np.random.default_rng(seed).integers(0, size[1], size[0])
+
+
+@SHAPES
+@given(sizes, smoothings, seeds)
+@example((1, 1), 0.0, 0)
+@example((3, 10), 0.1, 0)
+def test_gradient(size, smoothing, seed):
+    logits, labels = draw(seed, size)
+    assert_gradients_right(
+        lambda x: cross_entropy_forward(x, labels, smoothing), cross_entropy_backward, [logits]
+    )
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda dloss, cache: (cache[0] - cache[1]) * dloss,  # the sum, not the mean
+        lambda dloss, cache: (cache[0] - cache[1]) / 3,  # what arrives is ignored
+        lambda dloss, cache: cache[0] * dloss / 3,  # the target is ignored
+    ],
+)
+def test_the_check_sees_a_wrong_gradient(wrong):
+    logits, labels = draw(0, (3, 5))
+    assert gradient_error(lambda x: cross_entropy_forward(x, labels, 0.1), wrong, [logits])[0] > 0.05
+
+
+@SHAPES
+@given(sizes, seeds)
+def test_the_loss_is_the_mean_of_minus_log_softmax(size, seed):
+    logits, labels = draw(seed, size)
+    loss, _ = cross_entropy_forward(logits, labels)
+    expected = -scipy.special.log_softmax(logits, axis=1)[np.arange(size[0]), labels].mean()
+    assert loss == pytest.approx(expected, rel=1e-12)
+    probabilities = scipy.special.softmax(logits, axis=1)
+    assert loss == pytest.approx(sklearn.metrics.log_loss(labels, probabilities, labels=range(size[1])))
+
+
+@SHAPES
+@given(sizes, smoothings, seeds)
+def test_smoothing_is_a_target_spread_over_all_classes(size, smoothing, seed):
+    logits, labels = draw(seed, size)
+    loss, cache = cross_entropy_forward(logits, labels, smoothing)
+    target = np.full(size, smoothing / size[1])
+    target[np.arange(size[0]), labels] += 1 - smoothing
+    assert loss == pytest.approx(-(target * scipy.special.log_softmax(logits, axis=1)).sum() / size[0], rel=1e-12)
+    expected = (scipy.special.softmax(logits, axis=1) - target) / size[0]
+    np.testing.assert_allclose(cross_entropy_backward(1.0, cache), expected, atol=1e-14)
+
+
+@VALUES
+@given(st.floats(-1e4, 1e4), smoothings, seeds)
+def test_a_shift_of_the_logits_is_ignored(shift, smoothing, seed):
+    logits, labels = draw(seed, (3, 5))
+    loss, _ = cross_entropy_forward(logits, labels, smoothing)
+    assert cross_entropy_forward(logits + shift, labels, smoothing)[0] == pytest.approx(loss, abs=1e-10)
+
+
+def test_the_rows_of_the_gradient_sum_to_zero():
+    logits, labels = draw(0, (4, 6))
+    _, cache = cross_entropy_forward(logits, labels, 0.1)
+    np.testing.assert_allclose(cross_entropy_backward(1.0, cache).sum(axis=1), 0, atol=1e-15)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_huge_logits_give_a_finite_loss_and_gradient(dtype):
+    logits = np.array([[1e4, 0, -1e4], [1e4, 0, -1e4]], dtype)
+    loss, cache = cross_entropy_forward(logits, np.array([0, 2]))
+    assert loss == 1e4  # nothing for the first, 20,000 for the second
+    np.testing.assert_array_equal(cross_entropy_backward(1.0, cache), dtype([[0, 0, 0], [0.5, 0, -0.5]]))
+
+
+def test_even_logits_cost_the_logarithm_of_the_number_of_classes():
+    assert cross_entropy_forward(np.zeros((4, 10)), np.arange(4))[0] == pytest.approx(np.log(10), rel=1e-14)
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.int32, np.int64])
+def test_labels_of_any_whole_number_type(kind):
+    logits, labels = draw(0, (4, 6))
+    assert cross_entropy_forward(logits, labels.astype(kind))[0] == cross_entropy_forward(logits, labels)[0]
+
+
+def test_float32_agrees_with_float64():
+    logits, labels = draw(0, (5, 6))
+
+    def both(logits):
+        loss, cache = cross_entropy_forward(logits, labels, 0.1)
+        return loss, cross_entropy_backward(np.float32(0.7), cache)
+
+    assert_float32_agrees(both, [logits], tolerance=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("logits", "labels"), [((3, 4, 5), (3,)), ((3,), (3,)), ((3, 4), (4,)), ((3, 4), (3, 4)), ((3, 4), ())]
+)
+def test_shapes_that_do_not_fit_are_refused(logits, labels):
+    with pytest.raises(ValueError, match=r"needs logits \(B, C\) and labels \(B,\)"):
+        cross_entropy_forward(np.zeros(logits), np.zeros(labels, np.int64))

@@ -1,0 +1,152 @@
+"""The Gaussian error linear unit, its tanh form, and the float32 polynomial behind it."""
+
+import math
+
+import numpy as np
+import pytest
+import scipy.optimize
+import scipy.special
+from hypothesis import example, given
+from hypothesis import strategies as st
+from strategies import (
+    SHAPES,
+    VALUES,
+    assert_float32_agrees,
+    assert_gradients_right,
+    assert_workspace_changes_nothing,
+    normal,
+    seeds,
+    small,
+)
+
+from tinyvit.ops import gelu_backward, gelu_forward, gelu_tanh_forward
+from tinyvit.ops.gelu import _LARGEST_SQUARE, _TANH_SERIES, normal_cdf
+
+FORMS = [gelu_forward, gelu_tanh_forward]
+
+
+def cdf32(x):
+    x = np.asarray(x, np.float32)
+    with np.errstate(over="ignore"):
+        return normal_cdf(x, x * x)
+
+
+@pytest.mark.parametrize("forward", FORMS)
+@SHAPES
+@given(shape=st.lists(small, min_size=0, max_size=3).map(tuple), seed=seeds)
+@example(shape=(1,), seed=0)
+@example(shape=(2, 3, 5), seed=0)
+def test_gradients(forward, shape, seed):
+    assert_gradients_right(forward, gelu_backward, [2 * np.asarray(normal(seed, shape))])
+
+
+def test_values():
+    x = np.linspace(-10, 10, 1001)
+    np.testing.assert_allclose(gelu_forward(x)[0], x * scipy.special.ndtr(x), rtol=1e-13, atol=1e-15)
+    tanh = np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))
+    np.testing.assert_allclose(gelu_tanh_forward(x)[0], 0.5 * x * (1 + tanh), rtol=1e-13, atol=1e-15)
+
+
+@pytest.mark.parametrize("forward", FORMS)
+@VALUES
+@given(x=st.floats(-20, 20))
+def test_x_minus_its_mirror_image_is_x(forward, x):
+    # cdf(x) + cdf(-x) = 1, so gelu(x) - gelu(-x) = x, and the slopes sum to 1
+    x = np.array([x])
+    (right, right_slope), (left, left_slope) = forward(x), forward(-x)
+    np.testing.assert_allclose(right - left, x, atol=1e-14)
+    np.testing.assert_allclose(right_slope + left_slope, 1, atol=1e-14)
+
+
+def test_the_tanh_form_is_within_5e_4_of_the_other():
+    x = np.linspace(-10, 10, 10001)
+    assert 4e-4 < np.abs(gelu_forward(x)[0] - gelu_tanh_forward(x)[0]).max() < 5e-4
+
+
+@pytest.mark.parametrize("forward", FORMS)
+def test_float32_agrees_with_float64(forward):
+    def both(x, dout):
+        out, cache = forward(x)
+        return out, gelu_backward(dout, cache)
+
+    assert_float32_agrees(both, [np.linspace(-12, 12, 4801), np.ones(4801)], tolerance=2e-6)
+
+
+@pytest.mark.parametrize("forward", FORMS)
+def test_a_workspace_changes_nothing(forward):
+    for x in (normal(0, (3, 5)), normal(0, (3, 5), dtype=np.float32)):
+
+        def compute(x=x):
+            out, cache = forward(x)
+            return out, gelu_backward(x, cache)
+
+        assert_workspace_changes_nothing(compute)
+
+
+# ---- the float32 polynomial ----
+
+
+def test_the_polynomial_is_within_1e_7_of_the_distribution_function():
+    x = np.linspace(-12, 12, 2_400_001, dtype=np.float32)
+    assert np.abs(cdf32(x) - scipy.special.ndtr(x.astype(np.float64))).max() < 1.0e-7
+
+
+def test_the_polynomial_far_out():
+    huge = np.float32([13, 50, 1e4, 1e18, 3e38])
+    assert cdf32(huge).tolist() == [1] * 5
+    assert cdf32(-huge).tolist() == [0] * 5
+    assert cdf32([0.0, -0.0]).tolist() == [0.5, 0.5]
+    assert cdf32([np.inf, -np.inf]).tolist() == [1, 0]
+    assert np.isnan(cdf32([np.nan, 1])).tolist() == [True, False]
+
+
+@pytest.mark.parametrize("forward", FORMS)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_gelu_far_out(forward, dtype):
+    # far to the right it is the identity, far to the left nothing; a square as large as 1e12 still fits float32
+    huge = np.array([50, 1e4, 1e6], dtype)
+    for x, value, slope in ((huge, huge, 1), (-huge, 0 * huge, 0)):
+        out, derivative = forward(x)
+        np.testing.assert_array_equal(out, value)
+        np.testing.assert_array_equal(derivative, slope)
+    out, derivative = forward(np.array([0.0, np.nan], dtype))
+    assert out[0] == 0
+    assert derivative[0] == 0.5
+    assert np.isnan(out[1])
+    assert np.isnan(derivative[1])
+
+
+def weighted_error(coefficients, x):
+    """How far 0.5 (1 + tanh(x P(x**2))) is from the distribution function, in exact arithmetic or nearly so."""
+    polynomial = np.polynomial.polynomial.polyval(x**2, np.asarray(coefficients, np.float64))
+    return 0.5 * (1 + np.tanh(x * polynomial)) - scipy.special.ndtr(x)
+
+
+def test_the_coefficients_are_those_of_the_best_fit():
+    # The best fit is a linear programme. Near the truth u, 0.5 tanh moves by 0.5 sech(u)**2 for each unit of its
+    # argument, so that times |x P(x**2) - u| is the error of the distribution; the least largest one is sought.
+    end = math.sqrt(_LARGEST_SQUARE)
+    x = end * np.sin(np.linspace(0, np.pi / 2, 600)[1:])
+    truth = 0.5 * (scipy.special.log_ndtr(x) - scipy.special.log_ndtr(-x))  # artanh(2 cdf(x) - 1)
+    weight = 0.5 / np.cosh(truth) ** 2 / 1e-8  # in units of 1e-8, as the solver's own tolerance is 1e-7
+    scaled = 2 * (x / end) ** 2 - 1
+    terms = (weight * x)[:, None] * np.polynomial.chebyshev.chebvander(scaled, len(_TANH_SERIES) - 1)
+    column = np.ones((len(x), 1))
+    best = scipy.optimize.linprog(
+        [0] * len(_TANH_SERIES) + [1],
+        A_ub=np.block([[terms, -column], [-terms, -column]]),
+        b_ub=np.concatenate([weight * truth, -weight * truth]),
+        bounds=(None, None),
+    )
+    assert best.success
+    least = best.fun * 1e-8
+    shipped = np.abs(weighted_error(_TANH_SERIES, np.linspace(0, end, 100_001))).max()
+    assert 2e-8 < least < 3e-8
+    assert shipped < 1.1 * least
+
+
+def test_a_wrong_digit_in_a_coefficient_is_seen():
+    x = np.linspace(0, math.sqrt(_LARGEST_SQUARE), 2001)
+    for i in range(len(_TANH_SERIES)):
+        changed = [c * (1 + 1e-3 * (i == j)) for j, c in enumerate(_TANH_SERIES)]
+        assert np.abs(weighted_error(changed, x)).max() > 1.1 * 2.9e-8

@@ -1,0 +1,143 @@
+"""The gradient check itself: it sees what is right, and above all what is wrong."""
+
+import math
+
+import numpy as np
+import pytest
+from strategies import normal
+
+from tinyvit.gradcheck import directional_error, gradient_error, numerical_gradients, relative_error
+from tinyvit.ops import layer_norm_backward, layer_norm_forward, softmax_backward, softmax_forward
+
+CHECKS = [lambda *args: max(gradient_error(*args)), directional_error]
+
+
+def product_forward(x, y):
+    return np.sin(x) * y, (x, y)
+
+
+def product_backward(dout, cache):
+    x, y = cache
+    return dout * np.cos(x) * y, dout * np.sin(x)
+
+
+@pytest.mark.parametrize("check", CHECKS)
+def test_a_right_gradient_has_an_error_near_1e_10(check):
+    assert check(product_forward, product_backward, normal(0, (3, 4), (3, 4))) < 1e-9
+
+
+@pytest.mark.parametrize("check", CHECKS)
+@pytest.mark.parametrize(
+    ("wrong", "least"),
+    [
+        (lambda dx, dy: (0 * dx, 0 * dy), 0.99),
+        (lambda dx, dy: (-dx, dy), 0.3),
+        (lambda dx, dy: (dy, dx), 0.1),
+        (lambda dx, dy: (1.001 * dx, dy), 1e-4),
+        (lambda dx, dy: (dx, dy * [1, 1, 1, 0]), 1e-2),
+        (lambda dx, dy: (dx, dy * [1, 1, math.nan, 1]), math.inf),
+        (lambda dx, dy: (dx + math.inf, dy), math.inf),
+    ],
+)
+def test_a_wrong_gradient_is_seen(check, wrong, least):
+    def backward(dout, cache):
+        return wrong(*product_backward(dout, cache))
+
+    assert check(product_forward, backward, normal(0, (3, 4), (3, 4))) >= least
+
+
+def test_the_wrong_input_is_told_from_the_right_one():
+    def backward(dout, cache):
+        dx, dy = product_backward(dout, cache)
+        return dx, 2 * dy
+
+    right, wrong = gradient_error(product_forward, backward, normal(0, (3, 4), (3, 4)))
+    assert right < 1e-9
+    assert wrong == pytest.approx(1 / 3)
+
+
+def test_a_zero_gradient_of_softmax_is_seen_only_because_dout_is_random():
+    x = normal(0, (3, 5))
+    assert relative_error(0 * x, *numerical_gradients(softmax_forward, [x], np.ones((3, 5)))) < 1e-6
+    assert gradient_error(softmax_forward, lambda dout, cache: 0 * dout, [x]) == [1.0]
+    assert gradient_error(softmax_forward, softmax_backward, [x])[0] < 1e-8
+
+
+def test_a_gradient_that_is_truly_zero_is_right():
+    def constant_forward(x):
+        return 1 + 0 * x, None
+
+    x = normal(0, (3,))
+    assert gradient_error(constant_forward, lambda dout, cache: 0 * dout, [x]) == [0]
+    assert gradient_error(constant_forward, lambda dout, cache: dout, [x]) == [1]
+
+
+def test_a_loss_without_axes_is_checked_too():
+    forward, backward = (lambda x: (x.sum() ** 2, x)), (lambda dout, x: dout * 2 * x.sum() + 0 * x)
+    assert gradient_error(forward, backward, [normal(0, (2, 3))])[0] < 1e-9
+
+
+def test_one_seed_gives_one_result():
+    arguments = (layer_norm_forward, layer_norm_backward, normal(0, (3, 4), (4,), (4,)))
+    assert gradient_error(*arguments, rng=5) == gradient_error(*arguments, rng=np.random.default_rng(5))
+    assert directional_error(*arguments, rng=5) == directional_error(*arguments, rng=5)
+
+
+def test_inputs_of_any_layout():
+    x = np.asfortranarray(normal(0, (6, 4)))[::2]
+    assert max(gradient_error(product_forward, product_backward, [x, np.broadcast_to(x[0], (3, 4))])) < 1e-9
+
+
+@pytest.mark.parametrize("check", CHECKS)
+@pytest.mark.parametrize("bad", [np.float32([1, 2]), np.array([1, 2]), [1.0, 2.0], 3.0])
+def test_what_is_no_float64_array_is_refused(check, bad):
+    with pytest.raises(TypeError, match="input 1 must be a float64 array"):
+        check(product_forward, product_backward, [np.ones(2), bad])
+
+
+@pytest.mark.parametrize("check", CHECKS)
+@pytest.mark.parametrize("wrong", [lambda x, y: x, lambda x, y: (x, y[0]), lambda x, y: (x, y, y)])
+def test_gradients_of_other_shapes_are_refused(check, wrong):
+    def backward(dout, cache):
+        return wrong(*product_backward(dout, cache))
+
+    with pytest.raises(ValueError, match="for inputs of shapes"):
+        check(product_forward, backward, normal(0, (3, 4), (3, 4)))
+
+
+def write_into(array):
+    array += 1
+
+
+@pytest.mark.parametrize("check", CHECKS)
+@pytest.mark.parametrize(
+    ("culprit", "names"),
+    [
+        (lambda dout, cache: write_into(dout), "backward wrote into dout"),
+        (lambda dout, cache: write_into(cache[0]), r"backward wrote into input 0, cache\[0\]"),
+        (lambda dout, cache: write_into(cache[2]["in"][0]), r"backward wrote into cache\[2\]\['in'\]\[0\]"),
+        (lambda dout, cache: write_into(cache[1]), r"backward wrote into out, cache\[1\]"),
+    ],
+)
+def test_a_backward_that_writes_where_it_must_not_is_named(check, culprit, names):
+    def forward(x):
+        out = x * 2
+        return out, (x, out, {"in": [x.copy()]})
+
+    def backward(dout, cache):
+        dx = 2 * dout
+        culprit(dout, cache)
+        return dx
+
+    with pytest.raises(AssertionError, match=names):
+        check(forward, backward, [normal(0, (3, 4))])
+
+
+@pytest.mark.parametrize("check", CHECKS)
+def test_a_forward_that_writes_into_its_input_is_named(check):
+    def forward(x):
+        x += 1
+        return x * 2, None
+
+    with pytest.raises(AssertionError, match="forward wrote into input 0"):
+        check(forward, lambda dout, cache: 2 * dout, [normal(0, (3, 4))])

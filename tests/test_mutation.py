@@ -1,0 +1,327 @@
+"""Damage each backward pass in every small way there is: the gradient check must see each of them.
+
+A check that nothing can fail proves nothing. Here every function below is rewritten, one change at a time: a
+statement left out, a sign turned, a factor dropped, an axis exchanged, a number doubled, gradients swapped. Each
+mutant must raise, or give a gradient that central differences contradict. Buffers are full of not-a-number before
+they are written, so that a mutant which forgets to write is seen for certain, and not only on an unlucky day.
+
+The few that change nothing are in `EQUIVALENT`, each with its reason.
+"""
+
+import ast
+import copy
+import importlib
+import inspect
+import math
+import textwrap
+
+import numpy as np
+import pytest
+from strategies import TOLERANCE, PoisonedWorkspace, normal
+
+from tinyvit.gradcheck import analytical_gradients, numerical_gradients, relative_error
+from tinyvit.model import ViTConfig
+from tinyvit.parameters import Parameters
+
+SEEN = 1e-4  # a mutant's error must be above; that of the function itself is below TOLERANCE
+ONE = ast.Constant(1)
+
+
+# ---- all small changes of a function ----
+
+
+def parse(function):
+    return ast.parse(textwrap.dedent(inspect.getsource(function))).body[0]
+
+
+def places(tree):
+    """Yield (node, field, index), the statement or expression that is there, and the statement it belongs to."""
+    owner = {}
+    for statement in ast.walk(tree):  # from the outside in, so that the innermost statement has the last word
+        if isinstance(statement, ast.stmt):
+            owner.update(dict.fromkeys(ast.walk(statement), statement))
+    for node in ast.walk(tree):
+        for field, value in ast.iter_fields(node):
+            for index, child in enumerate(value) if isinstance(value, list) else [(None, value)]:
+                if isinstance(child, ast.stmt | ast.expr):
+                    yield (node, field, index), child, owner[child]
+
+
+def replacements(child):
+    """Yield (what was done, the new node) for all that can be done to one statement or expression."""
+    match child:
+        case ast.Assign() | ast.AugAssign() | ast.Expr():
+            yield "left out", ast.Pass()
+        case ast.Return(ast.Tuple(elements)):
+            for i, element in enumerate(elements):
+                zero = ast.BinOp(element, ast.Mult(), ast.Constant(0))
+                yield f"zeros for value {i} of", ast.Return(ast.Tuple([*elements[:i], zero, *elements[i + 1 :]]))
+                for j in range(i):
+                    swapped = list(elements)
+                    swapped[i], swapped[j] = elements[j], elements[i]
+                    yield f"swapped values {j} and {i} of", ast.Return(ast.Tuple(swapped))
+        case ast.Return(value):
+            yield "zeros for", ast.Return(ast.BinOp(value, ast.Mult(), ast.Constant(0)))
+
+    match child:
+        case ast.AugAssign(target, operator, value):
+            for other in others(operator):
+                yield f"{type(other).__name__} in", ast.AugAssign(target, other, value)
+            yield "= in", ast.Assign([target], value)
+        case ast.BinOp(left, operator, right):
+            for other in others(operator):
+                yield f"{type(other).__name__} in", ast.BinOp(left, other, right)
+            yield "only the left of", left
+            yield "only the right of", right
+        case ast.UnaryOp(ast.USub(), operand):
+            yield "no minus in", operand
+            yield "0 for", ast.Constant(0)
+        case ast.Constant(bool(value)):
+            yield "the reverse of", ast.Constant(not value)
+        case ast.Constant(int(value) | float(value)):
+            yield "twice", ast.Constant(2 * value)
+            yield "one more than", ast.Constant(value + 1)
+        case ast.Attribute(value, "T"):
+            yield "no T in", value
+        case ast.Call(ast.Attribute(_, "multiply" | "add" | "subtract"), [a, b]):
+            neutral = ONE if child.func.attr == "multiply" else ast.Constant(0)
+            yield "only the first of", call(child, args=[a, neutral])
+            yield "only the second of", call(child, args=[neutral, b])
+            names = {"multiply": ["divide"], "add": ["subtract"], "subtract": ["add"]}
+            for name in names[child.func.attr]:
+                yield f"{name} in", call(child, func=ast.Attribute(child.func.value, name, ast.Load()))
+            if child.func.attr == "subtract":
+                yield "swapped arguments of", call(child, args=[b, a])
+        case ast.Call(ast.Attribute(_, "sum" | "mean" as name)):
+            other = {"sum": "mean", "mean": "sum"}[name]
+            yield f"{other} in", call(child, func=ast.Attribute(child.func.value, other, ast.Load()))
+        case ast.Call(ast.Attribute(value, "copy" | "swapaxes" | "reshape")):
+            yield f"no {child.func.attr} in", value
+        case ast.Call(ast.Name("reversed" | "round"), [value]):
+            yield f"no {child.func.id} in", value
+        case ast.Call(ast.Attribute(ast.Name("xp" | "math"), "exp" | "tanh" | "sqrt"), [value, *_]):
+            yield f"no {child.func.attr} in", value
+        case ast.Call(_, [a, b]):
+            yield "swapped arguments of", call(child, args=[b, a])
+        case ast.Slice(lower, upper):
+            if lower is not None or upper is not None:
+                yield "all of", ast.Slice()
+                yield "the rest of", ast.Slice(upper, lower)
+
+
+def others(operator):
+    match operator:
+        case ast.Add():
+            return [ast.Sub()]
+        case ast.Sub():
+            return [ast.Add()]
+        case ast.Mult():
+            return [ast.Div()]
+        case ast.Div():
+            return [ast.Mult()]
+        case ast.Pow():
+            return [ast.Mult()]
+    return []
+
+
+def call(node, **changes):
+    new = copy.copy(node)
+    for name, value in changes.items():
+        setattr(new, name, value)
+    return new
+
+
+def mutants(function, first_line=0):
+    """Yield (description, source) of every function that one change below `first_line` makes of `function`."""
+    tree = parse(function)
+    first_line = max(first_line, tree.body[0].end_lineno)  # below the docstring
+    seen = {ast.unparse(tree)}
+    for (node, field, index), child, statement in list(places(tree)):
+        if child.lineno <= first_line:
+            continue
+        line = ast.unparse(statement).split("\n")[0]
+        for what, new in replacements(child):
+            before = getattr(node, field)
+            after = new if index is None else [*before[:index], new, *before[index + 1 :]]
+            setattr(node, field, after)
+            source = ast.unparse(ast.fix_missing_locations(tree))
+            setattr(node, field, before)
+            if source not in seen:
+                seen.add(source)
+                yield f"{what} {ast.unparse(child)}: {line}", source
+
+
+# ---- what is damaged, and the pair of functions through which it is seen ----
+
+
+def drive_linear(module):
+    pair = module["linear_forward"], module["linear_backward"]
+    return *pair, normal(0, (2, 3, 4), (4, 5), (5,))
+
+
+def drive_layer_norm(module):
+    return module["layer_norm_forward"], module["layer_norm_backward"], normal(0, (2, 3, 5), (5,), (5,))
+
+
+def drive_gelu(module):
+    return module["gelu_forward"], module["gelu_backward"], [normal(0, (3, 4))]
+
+
+def drive_gelu_tanh(module):
+    return module["gelu_tanh_forward"], module["gelu_backward"], [normal(0, (3, 4))]
+
+
+def drive_softmax(module):
+    return module["softmax_forward"], module["softmax_backward"], [normal(0, (2, 3, 5))]
+
+
+def drive_attention(module):
+    inputs = normal(0, (2, 3, 4), (2, 5, 4), (2, 5, 4))
+    return module["attention_forward"], module["attention_backward"], inputs
+
+
+def drive_multi_head_attention(module):
+    def forward(*arrays):
+        return module["multi_head_attention_forward"](*arrays, 3, 2)
+
+    inputs = normal(0, (4, 5, 6), (6, 18), (18,), (6, 6), (6,))
+    return forward, module["multi_head_attention_backward"], inputs
+
+
+def drive_patches(module):
+    def forward(images):
+        return module["patches_forward"](images, 3), images.shape
+
+    return forward, module["patches_backward"], [normal(0, (2, 12, 15))]
+
+
+def drive_patch_embedding(module):
+    def forward(*arrays):
+        return module["patch_embedding_forward"](*arrays, 2, 0.3, 0.7)
+
+    inputs = normal(0, (2, 4, 6), (4, 5), (5,), (5,), (7, 5))
+    return forward, module["patch_embedding_backward"], inputs
+
+
+def drive_cross_entropy(module):
+    def forward(logits):
+        return module["cross_entropy_forward"](logits, np.array([0, 2, 4]), 0.1)
+
+    return forward, module["cross_entropy_backward"], [normal(0, (3, 5))]
+
+
+SMALL = ViTConfig(image_size=4, patch_size=2, width=4, depth=2, heads=2, mlp_width=3, classes=3)
+
+
+def drive_model(module):
+    shapes = SMALL.shapes()
+
+    def forward(images, flat):
+        return module["vit_forward"](images, Parameters(shapes, flat), SMALL)
+
+    def backward(dlogits, cache):
+        gradients, dimages = module["vit_backward_to_images"](dlogits, cache)
+        return dimages, gradients.flat
+
+    images, flat = normal(0, (2, 4, 4), (sum(math.prod(shape) for shape in shapes.values()),))
+    return forward, backward, [images, 0.7 * flat]
+
+
+TARGETS = [  # module, function, its driver, how many mutants at least only the gradient tells from it
+    ("ops.linear", "linear_backward", drive_linear, 30),
+    ("ops.layer_norm", "layer_norm_backward", drive_layer_norm, 60),
+    ("ops.gelu", "gelu_backward", drive_gelu, 6),
+    ("ops.gelu", "gelu_forward", drive_gelu, 15),
+    ("ops.gelu", "gelu_tanh_forward", drive_gelu_tanh, 35),
+    ("ops.attention", "softmax_backward", drive_softmax, 15),
+    ("ops.attention", "attention_backward", drive_attention, 40),
+    ("ops.attention", "multi_head_attention_backward", drive_multi_head_attention, 60),
+    ("ops.patches", "patches_backward", drive_patches, 20),
+    ("ops.patches", "patch_embedding_backward", drive_patch_embedding, 20),
+    ("ops.cross_entropy", "cross_entropy_backward", drive_cross_entropy, 8),
+    ("model", "block_backward", drive_model, 40),
+    ("model", "vit_backward_to_images", drive_model, 30),
+]
+
+_REWORDED = "NumPy reads every negative size as the one to be found, so that -2 says what -1 does"
+EQUIVALENT = {
+    "linear_backward": {
+        "twice 1: rows = x.reshape(-1, x.shape[-1])": _REWORDED,
+        "twice 1: drows = dout.reshape(-1, dout.shape[-1])": _REWORDED,
+    },
+    "layer_norm_backward": {
+        "twice 1: dw = product.reshape(-1, width).sum(axis=0)": _REWORDED,
+        "twice 1: db = dout.reshape(-1, width).sum(axis=0)": _REWORDED,
+    },
+    "multi_head_attention_backward": {
+        "one more than 0: heads = attention_cache[0].shape[1]": "the keys have as many heads as the queries",
+    },
+    "block_backward": {
+        "swapped arguments of gelu_backward(dactive, gelu_cache): dhidden = gelu_backward(dactive, gelu_cache)":
+            "it multiplies the two, and a product commutes",
+    },
+}  # fmt: skip
+
+
+def first_line_of_derivative(function):
+    """A forward that saves its derivative is damaged only below the last line that writes `out`."""
+    if function.__name__.endswith(("_backward", "_to_images")):
+        return 0
+    return max(
+        node.end_lineno
+        for node in ast.walk(parse(function))
+        if isinstance(node, ast.Name) and node.id == "out" and isinstance(node.ctx, ast.Store)
+    )
+
+
+def outcome(driver, module):
+    """Run a driver's pair in poisoned memory: dout, and the gradients, none of which may share memory, and out."""
+    forward, backward, inputs = driver(module)
+    with PoisonedWorkspace(), np.errstate(all="ignore"):
+        dout, gradients = analytical_gradients(forward, backward, inputs)
+        for i, gradient in enumerate(gradients):
+            assert not any(np.shares_memory(gradient, other) for other in gradients[:i]), "gradients share memory"
+        return dout, [*gradients, forward(*inputs)[0]]
+
+
+def survey(module_name, name, driver):
+    """Make all mutants; return descriptions of all, of those that ran to their end, and of those not seen."""
+    module = importlib.import_module(f"tinyvit.{module_name}")
+    forward, _, inputs = driver(vars(module))
+    dout, results = outcome(driver, vars(module))
+    truth = [*numerical_gradients(forward, inputs, dout), results[-1]]
+    assert max(map(relative_error, results, truth)) < TOLERANCE
+
+    functions = ast.parse(inspect.getsource(module))
+    functions.body = [node for node in functions.body if isinstance(node, ast.FunctionDef)]
+    own_functions = compile(functions, module_name, "exec")
+    function = getattr(module, name)
+    made, ran, unseen = [], [], []
+    for description, source in mutants(function, first_line_of_derivative(function)):
+        made.append(description)
+        mutated = dict(vars(module))
+        exec(own_functions, mutated)  # once more, so that they call the mutant and not the function it comes from
+        exec(compile(source, "mutant", "exec"), mutated)
+        try:
+            _, results = outcome(driver, mutated)
+        except Exception:  # whatever it is, nobody could overlook it
+            continue
+        ran.append(description)
+        if max(map(relative_error, results, truth)) < SEEN:
+            unseen.append(description)
+    return made, ran, unseen
+
+
+@pytest.mark.parametrize(("module", "name", "driver", "fewest"), TARGETS, ids=[target[1] for target in TARGETS])
+def test_every_mutant_is_seen(module, name, driver, fewest):
+    made, ran, unseen = survey(module, name, driver)
+    equivalent = EQUIVALENT.get(name, {})
+    assert set(unseen) <= set(equivalent), "the gradient check is too weak for these"
+    assert set(equivalent) <= set(made), "no longer made: take them off the list"
+    assert len(ran) - len(unseen) >= fewest, "so few were left to the gradient check that it proves little"
+    print("@@", name, len(made), len(ran), len(unseen))
+
+
+def test_no_backward_is_left_out():
+    ops = importlib.import_module("tinyvit.ops")
+    assert {name for name in ops.__all__ if name.endswith("_backward")} <= {name for _, name, *_ in TARGETS}

@@ -1,0 +1,128 @@
+"""Images to tokens, and back."""
+
+import numpy as np
+import pytest
+from hypothesis import example, given
+from strategies import (
+    SHAPES,
+    assert_float32_agrees,
+    assert_gradients_right,
+    assert_workspace_changes_nothing,
+    normal,
+    seeds,
+    small,
+)
+
+from tinyvit.gradcheck import gradient_error
+from tinyvit.ops import (
+    patch_embedding_backward,
+    patch_embedding_forward,
+    patches_backward,
+    patches_forward,
+)
+
+
+def embedding_inputs(seed, batch, down, across, side, width):
+    """Draw images, w, b, class_token and positions."""
+    tokens = down * across + 1
+    shapes = (batch, down * side, across * side), (side * side, width), (width,), (width,), (tokens, width)
+    return normal(seed, *shapes)
+
+
+def embed(*arrays):
+    """Embed arrays drawn by `embedding_inputs`, whose patches have the side that w tells."""
+    return patch_embedding_forward(*arrays, round(len(arrays[1]) ** 0.5), 0.3, 0.7)
+
+
+@SHAPES
+@given(small, small, small, small, seeds)
+@example(1, 1, 1, 1, 0)
+@example(2, 3, 2, 5, 0)
+def test_patches_and_back_is_the_identity(batch, down, across, side, seed):
+    images = normal(seed, (batch, down * side, across * side))
+    patches = patches_forward(images, side)
+    assert patches.shape == (batch, down * across, side * side)
+    np.testing.assert_array_equal(patches_backward(patches, images.shape), images)
+
+
+@SHAPES
+@given(small, small, small, small, seeds)
+def test_patches_gradient_for_images_that_are_not_square(batch, down, across, side, seed):
+    images = normal(seed, (batch, down * side, across * side))
+    assert_gradients_right(
+        lambda x: (patches_forward(x, side), x.shape), patches_backward, [images], tolerance=1e-9
+    )
+
+
+def test_patches_go_row_by_row():
+    images = np.arange(24, dtype=np.uint8).reshape(1, 4, 6)
+    patches = patches_forward(images, 2)
+    assert patches.dtype == np.uint8
+    assert patches[0].tolist() == [
+        [0, 1, 6, 7], [2, 3, 8, 9], [4, 5, 10, 11],
+        [12, 13, 18, 19], [14, 15, 20, 21], [16, 17, 22, 23],
+    ]  # fmt: skip
+
+
+@SHAPES
+@given(small, small, small, small, small, seeds)
+@example(1, 1, 1, 1, 1, 0)
+@example(2, 2, 3, 2, 5, 0)
+def test_embedding_gradients(batch, down, across, side, width, seed):
+    assert_gradients_right(embed, patch_embedding_backward, embedding_inputs(seed, batch, down, across, side, width))
+
+
+def test_the_check_sees_a_class_token_without_the_first_position():
+    def forgetful(dout, cache):
+        *others, dpositions = patch_embedding_backward(dout, cache)
+        dpositions[0] = 0
+        return *others, dpositions
+
+    errors = gradient_error(embed, forgetful, embedding_inputs(0, 2, 2, 3, 2, 5))
+    assert max(errors[:4]) < 1e-8
+    assert errors[4] > 0.05
+
+
+def test_tokens_are_class_token_and_patches_plus_positions():
+    images, w, b, class_token, positions = embedding_inputs(0, 2, 2, 3, 2, 5)
+    tokens, _ = embed(images, w, b, class_token, positions)
+    for i in range(2):
+        np.testing.assert_allclose(tokens[i, 0], class_token + positions[0], rtol=1e-14)
+        for n in range(6):
+            row, column = 2 * (n // 3), 2 * (n % 3)
+            pixels = (images[i, row : row + 2, column : column + 2].ravel() - 0.3) / 0.7
+            np.testing.assert_allclose(tokens[i, n + 1], pixels @ w + b + positions[n + 1], atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_bytes_and_floats_give_the_same_tokens_in_the_type_of_the_weights(dtype):
+    _, *weights = (array.astype(dtype) for array in embedding_inputs(0, 2, 2, 3, 2, 5))
+    images = np.random.default_rng(0).integers(0, 256, (2, 4, 6), np.uint8)
+    from_bytes, _ = patch_embedding_forward(images, *weights, 2, 0.13, 0.31)
+    from_floats, _ = patch_embedding_forward(images / 255, *weights, 2, 0.13, 0.31)
+    assert from_bytes.dtype == from_floats.dtype == dtype
+    np.testing.assert_allclose(from_bytes, from_floats, atol=100 * np.finfo(dtype).eps)
+
+
+def test_the_gradient_of_bytes_is_per_step_of_a_byte():
+    _, *weights = embedding_inputs(0, 2, 2, 3, 2, 5)
+    images, dout = np.full((2, 4, 6), 51, np.uint8), normal(1, (2, 7, 5))
+    of_bytes = patch_embedding_backward(dout, embed(images, *weights)[1])
+    of_floats = patch_embedding_backward(dout, embed(images / 255, *weights)[1])
+    np.testing.assert_allclose(255 * of_bytes[0], of_floats[0], rtol=1e-12)
+    for got, expected in zip(of_bytes[1:], of_floats[1:], strict=True):
+        np.testing.assert_allclose(got, expected, rtol=1e-12, atol=1e-14)
+
+
+def both(dout, *arrays):
+    out, cache = embed(*arrays)
+    return out, *patch_embedding_backward(dout, cache)
+
+
+def test_float32_agrees_with_float64():
+    assert_float32_agrees(both, [normal(1, (2, 7, 5)), *embedding_inputs(0, 2, 2, 3, 2, 5)])
+
+
+def test_a_workspace_changes_nothing():
+    arrays = [normal(1, (2, 7, 5)), *embedding_inputs(0, 2, 2, 3, 2, 5)]
+    assert_workspace_changes_nothing(lambda: both(*arrays))

@@ -1,0 +1,360 @@
+"""The training loop: epochs, validation, history, stopping and going on."""
+
+import math
+import signal
+import threading
+import time
+import zlib
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+
+from tinyvit.checkpoint import CheckpointError, load_arrays, save_arrays
+from tinyvit.data.augment import Augmentation
+from tinyvit.data.batches import Epoch
+from tinyvit.evaluate import evaluate
+from tinyvit.model import VisionTransformer, ViTConfig, initialise
+from tinyvit.optim import (
+    Adam,
+    ExponentialMovingAverage,
+    clip_by_global_norm,
+    constant,
+    matrices_only,
+    warmup_cosine,
+)
+from tinyvit.parallel import ShardedGradient
+
+CHECKPOINT = "checkpoint.safetensors"
+CHECKPOINT_FORMAT = 1
+CHECKPOINT_SECONDS = 20  # a killed run loses at most this, and the time of one step
+AVERAGE_EVERY = 4  # steps; an average over hundreds of steps does not need every one
+
+
+class TrainingDiverged(ArithmeticError):
+    """The loss or a weight is no longer a finite number."""
+
+
+class TrainingStopped(Exception):
+    """The run was asked to stop and did, with a checkpoint to go on from."""
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """Every setting of a training run; the defaults are the technical note's, with no augmentation.
+
+    Raises `ValueError` on a value that cannot be, naming it and what would do.
+    """
+
+    epochs: int = 10
+    batch_size: int = 64  # images
+    learning_rate: float = 3e-4  # per step; the peak, if the schedule has one
+    schedule: str = "constant"  # or "cosine": a linear warm-up, then half a cosine down to 0
+    warmup_steps: int = 0
+    weight_decay: float = 0.0  # decoupled, on matrices only; per step and unit of learning rate
+    beta1: float = 0.9
+    beta2: float = 0.999
+    clip: float = 0.0  # largest norm of the gradient; 0 for any
+    smoothing: float = 0.0  # of the labels
+    average: float = 0.0  # decay of a moving average of the weights, taken every fourth step; 0 for none
+    validation: int = 5000  # images at the end of the training set that are held back, never trained on
+    seed: int = 0
+    augmentation: Augmentation = field(default_factory=Augmentation)
+
+    def __post_init__(self):
+        whole = {"epochs": 1, "batch_size": 1, "warmup_steps": 0, "validation": 0, "seed": 0}
+        for name, least in whole.items():
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise ValueError(f"{name} must be a whole number of at least {least}, not {value!r}")
+        ranges = {
+            "learning_rate": (0, 10),
+            "weight_decay": (0, 10),
+            "clip": (0, math.inf),
+            "beta1": (0, 1),
+            "beta2": (0, 1),
+            "smoothing": (0, 1),
+            "average": (0, 1),
+        }
+        for name, (least, limit) in ranges.items():
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value < limit:
+                raise ValueError(f"{name} must be a number from {least} to below {limit}, not {value!r}")
+        if self.learning_rate == 0:
+            raise ValueError("learning_rate must be above 0")
+        if self.schedule not in ("constant", "cosine"):
+            raise ValueError(f"schedule must be 'constant' or 'cosine', not {self.schedule!r}")
+
+    def as_dict(self):
+        """Return the settings as a plain nested dict, as a checkpoint keeps them."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, settings):
+        """Return the settings that `as_dict` gave."""
+        return cls(**{**settings, "augmentation": Augmentation(**settings["augmentation"])})
+
+
+# The technical note's own training: Adam at a constant 3e-4, random rotations and horizontal flips. The note does
+# not say how far it rotates; 10 degrees is the customary choice.
+NOTE = TrainingConfig(augmentation=Augmentation(rotation=10, flip=0.5))
+
+# The best found for the same model, batch size and epochs, on the validation images: `benchmarks/NOTES.md`.
+TUNED = TrainingConfig(
+    learning_rate=1e-3,
+    schedule="cosine",
+    warmup_steps=500,
+    weight_decay=0.05,
+    clip=1.0,
+    smoothing=0.05,
+    average=0.999,
+    augmentation=Augmentation(rotation=15, scale=0.12, shear=8, shift=2.5),
+)
+
+RECIPES = {"tuned": TUNED, "note": NOTE}
+
+
+class Training:
+    """A training run: its settings, its data and all that changes, so that it can stop anywhere and go on.
+
+    model_config: `ViTConfig`; config: `TrainingConfig`; images: (N, R, C) uint8; labels: (N,) integers in
+    0..classes-1; backend: a `Backend`; workers: shards side by side, by default the cores there are.
+
+    Everything random follows from (seed, epoch), so what a checkpoint keeps is small: weights, moments, the average
+    and the place in the epoch. Going on from one gives the same bits as never having stopped, on the same machine
+    with the same number of workers. Raises `ValueError` if the data does not fit the model.
+    """
+
+    def __init__(self, model_config, config, images, labels, backend, workers=None):
+        check_dataset(images, labels, model_config)
+        self.model_config, self.config, self.backend = model_config, config, backend
+        self.fingerprint = zlib.crc32(np.ascontiguousarray(labels), zlib.crc32(np.ascontiguousarray(images)))
+        count = len(images) - min(config.validation, len(images) // 12)  # a small set keeps most for training
+        self.images, self.labels = backend.asarray(images[:count]), backend.asarray(labels[:count])
+        self.validation = backend.asarray(images[count:]), labels[count:]
+
+        first = initialise(model_config, config.seed)
+        self.parameters = first.with_flat(backend.asarray(first.flat))
+        flat = self.parameters.flat
+        decayed = matrices_only(self.parameters) if config.weight_decay else None
+        self.adam = Adam(flat, config.beta1, config.beta2, weight_decay=config.weight_decay, decayed=decayed)
+        self.average = ExponentialMovingAverage(flat, config.average) if config.average else None
+        self.sharded_gradient = ShardedGradient(model_config, workers, config.smoothing)
+        self.workers = self.sharded_gradient.workers
+
+        self.epoch = 0  # finished epochs
+        self.place = 0  # images seen of the epoch under way,
+        self.loss_sum, self.correct = 0.0, 0  # and what they gave
+        self.seconds = 0.0  # spent in training steps, over all sittings
+        self.origin = {}  # where recipe and data came from, for whoever goes on: any JSON
+        self.history = []  # one dict a finished epoch
+        self.stop_requested = False
+
+    @property
+    def finished(self):
+        """Whether all epochs are done."""
+        return self.epoch >= self.config.epochs
+
+    @property
+    def total_steps(self):
+        """Steps in all epochs; the last of each may have a smaller batch."""
+        return self.config.epochs * -(-len(self.images) // self.config.batch_size)
+
+    def learning_rate(self):
+        """Return the learning rate of the next step."""
+        schedule = warmup_cosine if self.config.schedule == "cosine" else constant
+        return schedule(self.adam.steps, self.total_steps, self.config.learning_rate, self.config.warmup_steps)
+
+    def model(self):
+        """Return the `VisionTransformer` as it stands: with averaged weights, if the recipe averages."""
+        flat = self.parameters.flat if self.average is None else self.average.average
+        return VisionTransformer(self.model_config, self.parameters.with_flat(flat))
+
+    def run(self, folder=None, on_step=None, on_epoch=None, stop_after=None):
+        """Train to the last epoch, keeping `folder`/checkpoint.safetensors up to date.
+
+        folder: where checkpoints go, None for none; on_step(training) is called after every step and
+        on_epoch(training) after every epoch, when its record is in `history`; stop_after: leave when so many epochs
+        are finished, to go on another day. Ctrl-C or SIGTERM leave a checkpoint and raise `TrainingStopped`;
+        a loss that is not finite raises `TrainingDiverged` and leaves the last good checkpoint as it is.
+        """
+        last_epoch = self.config.epochs if stop_after is None else min(stop_after, self.config.epochs)
+        saved = time.monotonic()
+        with self._stop_on_signals(), self.sharded_gradient:
+            while self.epoch < last_epoch:
+                epoch = Epoch(
+                    self.images, self.labels, self.config.augmentation, self.config.seed, self.epoch, self.backend
+                )
+                while self.place < len(self.images):
+                    if self.stop_requested:
+                        self.save(folder)
+                        raise TrainingStopped
+                    began = time.perf_counter()
+                    self.step(epoch)
+                    self.seconds += time.perf_counter() - began
+                    if on_step:
+                        on_step(self)
+                    if time.monotonic() - saved > CHECKPOINT_SECONDS:
+                        self.save(folder)
+                        saved = time.monotonic()
+                self._finish_epoch()
+                self.save(folder)
+                saved = time.monotonic()
+                if on_epoch:
+                    on_epoch(self)
+
+    def step(self, epoch):
+        """Take one step on the next batch of `epoch`, an `Epoch`."""
+        start, stop = self.place, min(self.place + self.config.batch_size, len(self.images))
+        loss, correct, gradient = self.sharded_gradient(self.parameters, epoch.load, start, stop)
+        if self.backend.device == "cpu":  # a GPU would have to be waited for; there `check_finite` finds it
+            self._require_finite("loss", loss)
+        if self.config.clip:
+            clip_by_global_norm(gradient.flat, self.config.clip)
+        self.adam.step(self.parameters.flat, gradient.flat, self.learning_rate())
+        if self.average is not None and self.adam.steps % AVERAGE_EVERY == 0:
+            self.average.step(self.parameters.flat)
+        self.loss_sum = self.loss_sum + loss.astype(np.float64) * (stop - start)
+        self.correct = self.correct + correct
+        self.place = stop
+
+    def _finish_epoch(self):
+        record = {
+            "epoch": self.epoch + 1,
+            "train_loss": float(self.loss_sum) / self.place,
+            "train_accuracy": int(self.correct) / self.place,
+            "validation_loss": None,
+            "validation_accuracy": None,
+            "learning_rate": self.learning_rate(),
+            "seconds": self.seconds,
+        }
+        self.check_finite()
+        if len(self.validation[1]):
+            result = evaluate(self.model(), *self.validation, workers=self.workers)
+            record |= {"validation_loss": result.loss, "validation_accuracy": result.accuracy}
+        self.history.append(record)
+        self.epoch += 1
+        self.place, self.loss_sum, self.correct = 0, 0.0, 0
+
+    def check_finite(self):
+        """Raise `TrainingDiverged` unless the loss so far and every weight are finite."""
+        self._require_finite("loss", self.loss_sum)
+        self._require_finite("sum of all weights", self.parameters.flat.sum())
+
+    def _require_finite(self, what, value):
+        if not math.isfinite(value):
+            raise TrainingDiverged(
+                f"the {what} became {float(value)} in epoch {self.epoch + 1}, step {self.adam.steps + 1} of "
+                f"{self.total_steps}: try a learning rate below {self.config.learning_rate:g}, or clip the gradient"
+            )
+
+    def save(self, folder):
+        """Write all that changes to `folder`/checkpoint.safetensors, unless it is not finite (`TrainingDiverged`)."""
+        self.check_finite()
+        if folder is None:
+            return
+        arrays = {
+            "parameters": self.parameters.flat,
+            "adam.first_moment": self.adam.first_moment,
+            "adam.second_moment": self.adam.second_moment,
+        }
+        if self.average is not None:
+            arrays["average"] = self.average.average
+        info = {
+            "format": CHECKPOINT_FORMAT,
+            "model": self.model_config.as_dict(),
+            "training": self.config.as_dict(),
+            "origin": self.origin,
+            "workers": self.workers,
+            "data": self.fingerprint,
+            "adam_steps": self.adam.steps,
+            "average_steps": self.average.steps if self.average else 0,
+            "epoch": self.epoch,
+            "place": self.place,
+            "loss_sum": float(self.loss_sum),
+            "correct": int(self.correct),
+            "seconds": self.seconds,
+            "history": self.history,
+        }
+        save_arrays(Path(folder) / CHECKPOINT, arrays, info)
+
+    @classmethod
+    def resume(cls, folder, images, labels, backend, epochs=None, workers=None):
+        """Return the run that `folder`/checkpoint.safetensors holds, ready to go on.
+
+        images, labels: the same training set; epochs: a new number of epochs, by default that of the run; workers:
+        by default that of the run, which alone gives the same bits. Raises `CheckpointError` if the checkpoint is
+        not whole or the data is another.
+        """
+        path = Path(folder) / CHECKPOINT
+        arrays, info = _load(path)
+        config = TrainingConfig.from_dict(info["training"])
+        if epochs is not None:
+            if epochs < info["epoch"]:
+                raise CheckpointError(f"{path}: {info['epoch']} epochs are done, which is more than {epochs}")
+            config = replace(config, epochs=epochs)
+        run = cls(ViTConfig(**info["model"]), config, images, labels, backend, workers or info["workers"])
+        if run.fingerprint != info["data"]:
+            raise CheckpointError(f"{path}: the run was trained on other data than is given now")
+        run.parameters.flat[...] = backend.asarray(arrays["parameters"])
+        run.adam.first_moment[...] = backend.asarray(arrays["adam.first_moment"])
+        run.adam.second_moment[...] = backend.asarray(arrays["adam.second_moment"])
+        run.adam.steps = info["adam_steps"]
+        if run.average is not None:
+            run.average.average[...] = backend.asarray(arrays["average"])
+            run.average.steps = info["average_steps"]
+        run.origin = info["origin"]
+        run.epoch, run.place = info["epoch"], info["place"]
+        run.loss_sum, run.correct = info["loss_sum"], info["correct"]
+        run.seconds, run.history = info["seconds"], info["history"]
+        return run
+
+    @contextmanager
+    def _stop_on_signals(self):
+        """Let the first Ctrl-C or SIGTERM ask for a stop between two steps; the second Ctrl-C is Python's own."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+
+        def ask_to_stop(number, frame):
+            self.stop_requested = True
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+        before = {s: signal.signal(s, ask_to_stop) for s in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def read_info(folder):
+    """Return what the checkpoint in `folder` says of its run, a dict: "model", "training", "origin", "epoch"...
+
+    Raises `CheckpointError` if there is none or it is not whole.
+    """
+    return _load(Path(folder) / CHECKPOINT)[1]
+
+
+def _load(path):
+    arrays, info = load_arrays(path)
+    if info.get("format") != CHECKPOINT_FORMAT:
+        raise CheckpointError(f"{path}: not a checkpoint of a run in format {CHECKPOINT_FORMAT}")
+    return arrays, info
+
+
+def check_dataset(images, labels, model_config):
+    """Raise `ValueError` unless images (N, R, C) uint8 and labels (N,) integers fit the model and each other."""
+    side = model_config.image_size
+    if images.ndim != 3 or images.shape[1:] != (side, side) or images.dtype != np.uint8:
+        raise ValueError(
+            f"the model reads uint8 images of shape (N, {side}, {side}), not {images.dtype} {images.shape}"
+        )
+    if labels.shape != images.shape[:1] or labels.dtype.kind not in "ui" or len(labels) == 0:
+        raise ValueError(
+            f"{len(images)} images need as many whole-number labels, not {labels.dtype} {labels.shape}"
+        )
+    if labels.min() < 0 or labels.max() >= model_config.classes:
+        wrong = labels.max() if labels.max() >= model_config.classes else labels.min()
+        raise ValueError(f"a label is {wrong}, but the model has the classes 0 to {model_config.classes - 1}")
