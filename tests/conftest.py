@@ -52,7 +52,8 @@ def one_blas_thread():
         yield
 
 
-def _backend(name, monkeypatch):
+def make_backend(name, monkeypatch):
+    """Return the backend "cpu", "strict" (the stand-in, which `import cupy` then gives) or "gpu"."""
     if name == "cpu":
         return Backend("cpu", np)
     if name == "strict":
@@ -64,19 +65,19 @@ def _backend(name, monkeypatch):
 @pytest.fixture
 def strict_gpu(monkeypatch):
     """The backend "gpu" on the strict stand-in for CuPy, which `import cupy` gives until the test ends."""
-    return _backend("strict", monkeypatch)
+    return make_backend("strict", monkeypatch)
 
 
 @pytest.fixture
 def backend(request, monkeypatch):
     """Every backend in turn: the CPU, the strict stand-in, and the GPU itself under `--device gpu`."""
-    return _backend(request.param, monkeypatch)
+    return make_backend(request.param, monkeypatch)
 
 
 @pytest.fixture
 def accelerator(request, monkeypatch):
     """Every backend but the CPU in turn: what is compared with NumPy."""
-    return _backend(request.param, monkeypatch)
+    return make_backend(request.param, monkeypatch)
 
 
 def to_device(backend, *arrays):

@@ -10,7 +10,6 @@ and host arrays as indices (CuPy copies them over), `out` of another dtype (CuPy
 a device array (CuPy redirects them), iteration over an array (counted as a wait: a kernel an element).
 """
 
-import numbers
 import threading
 from contextlib import contextmanager
 from types import ModuleType, SimpleNamespace
@@ -71,7 +70,7 @@ def _device(array):
 
 def _operand(value):
     """The values of a device array, or a Python or NumPy number as it is; anything else is refused."""
-    if isinstance(value, numbers.Number | np.bool_) and not isinstance(value, ndarray):
+    if isinstance(value, int | float | complex | np.number | np.bool_):
         return value
     return _device(value)
 
@@ -569,8 +568,7 @@ def _function(method):
 
 
 _METHODS = (
-    "sum prod mean var std max min all any argmax argmin argsort cumsum clip round take ravel swapaxes "
-    "squeeze"
+    "sum prod mean var std max min all any argmax argmin argsort cumsum round take ravel swapaxes squeeze"
 )
 _UFUNCS = (
     "abs absolute add arctan2 bitwise_and bitwise_or bitwise_xor ceil cos cosh divide equal exp exp2 expm1 "
@@ -601,6 +599,7 @@ for _definition in (
     *(concatenate, stack, broadcast_to, expand_dims, moveaxis),
 ):
     setattr(cupy, _definition.__name__, _definition)
+cupy.clip = lambda a, a_min, a_max, out=None: _wrap(_device(a)).clip(a_min, a_max, out)
 cupy.reshape = lambda a, newshape, order="C": _wrap(_device(a).reshape(newshape, order=order))
 cupy.transpose = lambda a, axes=None: _wrap(_device(a).transpose(axes))
 cupy.copy = lambda a, order="K": _wrap(_device(a).copy(order))

@@ -77,10 +77,20 @@ def test_a_loss_without_axes_is_checked_too():
     assert gradient_error(forward, backward, [normal(0, (2, 3))])[0] < 1e-9
 
 
-def test_one_seed_gives_one_result():
+@pytest.mark.parametrize("check", [gradient_error, directional_error])
+def test_one_seed_gives_one_result(check):
     arguments = (layer_norm_forward, layer_norm_backward, normal(0, (3, 4), (4,), (4,)))
-    assert gradient_error(*arguments, rng=5) == gradient_error(*arguments, rng=np.random.default_rng(5))
-    assert directional_error(*arguments, rng=5) == directional_error(*arguments, rng=5)
+    assert check(*arguments, rng=5) == check(*arguments, rng=5) != check(*arguments, rng=6)
+    generators = np.random.default_rng(7), np.random.default_rng(7)
+    assert check(*arguments, rng=generators[0]) == check(*arguments, rng=generators[1])
+
+
+def test_dout_is_not_the_input_that_was_drawn_with_the_same_seed():
+    def backward(dout, cache):
+        x, y = cache
+        return x * np.cos(x) * y, dout * np.sin(x)  # x, where dout belongs
+
+    assert gradient_error(product_forward, backward, normal(0, (3, 4), (3, 4)), rng=0)[0] > 0.1
 
 
 def test_inputs_of_any_layout():

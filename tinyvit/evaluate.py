@@ -33,10 +33,10 @@ class Evaluation:
 def evaluate(model, images, labels, batch_size=CHUNK, workers=1, progress=None):
     """Classify `images` and compare with `labels`.
 
-    model: `VisionTransformer`; images: (N, R, C), uint8 or float in 0 to 1, on the model's device or on the CPU
-    (then moved there a chunk at a time); labels: (N,) integers in 0..classes-1; batch_size: images a chunk;
-    workers: chunks side by side, each with one BLAS thread, so that their number changes no bit of the result;
-    progress: called with the number of images of each chunk that is done, as `tqdm.update` is.
+    model: `VisionTransformer`; images: (N, R, C), uint8 or float in 0 to 1, on the model's device or on the
+    CPU (then moved there a chunk at a time); labels: (N,) integers in 0..classes-1; batch_size: images a
+    chunk; workers: chunks side by side, each with one BLAS thread, so that their number changes no bit of the
+    result; progress: called with the number of images of each chunk that is done, as `tqdm.update` is.
     Returns an `Evaluation`. Raises `ValueError` if images or labels do not fit the model or each other, or if
     batch_size or workers is below 1, and `ArithmeticError` if a logit is not a finite number.
     """
@@ -65,7 +65,9 @@ def evaluate(model, images, labels, batch_size=CHUNK, workers=1, progress=None):
 def check_labels(labels, count, classes):
     """Raise `ValueError` unless `labels` are `count` integers in 0..classes-1."""
     if labels.shape != (count,) or labels.dtype.kind not in "ui":
-        raise ValueError(f"{count} images need as many whole-number labels, not {labels.dtype} {labels.shape}")
+        raise ValueError(
+            f"{count} images need {count} whole-number labels, not {labels.dtype} {labels.shape}"
+        )
     wrong = labels[(labels < 0) | (labels >= classes)]
     if wrong.size:
         raise ValueError(f"a label is {wrong[0]}, but the model's {classes} classes are numbered from 0")
@@ -115,9 +117,7 @@ def classification_report(evaluation, class_names=None):
 def confusion(evaluation):
     """Return how many images of each class (rows) were taken for each class (columns): (C, C) integers."""
     classes = evaluation.probabilities.shape[1]
-    return sklearn.metrics.confusion_matrix(
-        evaluation.labels, evaluation.predictions, labels=range(classes)
-    )
+    return sklearn.metrics.confusion_matrix(evaluation.labels, evaluation.predictions, labels=range(classes))
 
 
 def misclassified(evaluation, limit=None):
@@ -146,17 +146,18 @@ def calibration_error(evaluation, bins=15):
 def attention_rollout(images, parameters, config):
     """Return how much of what the class token holds in the end came from each patch: (B, N) float64, NumPy.
 
-    images: (B, R, C) as `vit_forward` takes them, on the CPU or the parameters' device; N: patches, row by row.
-    In every block a token is taken to be half itself (the residual branch) and half the mean of what its heads
-    attend to; these shares multiply from the last block down to the patches. They are neither rescaled nor cut:
-    what a row lacks of 1 is the class token's share of its own beginning.
-    Source: Abnar and Zuidema 2020, "Quantifying Attention Flow in Transformers", section 3, attention rollout.
+    images: (B, R, C) as `vit_forward` takes them, on the CPU or the parameters' device; N: patches, row by
+    row. In every block a token is taken to be half itself (the residual branch) and half the mean of what its
+    heads attend to; these shares multiply from the last block down to the patches. They are neither rescaled
+    nor cut: what a row lacks of 1 is the class token's share of its own beginning.
+    Source: Abnar and Zuidema 2020, "Quantifying Attention Flow in Transformers", section 3, attention
+    rollout.
     """
     images = array_module(parameters.flat).asarray(images)
     _, cache = vit_forward(images, parameters, config)
     shares = [residual_attention(to_host(weights)) for weights in block_attention(cache)]
-    # The product of all blocks is (T, T), but only its class token's row is wanted. The last block kept just that
-    # row; a row times the blocks below it is still that row, and exactly the one of the whole product.
+    # The product of all blocks is (T, T), but only its class token's row is wanted. The last block kept just
+    # that row; a row times the blocks below it is still that row, exactly the one of the whole product.
     row = shares[-1][:, :1]  # (B, 1, T)
     for block in reversed(shares[:-1]):
         row = row @ block

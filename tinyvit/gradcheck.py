@@ -42,7 +42,7 @@ def directional_error(forward, backward, inputs, rng=0, step=STEP, directions=3)
     The arguments are those of `gradient_error`; but here forward runs twice for each of the `directions`, however
     large the inputs, so that a whole model can be checked. The worst error of all directions is returned.
     """
-    rng = np.random.default_rng(rng)
+    rng = _generator(rng)
     dout, gradients = analytical_gradients(forward, backward, inputs, rng)
     gradients = [to_host(gradient) for gradient in gradients]
     if not all(np.isfinite(gradient).all() for gradient in gradients):
@@ -93,7 +93,7 @@ def analytical_gradients(forward, backward, inputs, rng=0):
     out, cache = forward(*inputs)
     _assert_same(before, watched, "forward")
 
-    dout = array_module(inputs[0]).asarray(np.random.default_rng(rng).standard_normal(out.shape))
+    dout = array_module(inputs[0]).asarray(_generator(rng).standard_normal(out.shape))
     watched |= {"dout": dout, "out": out} | dict(_arrays(cache, "cache"))
     before = _contents(watched)
     gradients = backward(dout, cache)
@@ -112,6 +112,11 @@ def relative_error(a, b):
     if not (np.isfinite(a).all() and np.isfinite(b).all()):
         return math.inf
     return float(np.linalg.norm(a - b) / max(np.linalg.norm(a) + np.linalg.norm(b), SMALLEST))
+
+
+def _generator(rng):
+    """A seed gets a stream of its own: default_rng(0) may have drawn the inputs, and dout must not equal one."""
+    return rng if isinstance(rng, np.random.Generator) else np.random.default_rng([*b"dout", rng])
 
 
 def _arrays(cache, name):

@@ -1,7 +1,8 @@
 """The pictures of a run; the only file that imports matplotlib.
 
-Every function draws on a figure of its own, never on pyplot's, so that it needs no display, leaves no state behind
-and may run in any thread. A PNG takes its name only when it is whole, and the same data give the same bytes.
+Every function draws on a figure of its own, never on pyplot's, so that it needs no display, leaves no state
+behind and may run in any thread. A PNG takes its name only when it is whole, and the same data give the same
+bytes.
 """
 
 import io
@@ -34,10 +35,10 @@ LEAST_ERROR = 0.01  # percent; one image of 10,000. A logarithmic axis has no ze
 def training_curves(history, path, baseline=None):
     """Draw loss and error over the epochs, both on logarithmic axes, on which 98 % and 99.5 % lie far apart.
 
-    history: a list of dicts, one an epoch, with epoch (from 1), train_loss, train_accuracy, and validation_loss,
-    validation_accuracy (0 to 1), which may be None or missing; path: where the PNG (1200 x 510) goes; baseline:
-    another such history to compare with, drawn in grey. An error below 0.01 % is drawn at 0.01 %; what is not
-    a finite number is left out. Raises `ValueError` if history is empty.
+    history: a list of dicts, one an epoch, with epoch (from 1), train_loss, train_accuracy, and
+    validation_loss, validation_accuracy (0 to 1), which may be None or missing; path: where the PNG (1200 x
+    510) goes; baseline: another such history to compare with, drawn in grey. An error below 0.01 % is drawn
+    at 0.01 %; what is not a finite number is left out. Raises `ValueError` if history is empty.
     """
     _check_history(history)
     figure = _figure(WIDTH, 3.4)
@@ -50,8 +51,8 @@ def training_curves(history, path, baseline=None):
 def confusion_matrix(counts, path, class_names=None):
     """Draw which class was taken for which; colour is for mistakes alone, the diagonal is grey.
 
-    counts: (C, C) integers, rows true and columns predicted; path: where the PNG (960 x 960) goes; class_names:
-    one a class, by default 0, 1 and so on. The margin gives each class's recall in percent.
+    counts: (C, C) integers, rows true and columns predicted; path: where the PNG (960 x 960) goes;
+    class_names: one a class, by default 0, 1 and so on. The margin gives each class's recall in percent.
     """
     counts = np.asarray(counts)
     classes = len(counts)
@@ -88,8 +89,8 @@ def misclassified(images, labels, predictions, confidences, path, limit=36):
     """Draw the digits that were misclassified, the most confident first, at most `limit` of them.
 
     images: (N, R, C), uint8 or float in 0 to 1; labels, predictions: (N,) integers; confidences: (N,), how
-    probable each prediction was said to be, 0 to 1: all images, of which the wrong ones are picked here; path:
-    where the PNG (1200 pixels wide) goes. If nothing is wrong, the picture says so.
+    probable each prediction was said to be, 0 to 1: all images, of which the wrong ones are picked here;
+    path: where the PNG (1200 pixels wide) goes. If nothing is wrong, the picture says so.
     """
     labels, predictions = np.asarray(labels), np.asarray(predictions)
     wrong = np.flatnonzero(labels != predictions)
@@ -119,9 +120,9 @@ def misclassified(images, labels, predictions, confidences, path, limit=36):
 def contact_sheet(rows, path, titles=None):
     """Draw rows of images, each pixel a sharp square: a digit and what augmentation makes of it, for example.
 
-    rows: a list of (n, R, C) arrays, uint8 or float in 0 to 1, all of one image size; path: where the PNG goes,
-    about 1200 pixels wide; titles: one string a row. Raises `ValueError` if there is no image, or if sizes or the
-    number of titles do not fit.
+    rows: a list of (n, R, C) arrays, uint8 or float in 0 to 1, all of one image size; path: where the PNG
+    goes, about 1200 pixels wide; titles: one string a row. Raises `ValueError` if there is no image, or if
+    sizes or the number of titles do not fit.
     """
     rows = [_unit(row) for row in rows]
     if not rows or len({row.shape[1:] for row in rows}) != 1 or min(len(row) for row in rows) == 0:
@@ -131,7 +132,7 @@ def contact_sheet(rows, path, titles=None):
     height, width = rows[0].shape[1:]
     columns = max(len(row) for row in rows)
     gap, margin = 6, 12  # pixels
-    text_width = 20 + 9 * max(len(title) for title in titles) if titles else 0
+    text_width = 20 + 10 * max(len(title) for title in titles) if titles else 0
     zoom = max(1, min(6, ((1200 - text_width - 2 * margin) // columns - gap) // width))
     cell_height, cell_width = height * zoom + gap, width * zoom + gap
 
@@ -140,7 +141,8 @@ def contact_sheet(rows, path, titles=None):
         for c, image in enumerate(row):
             top, left = margin + r * cell_height, margin + c * cell_width
             bottom, right = top + height * zoom, left + width * zoom
-            sheet[top - 1 : bottom + 1, left - 1 : right + 1] = 0.88  # a thin frame shows how far a digit has moved
+            # a thin frame, to see how far a digit has moved
+            sheet[top - 1 : bottom + 1, left - 1 : right + 1] = 0.88
             sheet[top:bottom, left:right] = 1 - _enlarged(image, zoom)
     figure = _figure((text_width + sheet.shape[1]) / DPI, sheet.shape[0] / DPI, layout=None)
     figure.figimage(sheet, text_width, 0, cmap="gray", vmin=0, vmax=1, origin="upper")
@@ -154,10 +156,10 @@ def contact_sheet(rows, path, titles=None):
 def attention_overlay(images, maps, path, labels=None):
     """Draw digits in black ink on the relevance of each patch, in blocks, as no finer map is known.
 
-    images: (B, R, C), uint8 or float in 0 to 1; maps: (B, rows, columns), the share that came from each patch,
-    0 to 1, as `attention_rollout` and `patch_maps` give; path: where the PNG goes, six images and 1200 pixels wide at
-    most; labels: one title an image. All images share one scale, which begins at zero. Raises `ValueError` if there are no images
-    or not as many maps.
+    images: (B, R, C), uint8 or float in 0 to 1; maps: (B, rows, columns), the share that came from each
+    patch, 0 to 1, as `attention_rollout` and `patch_maps` give; path: where the PNG goes, six images and 1200
+    pixels wide at most; labels: one title an image. All images share one scale, which begins at zero.
+    Raises `ValueError` if there are no images, or not as many maps.
     """
     _check_maps(images, maps)
     columns = min(6, len(images))
@@ -172,8 +174,8 @@ def attention_overlay(images, maps, path, labels=None):
 def hero(history, images, maps, path):
     """Draw the project in one picture (1200 x 420): how the error falls, and what the model looks at.
 
-    history: as in `training_curves`; images (B, R, C) and maps (B, rows, columns): as in `attention_overlay`, of
-    which the first eight are drawn; path: where the PNG goes.
+    history: as in `training_curves`; images (B, R, C) and maps (B, rows, columns): as in `attention_overlay`,
+    of which the first eight are drawn; path: where the PNG goes.
     """
     _check_history(history)
     _check_maps(images, maps)
@@ -191,7 +193,8 @@ def hero(history, images, maps, path):
 def _loss_panel(axes, history, baseline):
     """Draw training and validation loss over the epochs."""
     if baseline:
-        _line(axes, baseline, _series(baseline, "validation_loss"), "baseline, validation", MUTED, "{:.3f}", ":")
+        values = _series(baseline, "validation_loss")
+        _line(axes, baseline, values, "baseline, validation", MUTED, "{:.3f}", ":")
     _line(axes, history, _series(history, "train_loss"), "training", TRAIN, "{:.3f}", "--")
     _line(axes, history, _series(history, "validation_loss"), "validation", VALIDATION, "{:.3f}", "-")
     _finish_panel(axes, "mean cross-entropy, nats")
@@ -236,7 +239,7 @@ def _finish_panel(axes, quantity):
     axes.set_yscale("log")
     values = np.concatenate([line.get_ydata() for line in axes.lines] or [[1.0]])
     low, high = np.nanmin(values), np.nanmax(values)
-    spare = max(1.25, math.sqrt(6 * low / high))  # at least a factor of 6 in all, so that round numbers are in it
+    spare = max(1.25, math.sqrt(6 * low / high))  # at least a factor of 6 in all: some round number is in it
     low, high = low / spare, high * spare
     axes.set_ylim(low, high)
     steps = (1, 2, 5) if high / low < 2000 else (1,)
@@ -279,7 +282,7 @@ def _overlay_panel(figure, grid, images, maps, labels):
 
 
 def _show_relevance(axes, image, relevance, norm):
-    """Draw one relevance map (rows, columns) with thin lines between its blocks, and the digit over it in ink."""
+    """Draw one relevance map (rows, columns), thin lines between its blocks, and the digit over it in ink."""
     rows, columns = relevance.shape
     height, width = image.shape
     extent = (0, width, height, 0)
@@ -323,7 +326,7 @@ def _check_history(history):
 def _check_maps(images, maps):
     """Raise `ValueError` unless there are images, and a map for each."""
     if len(images) == 0 or len(maps) != len(images):
-        raise ValueError(f"an overlay needs images and a map for each, not {len(images)} and {len(maps)} maps")
+        raise ValueError(f"an overlay needs a map for each image, not {len(maps)} for {len(images)}")
 
 
 def _unit(images):

@@ -14,6 +14,7 @@ from tinyvit import plots
 from tinyvit.data.augment import warp
 from tinyvit.evaluate import classification_report, confusion, evaluate, misclassified
 from tinyvit.files import write_atomically
+from tinyvit.parallel import available_cores
 
 METRICS = "metrics.json"
 MODEL = "model.safetensors"
@@ -60,7 +61,7 @@ def write_evaluation(folder, model, images, labels, workers=None):
     images: (N, R, C) uint8 on the model's device; labels: (N,) integers, NumPy. Returns the `Evaluation`.
     """
     folder = Path(folder)
-    evaluation = evaluate(model, images, labels, workers=workers)
+    evaluation = evaluate(model, images, labels, workers=workers or available_cores())
     write_atomically(folder / "classification_report.txt", classification_report(evaluation))
     plots.confusion_matrix(confusion(evaluation), folder / "confusion_matrix.png")
     wrong = misclassified(evaluation)

@@ -51,7 +51,7 @@ class TrainingConfig:
     batch_size: int = 64  # images
     learning_rate: float = 3e-4  # per step; the peak, if the schedule has one
     schedule: str = "constant"  # or "cosine": a linear warm-up, then half a cosine down to 0
-    warmup_steps: int = 0
+    warmup_steps: int = 0  # and at most a tenth of all steps
     weight_decay: float = 0.0  # decoupled, on matrices only; per step and unit of learning rate
     beta1: float = 0.9
     beta2: float = 0.999
@@ -164,7 +164,8 @@ class Training:
     def learning_rate(self):
         """Return the learning rate of the next step."""
         schedule = warmup_cosine if self.config.schedule == "cosine" else constant
-        return schedule(self.adam.steps, self.total_steps, self.config.learning_rate, self.config.warmup_steps)
+        warmup_steps = min(self.config.warmup_steps, self.total_steps // 10)
+        return schedule(self.adam.steps, self.total_steps, self.config.learning_rate, warmup_steps)
 
     def model(self):
         """Return the `VisionTransformer` as it stands: with averaged weights, if the recipe averages."""

@@ -68,9 +68,10 @@ def warp(images, maps):
     if maps.shape != (batch, 2, 3):
         raise ValueError(f"{batch} images need maps of shape ({batch}, 2, 3), not {maps.shape}")
 
-    # a black frame of one pixel: a place outside is clipped onto it, and needs no test
-    framed = xp.zeros((batch, rows + 2, columns + 2), xp.float32)
-    framed[:, 1:-1, 1:-1] = images
+    # a black frame, two pixels wide below and to the right: a place outside is clipped onto it, and needs no test
+    height, width = rows + 3, columns + 3
+    framed = xp.zeros((batch, height, width), xp.float32)
+    framed[:, 1:-2, 1:-2] = images
 
     row_centre, column_centre = (rows - 1) / 2, (columns - 1) / 2
     grid = xp.ones((3, rows, columns), xp.float32)
@@ -78,21 +79,21 @@ def warp(images, maps):
     grid[1] = xp.arange(columns, dtype=xp.float32) - column_centre
     places = maps.reshape(batch * 2, 3) @ grid.reshape(3, rows * columns)
     places = places.reshape(batch, 2, rows * columns)
-    row = xp.clip(places[:, 0] + (row_centre + 1), 0, rows + 0.999)  # (B, R*C), in framed pixels
-    column = xp.clip(places[:, 1] + (column_centre + 1), 0, columns + 0.999)
+    row = xp.clip(places[:, 0] + (row_centre + 1), 0, rows + 1)  # (B, R*C), in framed pixels
+    column = xp.clip(places[:, 1] + (column_centre + 1), 0, columns + 1)
 
     upper, left = row.astype(xp.int32), column.astype(xp.int32)  # both positive: this rounds down
     row -= upper
     column -= left
     corner = upper
-    corner *= columns + 2
+    corner *= width
     corner += left
-    corner += xp.arange(batch, dtype=xp.int32)[:, None] * ((rows + 2) * (columns + 2))
+    corner += xp.arange(batch, dtype=xp.int32)[:, None] * (height * width)
 
     flat = framed.reshape(-1)
-    upper_left, lower_left = flat[corner], flat[corner + (columns + 2)]
+    upper_left, lower_left = flat[corner], flat[corner + width]
     corner += 1
-    upper_right, lower_right = flat[corner], flat[corner + (columns + 2)]
+    upper_right, lower_right = flat[corner], flat[corner + width]
     above = upper_left + column * (upper_right - upper_left)
     below = lower_left + column * (lower_right - lower_left)
     moved = above + row * (below - above)

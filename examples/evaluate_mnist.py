@@ -1,0 +1,58 @@
+"""Evaluate a trained model again: its report, confusion matrix, misclassified digits and test figures.
+
+    python examples/evaluate_mnist.py runs/tuned-seed0
+    python examples/evaluate_mnist.py runs/tuned-seed0 --data-dir other/   on another data set of the same shape
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from tinyvit.backend import DeviceError, get_backend
+from tinyvit.checkpoint import CheckpointError, load_model
+from tinyvit.data import DataError, load_mnist
+from tinyvit.results import METRICS, MODEL, write_evaluation, write_metrics
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path, metavar="RUN", help="folder with model.safetensors, from train_mnist.py")
+    parser.add_argument("--device", choices=["auto", "cpu", "gpu"], default="auto", help="where to compute (auto)")
+    parser.add_argument("--workers", type=int, metavar="N", help="threads (all cores)")
+    parser.add_argument("--data-dir", type=Path, metavar="DIR", help="four idx files (those of the run, or MNIST)")
+    parser.add_argument("--test-limit", type=int, metavar="N", help="use the first N test images only (as the run did)")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="folder for what is written (RUN)")
+    options = parser.parse_args()
+    try:
+        backend = get_backend(options.device)
+        model = load_model(options.run / MODEL, backend)
+        metrics_file = options.run / METRICS
+        metrics = json.loads(metrics_file.read_text()) if metrics_file.exists() else {}
+        origin = metrics.get("origin", {})
+        data = load_mnist(options.data_dir or origin.get("data_dir"), classes=model.config.classes)
+        limit = options.test_limit or origin.get("test_limit")
+        images, labels = backend.asarray(data.test_images[:limit]), data.test_labels[:limit]
+
+        folder = options.out or options.run
+        folder.mkdir(parents=True, exist_ok=True)
+        evaluation = write_evaluation(folder, model, images, labels, options.workers)
+        metrics |= {
+            "test_accuracy": evaluation.accuracy,
+            "test_loss": evaluation.loss,
+            "test_images": len(labels),
+            "test_data": data.source if options.data_dir else data.name,
+        }
+        write_metrics(folder, metrics)
+    except (DataError, DeviceError, CheckpointError, ArithmeticError, ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(
+        f"test accuracy {100 * evaluation.accuracy:.2f} %, loss {evaluation.loss:.4f}, on {len(labels):,} images; "
+        f"the evaluation is in {folder}"
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,168 @@
+"""The plan of the house: who may import whom, and what every operation has."""
+
+import ast
+import importlib
+import inspect
+import pkgutil
+import re
+from pathlib import Path
+
+import pytest
+
+import tinyvit
+from tinyvit import ops
+
+LIBRARY = Path(tinyvit.__file__).parent
+FILES = sorted(LIBRARY.rglob("*.py"))
+
+# What each file of the library may import from the library. A new file needs a line: what does it stand on?
+MAY_IMPORT = {
+    "backend": set(),
+    "gradcheck": {"backend"},
+    "files": set(),
+    "parameters": {"backend"},
+    "ops": {"ops"},
+    "ops.linear": {"backend"},
+    "ops.layer_norm": {"backend"},
+    "ops.gelu": {"backend"},
+    "ops.attention": {"backend", "ops.linear"},
+    "ops.patches": {"backend", "ops.linear"},
+    "ops.cross_entropy": {"backend"},
+    "model": {"backend", "ops", "parameters"},
+    "optim": {"backend", "parameters"},
+    "parallel": {"backend", "ops", "parameters", "model"},
+    "data": {"data"},
+    "data.idx": {"files"},
+    "data.mnist": {"data", "files"},
+    "data.augment": {"backend"},
+    "data.batches": {"backend", "data"},
+    "results": {"files"},
+    "checkpoint": {"backend", "files", "parameters", "model", "optim"},
+    "evaluate": {"backend", "files", "ops", "parameters", "model", "data", "results"},
+    "plots": {"backend", "files", "ops", "parameters", "model", "data", "evaluate", "results"},
+    "train": {"backend", "files", "ops", "parameters", "model", "optim", "parallel", "data", "checkpoint", "evaluate",
+              "results", "kernels"},
+    "kernels": {"backend", "ops", "parameters", "model", "kernels"},
+}  # fmt: skip
+ONLY_FILE_WITH = {"cupy": "backend", "cupyx": "backend", "matplotlib": "plots"}
+NEVER = {"torch", "jax", "tensorflow", "keras", "pickle", "dill", "joblib", "lessons", "tests", "examples"}
+NEVER |= {"benchmarks", "conftest", "strategies", "strict_cupy"}
+
+
+def name_of(path):
+    parts = path.relative_to(LIBRARY).with_suffix("").parts
+    return ".".join(part for part in parts if part != "__init__")
+
+
+def imported(path):
+    """Every module that a file names in an import statement or hands to importlib, and each of its parents' names."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        match node:
+            case ast.Import(names):
+                yield from (alias.name for alias in names)
+            case ast.ImportFrom(None) | ast.ImportFrom(level=1 | 2 | 3):
+                raise AssertionError(f"{path.name}, line {node.lineno}: write the whole name, not a relative one")
+            case ast.ImportFrom("tinyvit", names):
+                yield from (f"tinyvit.{alias.name}" for alias in names)
+            case ast.ImportFrom(module):
+                yield module
+            case ast.Call(ast.Attribute(_, "import_module") | ast.Name("import_module" | "__import__"), arguments):
+                assert isinstance(arguments[0], ast.Constant), f"{path.name}, line {node.lineno}: name the module"
+                yield arguments[0].value
+
+
+def by_name(paths):
+    return pytest.mark.parametrize("path", paths, ids=[name_of(path) or "tinyvit" for path in paths])
+
+
+@by_name(FILES)
+def test_arrows_point_one_way(path):
+    name = name_of(path)
+    if not name:  # the public names, which may come from everywhere
+        return
+    room = name if name in MAY_IMPORT else name.split(".")[0]
+    assert room in MAY_IMPORT, f"tinyvit/{path.name} is new: add to MAY_IMPORT what it may import"
+    own = {module.removeprefix("tinyvit.") for module in imported(path) if module.startswith("tinyvit")}
+    for module in own:
+        allowed = any(module == other or module.startswith(other + ".") for other in MAY_IMPORT[room])
+        assert allowed, f"{name} imports {module}, against the arrows of the house"
+
+
+def test_arrows_make_no_circle():
+    order = []
+
+    def visit(name, above):
+        assert name not in above, f"{name} stands on itself, by way of {above}"
+        for below in MAY_IMPORT.get(name, set()) - {name}:
+            visit(below, [*above, name])
+        order.append(name)
+
+    for name in MAY_IMPORT:
+        visit(name, [])
+
+
+@by_name(FILES)
+def test_cupy_and_matplotlib_have_one_door_each(path):
+    name, modules = name_of(path), {module.split(".")[0] for module in imported(path)}
+    for module, door in ONLY_FILE_WITH.items():
+        assert name == door or module not in modules, f"{name} imports {module}, which is for {door} alone"
+
+
+@by_name(FILES)
+def test_what_the_library_never_imports(path):
+    modules = {module.split(".")[0] for module in imported(path)}
+    assert not modules & NEVER
+    assert "pickle" not in re.findall(r"\b(pickle|cPickle)\.\w+\(|allow_pickle=True", path.read_text("utf-8"))
+
+
+def test_importing_the_library_imports_no_cupy_no_matplotlib_and_no_framework():
+    import subprocess
+    import sys
+
+    heavy = {"cupy", "matplotlib", "torch", "jax", "tensorflow", "sklearn"}
+    program = f"import sys, tinyvit, tinyvit.model, tinyvit.optim; print({heavy} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
+
+
+# ---- operations ----
+
+OPERATIONS = [importlib.import_module(f"tinyvit.ops.{m.name}") for m in pkgutil.iter_modules(ops.__path__)]
+FUNCTIONS = [
+    function
+    for module in OPERATIONS
+    for name, function in inspect.getmembers(module, inspect.isfunction)
+    if function.__module__ == module.__name__ and not name.startswith("_")
+]
+SERVED_BY_ANOTHER = {"gelu_tanh_forward": "gelu_backward"}  # the cache holds the derivative, whatever the formula
+
+
+@pytest.mark.parametrize("function", FUNCTIONS, ids=lambda function: function.__name__)
+def test_every_public_operation_says_what_it_does(function):
+    assert function.__doc__
+    assert function.__doc__.split("\n")[0].rstrip().endswith((".", ":", ",", ")")) or "\n" in function.__doc__
+
+
+@pytest.mark.parametrize(
+    "forward", [f for f in FUNCTIONS if f.__name__.endswith("_forward")], ids=lambda function: function.__name__
+)
+def test_every_forward_has_its_backward_which_takes_a_gradient_and_a_cache(forward):
+    backward_name = SERVED_BY_ANOTHER.get(forward.__name__, forward.__name__.replace("_forward", "_backward"))
+    backward = getattr(inspect.getmodule(forward), backward_name)
+    first, second = inspect.signature(backward).parameters
+    assert first.startswith("d")
+    assert second in ("cache", "image_shape")
+    assert {forward.__name__, backward_name} <= set(ops.__all__)
+
+
+@pytest.mark.parametrize("module", OPERATIONS, ids=lambda module: module.__name__)
+def test_operations_have_no_state(module):
+    tree = ast.parse(inspect.getsource(module))
+    assert not any(isinstance(node, ast.Global | ast.Nonlocal | ast.ClassDef) for node in ast.walk(tree))
+    changeable = [
+        name
+        for name, value in vars(module).items()
+        if not name.startswith("__") and isinstance(value, list | dict | set | bytearray)
+    ]
+    assert changeable == []

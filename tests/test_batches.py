@@ -1,0 +1,47 @@
+"""An epoch is a pure function of (seed, number): every image once, changed as drawn, however it is cut."""
+
+import numpy as np
+
+from tinyvit.backend import get_backend
+from tinyvit.data.augment import Augmentation
+from tinyvit.data.batches import Epoch
+
+CPU = get_backend("cpu")
+IMAGES = np.random.default_rng(0).integers(0, 256, (50, 8, 8)).astype(np.uint8)
+LABELS = np.arange(50)
+STRONG = Augmentation(rotation=20, scale=0.2, shear=10, shift=2, flip=0.5)
+
+
+def epoch(augmentation=STRONG, seed=0, number=0):
+    return Epoch(IMAGES, LABELS, augmentation, seed, number, CPU)
+
+
+def test_every_image_comes_once_with_its_own_label():
+    images, labels = epoch(Augmentation()).load(0, 50)
+    assert sorted(labels) == list(range(50))
+    np.testing.assert_array_equal(images, IMAGES[labels])
+    assert images.dtype == np.uint8
+
+
+def test_the_cut_does_not_change_what_is_drawn():
+    whole = epoch()
+    images, labels = whole.load(0, 50)
+    pieces = [epoch().load(start, min(start + 7, 50)) for start in range(0, 50, 7)]
+    np.testing.assert_array_equal(images, np.concatenate([p[0] for p in pieces]))
+    np.testing.assert_array_equal(labels, np.concatenate([p[1] for p in pieces]))
+
+
+def test_seed_and_number_both_change_order_and_maps():
+    first = epoch().load(0, 50)
+    for other in (epoch(seed=1), epoch(number=1)):
+        images, labels = other.load(0, 50)
+        assert not np.array_equal(labels, first[1])
+        by_label, first_by_label = np.argsort(labels), np.argsort(first[1])
+        assert not np.array_equal(images[by_label], first[0][first_by_label])
+
+
+def test_what_is_augmented_is_float_in_0_to_1():
+    images, _ = epoch().load(0, 50)
+    assert images.dtype == np.float32
+    assert images.min() >= 0
+    assert 0.5 < images.max() <= 1 + 1e-6

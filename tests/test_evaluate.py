@@ -1,0 +1,262 @@
+"""Evaluation against scikit-learn and plain loops; attention rollout against the whole attention."""
+
+import math
+
+import numpy as np
+import pytest
+import sklearn.metrics
+from hypothesis import given
+from hypothesis import strategies as st
+from threadpoolctl import threadpool_info
+
+from tinyvit.evaluate import (
+    attention_rollout,
+    calibration_error,
+    classification_report,
+    confusion,
+    evaluate,
+    evaluation_of_logits,
+    misclassified,
+    patch_maps,
+)
+from tinyvit.model import VisionTransformer, ViTConfig, block_forward, initialise
+from tinyvit.ops import attention_weights, patch_embedding_forward
+
+SMALL = {"image_size": 6, "patch_size": 2, "width": 8, "heads": 2, "mlp_width": 12, "classes": 5}
+
+
+def random_model(seed=0, dtype=np.float64, **settings):
+    """A small model whose every parameter is random: zeros and ones would hide mistakes."""
+    config = ViTConfig(**{**SMALL, "depth": 3, **settings})
+    parameters = initialise(config, seed, dtype)
+    parameters.flat[...] = np.random.default_rng(seed).normal(0, 0.6, parameters.flat.shape)
+    return VisionTransformer(config, parameters)
+
+
+def random_images(count, config, seed=1):
+    rng = np.random.default_rng(seed)
+    images = rng.integers(0, 256, (count, config.image_size, config.image_size)).astype(np.uint8)
+    return images, rng.integers(0, config.classes, count)
+
+
+def random_evaluation(seed=0, count=200, classes=5, scale=2.0):
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, classes, count)
+    logits = scale * (rng.standard_normal((count, classes)) + 1.5 * np.eye(classes)[labels])
+    return evaluation_of_logits(logits, labels)
+
+
+def test_evaluation_agrees_with_the_model_and_with_scikit_learn():
+    model = random_model()
+    images, labels = random_images(23, model.config)
+    result = evaluate(model, images, labels, batch_size=5)
+    np.testing.assert_allclose(result.probabilities, model.predict_proba(images), rtol=1e-9)
+    np.testing.assert_array_equal(result.predictions, model.predict(images))
+    assert result.labels is labels
+    assert result.accuracy == sum(result.predictions == labels) / 23
+    expected = sklearn.metrics.log_loss(labels, model.predict_proba(images), labels=range(5))
+    assert result.loss == pytest.approx(expected, rel=1e-9)
+    np.testing.assert_array_equal(result.confidences, result.probabilities[np.arange(23), result.predictions])
+
+
+def test_any_number_of_workers_gives_the_same_bits():
+    model = random_model(dtype=np.float32)
+    images, labels = random_images(40, model.config)
+    first = evaluate(model, images, labels, batch_size=7)
+    for workers in (2, 3, 8):
+        other = evaluate(model, images, labels, batch_size=7, workers=workers)
+        assert other.probabilities.tobytes() == first.probabilities.tobytes()
+        assert other.loss == first.loss
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_chunk_has_one_blas_thread_which_ends_with_the_evaluation(workers):
+    class Spy:
+        config, parameters, seen = random_model().config, random_model().parameters, []
+
+        def logits(self, images, batch_size):
+            self.seen += [pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"]
+            return np.zeros((len(images), 5))
+
+    before = threadpool_info()
+    images, labels = random_images(9, Spy.config)
+    evaluate(Spy(), images, labels, batch_size=2, workers=workers)
+    assert set(Spy.seen) <= {1}
+    assert threadpool_info() == before
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_progress_counts_every_image(workers):
+    model = random_model()
+    images, labels = random_images(23, model.config)
+    seen = []
+    evaluate(model, images, labels, batch_size=10, workers=workers, progress=seen.append)
+    assert seen == [10, 10, 3]
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (np.zeros(3, int), "4 images need 4 whole-number labels"),
+        (np.zeros(4), "float64"),
+        (np.zeros((4, 1), int), r"\(4, 1\)"),
+        (np.array([0, 1, 5, 2]), "a label is 5, but the model's 5 classes"),
+        (np.array([0, -1, 4, 2]), "a label is -1"),
+    ],
+)
+def test_labels_that_do_not_fit_are_refused(labels, message):
+    model = random_model()
+    with pytest.raises(ValueError, match=message):
+        evaluate(model, random_images(4, model.config)[0], labels)
+
+
+def test_other_arguments_that_do_not_fit_are_refused():
+    model = random_model()
+    images, labels = random_images(4, model.config)
+    for settings in ({"batch_size": 0}, {"workers": 0}):
+        with pytest.raises(ValueError, match="at least 1"):
+            evaluate(model, images, labels, **settings)
+    with pytest.raises(ValueError, match="the model reads images"):
+        evaluate(model, images[:, :5], labels)
+    with pytest.raises(ValueError, match="the model reads images"):
+        evaluate(model, images[:0], labels[:0])
+
+
+def test_a_failure_in_a_thread_reaches_the_caller():
+    model = random_model()
+    images, labels = random_images(9, model.config)
+    model.parameters.flat[...] = np.nan
+    with pytest.raises(ArithmeticError, match="not finite"):
+        evaluate(model, images, labels, batch_size=2, workers=2)
+
+
+def test_huge_logits_neither_overflow_nor_lose_the_loss():
+    result = evaluation_of_logits(np.array([[1e30, 0.0], [0.0, 5000.0]], np.float32), np.array([0, 0]))
+    assert result.loss == 2500
+    assert result.accuracy == 0.5
+    np.testing.assert_array_equal(result.probabilities, [[1, 0], [0, 1]])
+
+
+def test_report_holds_each_class_as_counted_by_hand():
+    result = random_evaluation()
+    report = classification_report(result, class_names=["ant", "bee", "cat", "dog", "eel"])
+    for c, name in enumerate(["ant", "bee", "cat", "dog", "eel"]):
+        hits = sum((result.predictions == c) & (result.labels == c))
+        precision, recall = hits / sum(result.predictions == c), hits / sum(result.labels == c)
+        f1 = 2 * precision * recall / (precision + recall)
+        line = next(line for line in report.splitlines() if name in line)
+        assert line.split()[1:] == [
+            f"{precision:.4f}",
+            f"{recall:.4f}",
+            f"{f1:.4f}",
+            str(sum(result.labels == c)),
+        ]
+    assert f"{result.accuracy:.4f}" in report
+
+
+def test_report_of_absent_classes_warns_of_nothing():
+    logits = np.array([[9.0, 0, 0, 0], [9.0, 0, 0, 0], [0, 9.0, 0, 0]])
+    result = evaluation_of_logits(logits, np.array([0, 2, 0]))  # 3 is absent, 2 never predicted, 1 never true
+    lines = {line.split()[0]: line.split()[1:] for line in classification_report(result).splitlines() if line}
+    assert lines["0"] == ["0.5000", "0.5000", "0.5000", "2"]
+    assert lines["3"] == ["0.0000", "0.0000", "0.0000", "0"]
+    assert lines["accuracy"] == ["0.3333", "3"]
+    with pytest.raises(ValueError, match="4 classes need as many names, not 2"):
+        classification_report(result, ["a", "b"])
+
+
+def test_confusion_has_the_truth_in_rows():
+    result = random_evaluation(classes=4)
+    expected = np.zeros((4, 4), int)
+    for label, prediction in zip(result.labels, result.predictions, strict=True):
+        expected[label, prediction] += 1
+    np.testing.assert_array_equal(confusion(result), expected)
+    logits = np.array([[0, 0, 1.0]])
+    np.testing.assert_array_equal(
+        confusion(evaluation_of_logits(logits, np.array([1]))), [[0, 0, 0], [0, 0, 1], [0, 0, 0]]
+    )
+
+
+def test_misclassified_are_the_wrong_ones_the_most_confident_first():
+    result = random_evaluation()
+    wrong = [i for i in range(200) if result.predictions[i] != result.labels[i]]
+    wrong.sort(key=lambda i: -result.probabilities[i, result.predictions[i]])
+    assert misclassified(result).tolist() == wrong
+    assert misclassified(result, limit=3).tolist() == wrong[:3]
+
+
+def test_misclassified_keeps_the_order_of_equals_and_may_be_empty():
+    logits = np.tile([0.0, 1.0], (50, 1))
+    assert misclassified(evaluation_of_logits(logits, np.zeros(50, int))).tolist() == list(range(50))
+    assert misclassified(evaluation_of_logits(logits, np.ones(50, int))).tolist() == []
+
+
+def test_calibration_error_agrees_with_its_definition():
+    result = random_evaluation(scale=4.0)
+    expected = 0
+    for m in range(15):
+        inside = [i for i in range(200) if m / 15 < result.confidences[i] <= (m + 1) / 15]
+        if inside:
+            accuracy = np.mean([result.predictions[i] == result.labels[i] for i in inside])
+            expected += len(inside) / 200 * abs(accuracy - np.mean(result.confidences[inside]))
+    assert calibration_error(result) == pytest.approx(expected, rel=1e-12)
+    assert expected > 0.01
+
+
+def rollout_with_every_query(images, parameters, config):
+    """Rollout as the paper has it: all tokens ask in every block, and whole matrices are multiplied."""
+    x, _ = patch_embedding_forward(
+        images,
+        *parameters.pair("patch_embedding"),
+        parameters["class_token"],
+        parameters["positions"],
+        config.patch_size,
+        config.pixel_mean,
+        config.pixel_deviation,
+    )
+    tokens = config.tokens
+    products = [np.eye(tokens) for _ in images]
+    for i in range(config.depth):
+        x, cache = block_forward(x, parameters, f"blocks.{i}", config, queries=tokens)
+        weights = attention_weights(cache[1])
+        for b in range(len(images)):
+            flow = np.eye(tokens)
+            for head in range(config.heads):
+                flow = flow + weights[b, head] / config.heads
+            for row in range(tokens):
+                flow[row] /= flow[row].sum()
+            products[b] = flow @ products[b]
+    return np.array([product[0, 1:] for product in products])
+
+
+@given(st.integers(1, 4), st.sampled_from([1, 2, 4]), st.integers(1, 3), st.integers(0, 2**16))
+def test_rollout_equals_that_of_the_whole_attention(depth, heads, batch, seed):
+    model = random_model(seed, depth=depth, heads=heads)
+    images, _ = random_images(batch, model.config, seed)
+    relevance = attention_rollout(images, model.parameters, model.config)
+    expected = rollout_with_every_query(images, model.parameters, model.config)
+    assert relevance.shape == (batch, 9)
+    np.testing.assert_allclose(relevance, expected, rtol=1e-12)
+    assert (relevance.sum(axis=1) < 1).all()
+
+
+@pytest.mark.parametrize("depth", [1, 4])
+def test_rollout_of_uniform_attention_is_uniform(depth):
+    model = random_model(depth=depth)
+    for i in range(depth):  # no query and no key: every score is zero
+        model.parameters[f"blocks.{i}.attention.qkv.weight"][:, :16] = 0
+        model.parameters[f"blocks.{i}.attention.qkv.bias"][:16] = 0
+    images, _ = random_images(2, model.config)
+    # in each block half of what is not yet spread out evenly stays where it is
+    expected = (1 - 0.5**depth) / model.config.tokens
+    relevance = attention_rollout(images, model.parameters, model.config)
+    np.testing.assert_allclose(relevance, np.full((2, 9), expected), rtol=1e-12)
+    assert math.isclose(1 - relevance[0].sum(), 0.5**depth + expected)
+
+
+def test_patch_maps_lie_as_the_patches_do():
+    np.testing.assert_array_equal(
+        patch_maps(np.arange(8).reshape(2, 4)), [[[0, 1], [2, 3]], [[4, 5], [6, 7]]]
+    )
+    with pytest.raises(ValueError, match="8 patches do not make a square"):
+        patch_maps(np.zeros((1, 8)))

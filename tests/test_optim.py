@@ -1,0 +1,291 @@
+"""Adam against its paper, clipping, averaging and schedules."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from strategies import VALUES, normal, seeds
+
+from tinyvit.model import ViTConfig, initialise
+from tinyvit.optim import (
+    Adam,
+    ExponentialMovingAverage,
+    clip_by_global_norm,
+    constant,
+    matrices_only,
+    warmup_cosine,
+)
+
+
+def adam_by_hand(weights, gradients, rate, beta1, beta2, epsilon, decay=0.0, decayed=None):
+    """Kingma and Ba, algorithm 1, and Loshchilov and Hutter, algorithm 2, line by line on plain numbers."""
+    weights = [float(weight) for weight in weights]
+    for i in range(len(weights)):
+        theta, m, v, t = weights[i], 0.0, 0.0, 0
+        for step in gradients:
+            t = t + 1
+            g = float(step[i])
+            m = beta1 * m + (1 - beta1) * g
+            v = beta2 * v + (1 - beta2) * g * g
+            m_hat = m / (1 - beta1**t)
+            v_hat = v / (1 - beta2**t)
+            share = decay if decayed is None else decay * float(decayed[i])
+            theta = theta - rate * m_hat / (math.sqrt(v_hat) + epsilon) - rate * share * theta
+        weights[i] = theta
+    return np.array(weights)
+
+
+def run(adam, weights, gradients, rate):
+    """The weights after a step for each of the gradients."""
+    weights = weights.copy()
+    for gradient in gradients:
+        adam.step(weights, gradient, rate)
+    return weights
+
+
+# ---- Adam ----
+
+betas = st.sampled_from([0.0, 0.5, 0.9, 0.999])
+
+
+@VALUES
+@given(
+    seeds,
+    st.integers(5, 12),
+    st.sampled_from([1e-8, 1e-6, 1.0, 1e4]),
+    st.sampled_from([1e-4, 1e-2, 1.0]),
+    betas,
+    betas,
+    st.sampled_from([1e-8, 1e-3]),
+    st.sampled_from([0.0, 0.01, 0.5]),
+    st.booleans(),
+)
+def test_adam_is_the_algorithm_of_the_paper(seed, steps, size, rate, beta1, beta2, epsilon, decay, masked):
+    weights, gradients = normal(seed, (4,), (steps, 4))
+    gradients *= size
+    decayed = np.array([1.0, 0.0, 1.0, 0.0]) if masked else None
+    adam = Adam(weights, beta1, beta2, epsilon, decay, decayed)
+    expected = adam_by_hand(weights, gradients, rate, beta1, beta2, epsilon, decay, decayed)
+    np.testing.assert_allclose(run(adam, weights, gradients, rate), expected, rtol=1e-10, atol=1e-12)
+    assert adam.steps == steps
+
+
+class FrozenStepCount(Adam):
+    def step(self, *arguments):
+        self.steps = 0
+        super().step(*arguments)
+
+
+class WipedMoments(Adam):
+    def step(self, *arguments):
+        self.first_moment[...] = self.second_moment[...] = 0
+        super().step(*arguments)
+
+
+class NoBiasCorrection(Adam):
+    def step(self, *arguments):
+        self.steps = 10**9
+        super().step(*arguments)
+
+
+class DecayOfTheUpdatedWeight(Adam):
+    def step(self, flat, gradient, learning_rate):
+        decay, self.weight_decay = self.weight_decay, 0.0
+        super().step(flat, gradient, learning_rate)
+        flat *= 1 - learning_rate * decay
+        self.weight_decay = decay
+
+
+class DecayThroughTheGradient(Adam):
+    def step(self, flat, gradient, learning_rate):
+        decay, self.weight_decay = self.weight_decay, 0.0
+        super().step(flat, gradient + decay * flat, learning_rate)
+        self.weight_decay = decay
+
+
+class NoDecay(Adam):
+    def step(self, *arguments):
+        self.weight_decay = 0.0
+        super().step(*arguments)
+
+
+class SharedMoment(Adam):
+    def step(self, flat, gradient, learning_rate):
+        super().step(flat, np.full_like(gradient, gradient.mean()), learning_rate)
+
+
+SABOTAGED = [
+    FrozenStepCount,
+    WipedMoments,
+    NoBiasCorrection,
+    DecayOfTheUpdatedWeight,
+    DecayThroughTheGradient,
+    NoDecay,
+    SharedMoment,
+]
+
+
+@pytest.mark.parametrize("kind", [Adam, *SABOTAGED])
+def test_the_comparison_sees_sabotage(kind):
+    weights, gradients = normal(0, (4,), (6, 4))
+    result = run(kind(weights, weight_decay=0.1), weights, gradients, 0.1)
+    expected = adam_by_hand(weights, gradients, 0.1, 0.9, 0.999, 1e-8, 0.1)
+    assert (np.abs(result - expected).max() > 1e-4) == (kind is not Adam)
+
+
+def test_the_first_step_has_the_length_of_the_learning_rate_whatever_the_gradient():
+    weights, gradient = np.zeros(3), np.array([1e-3, -5.0, 1e6])
+    np.testing.assert_allclose(run(Adam(weights), weights, [gradient], 0.01), [-0.01, 0.01, -0.01], rtol=1e-4)
+
+
+def test_no_gradient_moves_nothing_but_the_decayed_weights():
+    weights = np.array([2.0, 2.0])
+    adam = Adam(weights, weight_decay=0.1, decayed=np.array([1.0, 0.0]))
+    np.testing.assert_allclose(run(adam, weights, [np.zeros(2)], 0.5), [2 * (1 - 0.05), 2])
+
+
+def test_the_gradient_is_left_as_it_is_and_the_weights_are_updated_in_place():
+    weights, gradient = normal(0, (5,), (5,))
+    before, old = gradient.tobytes(), weights.copy()
+    Adam(weights, weight_decay=0.1).step(weights, gradient, 0.1)
+    assert gradient.tobytes() == before
+    assert (weights != old).all()
+
+
+def test_a_step_allocates_no_state():
+    weights, gradients = normal(0, (5,), (3, 5))
+    adam = Adam(weights)
+    first, second = adam.first_moment, adam.second_moment
+    run(adam, weights, gradients, 0.1)
+    assert adam.first_moment is first
+    assert adam.second_moment is second
+
+
+def test_float32_agrees_with_float64():
+    weights, gradients = normal(0, (50,), (20, 50))
+    double = run(Adam(weights, weight_decay=0.1), weights, gradients, 0.01)
+    single = weights.astype(np.float32)
+    single = run(Adam(single, weight_decay=0.1), single, gradients.astype(np.float32), 0.01)
+    assert single.dtype == np.float32
+    np.testing.assert_allclose(single, double, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"beta1": 1.0}, {"beta1": -0.1}, {"beta2": 1.0}, {"epsilon": 0.0}, {"weight_decay": -1.0}, {"beta2": math.nan}],
+)
+def test_settings_out_of_range_are_refused(wrong):
+    with pytest.raises(ValueError, match="Adam needs beta1 and beta2 in"):
+        Adam(np.zeros(3), **wrong)
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.1])
+def test_adam_is_that_of_pytorch(decay):
+    torch = pytest.importorskip("torch")
+    weights, gradients = normal(0, (7,), (10, 7))
+    theirs = torch.nn.Parameter(torch.tensor(weights))
+    optimiser = torch.optim.AdamW([theirs], lr=0.01, betas=(0.8, 0.95), eps=1e-6, weight_decay=decay)
+    for gradient in gradients:
+        theirs.grad = torch.tensor(gradient)
+        optimiser.step()
+    ours = run(Adam(weights, 0.8, 0.95, 1e-6, decay), weights, gradients, 0.01)
+    np.testing.assert_allclose(ours, theirs.detach().numpy(), rtol=1e-12, atol=1e-14)
+
+
+def test_decay_acts_on_matrices_only():
+    config = ViTConfig(image_size=4, patch_size=2, width=4, depth=1, heads=1, mlp_width=3, classes=2)
+    parameters = initialise(config)
+    mask = parameters.with_flat(matrices_only(parameters))
+    assert mask.flat.dtype == np.float32
+    decayed = {name for name, view in mask.items() if view.all()}
+    assert {name for name, view in mask.items() if not view.any()} == set(mask) - decayed
+    assert decayed == {
+        "patch_embedding.weight",
+        "blocks.0.attention.qkv.weight",
+        "blocks.0.attention.projection.weight",
+        "blocks.0.mlp.fc1.weight",
+        "blocks.0.mlp.fc2.weight",
+        "head.weight",
+    }
+
+
+# ---- clipping ----
+
+
+@VALUES
+@given(seeds, st.sampled_from([1e-6, 1.0, 1e6]), st.sampled_from([0.1, 1.0, 100.0]))
+def test_clipping_keeps_the_direction_and_limits_the_length(seed, size, limit):
+    gradient = size * normal(seed, (6,))
+    before = gradient.copy()
+    norm = clip_by_global_norm(gradient, limit)
+    assert norm == pytest.approx(np.linalg.norm(before), rel=1e-12)
+    assert np.linalg.norm(gradient) == pytest.approx(min(norm, limit), rel=1e-12)
+    np.testing.assert_allclose(gradient * norm, before * np.linalg.norm(gradient), rtol=1e-10)
+
+
+def test_a_gradient_of_zeros_stays_so():
+    gradient = np.zeros(3)
+    assert clip_by_global_norm(gradient, 1.0) == 0
+    assert gradient.tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize("limit", [0, -1.0])
+def test_a_limit_that_cannot_be_is_refused(limit):
+    with pytest.raises(ValueError, match="must be above 0"):
+        clip_by_global_norm(np.ones(3), limit)
+
+
+# ---- averaging ----
+
+
+def test_the_average_is_that_of_its_definition():
+    series = normal(0, (40, 3))
+    average = ExponentialMovingAverage(series[0], decay=0.7)
+    expected = series[0].copy()
+    for step, flat in enumerate(series[1:], start=1):
+        average.step(flat)
+        decay = min(0.7, (1 + step) / (10 + step))
+        expected = decay * expected + (1 - decay) * flat
+        np.testing.assert_allclose(average.average, expected, rtol=1e-12)
+
+
+def test_the_average_of_the_same_weights_is_these_weights_and_a_copy():
+    weights = np.array([1.0, -2.0])
+    average = ExponentialMovingAverage(weights)
+    average.step(weights)
+    np.testing.assert_allclose(average.average, weights)
+    assert not np.shares_memory(average.average, weights)
+
+
+@pytest.mark.parametrize("decay", [1.0, -0.1, math.nan])
+def test_a_decay_that_cannot_be_is_refused(decay):
+    with pytest.raises(ValueError, match="must be in"):
+        ExponentialMovingAverage(np.zeros(2), decay)
+
+
+# ---- schedules ----
+
+
+def test_constant():
+    assert [constant(step, 10, 0.3) for step in range(10)] == [0.3] * 10
+
+
+@settings(VALUES)
+@given(st.integers(1, 200), st.integers(0, 50), st.floats(1e-6, 10), st.floats(0, 0.9))
+def test_warmup_cosine_rises_in_a_line_and_falls_all_the_way(total, warmup, peak, share):
+    warmup, final = min(warmup, total), share * peak
+    rates = [warmup_cosine(step, total, peak, warmup, final) for step in range(total)]
+    np.testing.assert_allclose(rates[:warmup], peak * np.arange(1, warmup + 1) / max(1, warmup))
+    falling = rates[warmup:]
+    if falling:
+        assert falling[0] == pytest.approx(peak)
+        assert all(later < earlier for earlier, later in zip(falling, falling[1:], strict=False))
+        assert falling[-1] > final
+    assert warmup_cosine(total, total, peak, warmup, final) == pytest.approx(final)
+    assert warmup_cosine(total + 5, total, peak, warmup, final) == pytest.approx(final)
+
+
+def test_half_way_down_it_is_half_way():
+    assert warmup_cosine(60, 110, 1.0, warmup_steps=10, final=0.2) == pytest.approx(0.6)

@@ -1,0 +1,235 @@
+"""The pictures: what is drawn, and that a file is whole, the same every time, and made without a display."""
+
+import os
+import struct
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+from tinyvit import plots
+
+
+def epoch(number, **values):
+    record = {
+        "epoch": number,
+        "train_loss": 0.5 / number,
+        "train_accuracy": 1 - 0.1 / number,
+        "validation_loss": 0.3 / number,
+        "validation_accuracy": 1 - 0.06 / number,
+        "learning_rate": 1e-3,
+        "seconds": 30.0 * number,
+    }
+    return {**record, **values}
+
+
+HISTORY = [epoch(number) for number in range(1, 11)]
+IMAGES = np.random.default_rng(0).integers(0, 256, (40, 28, 28)).astype(np.uint8)
+MAPS = np.random.default_rng(1).uniform(0, 0.1, (40, 4, 4))
+COUNTS = np.array([[980, 0, 2], [1, 1134, 0], [0, 30, 0]])
+LABELS = np.arange(40) % 10
+CONFIDENCES = np.linspace(0.5, 0.9, 40)
+
+PICTURES = {
+    "training_curves": (lambda path: plots.training_curves(HISTORY, path), (1200, 510)),
+    "baseline": (lambda path: plots.training_curves(HISTORY, path, baseline=HISTORY[:4]), (1200, 510)),
+    "confusion_matrix": (lambda path: plots.confusion_matrix(COUNTS, path), (960, 960)),
+    "misclassified": (
+        lambda path: plots.misclassified(IMAGES, LABELS, (LABELS + 1) % 10, CONFIDENCES, path, limit=8),
+        (1200, 493),
+    ),
+    "contact_sheet": (lambda path: plots.contact_sheet([IMAGES[:3], IMAGES[:2] / 255], path), (540, 366)),
+    "attention_overlay": (lambda path: plots.attention_overlay(IMAGES[:8], MAPS[:8], path), (1200, 366)),
+    "hero": (lambda path: plots.hero(HISTORY, IMAGES, MAPS, path), (1200, 420)),
+}
+
+
+def size_of(path):
+    """Width and height in pixels, from the header of the PNG."""
+    content = path.read_bytes()
+    assert content[:8] == b"\x89PNG\r\n\x1a\n"
+    assert content[-8:-4] == b"IEND"
+    return struct.unpack(">II", content[16:24])
+
+
+@pytest.fixture
+def figures(monkeypatch):
+    """The figures that are drawn, to look at before they become pixels."""
+    seen = []
+    monkeypatch.setattr(plots, "_save", lambda figure, path: seen.append(figure))
+    return seen
+
+
+def texts(figure):
+    """Every text on a figure's axes, in the order of drawing."""
+    return [text.get_text() for axes in figure.axes for text in axes.texts]
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_a_picture_has_its_size_and_the_same_bytes_in_any_thread(name, tmp_path):
+    draw, size = PICTURES[name]
+    draw(tmp_path / "first.png")
+    assert size_of(tmp_path / "first.png") == size
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda i: draw(tmp_path / f"{i}.png"), range(2)))
+    first = (tmp_path / "first.png").read_bytes()
+    assert b"Software" not in first
+    assert (tmp_path / "0.png").read_bytes() == first
+    assert (tmp_path / "1.png").read_bytes() == first
+    assert len(first) < 300_000
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_a_failure_leaves_the_old_picture_and_nothing_else(tmp_path, monkeypatch):
+    path = tmp_path / "curves.png"
+    plots.training_curves(HISTORY[:1], path)
+    before = path.read_bytes()
+
+    def fail(*arguments):
+        raise OSError("no space left")
+
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(OSError, match="no space left"):
+        plots.training_curves(HISTORY, path)
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_pyplot_is_never_imported(tmp_path):
+    program = f"""
+import sys
+from tinyvit import plots
+plots.training_curves([{epoch(1)!r}], {str(tmp_path / "curves.png")!r})
+assert "matplotlib.pyplot" not in sys.modules
+"""
+    environment = {name: value for name, value in os.environ.items() if name not in ("DISPLAY", "MPLBACKEND")}
+    subprocess.run([sys.executable, "-c", program], check=True, env=environment)
+
+
+def test_curves_draw_errors_in_percent_with_good_accuracies_far_apart(figures):
+    accuracies = (0.98, 0.99, 0.995)
+    plots.training_curves([epoch(i + 1, validation_accuracy=a) for i, a in enumerate(accuracies)], "unused")
+    error = figures[0].axes[1]
+    validation = error.lines[1]
+    np.testing.assert_allclose(validation.get_ydata(), [2, 1, 0.5])
+    assert validation.get_label() == "validation, last 0.50 %"
+    figures[0].canvas.draw()
+    places = error.transData.transform(np.column_stack([[1, 2, 3], [2, 1, 0.5]]))[:, 1]
+    assert (-np.diff(places) > 50).all()  # pixels
+    written = {text.get_text() for text in error.get_yticklabels()}
+    assert {"0.5", "1", "2", "5"} <= written
+
+
+def test_curves_stand_what_a_run_may_leave_out(figures):
+    history = [
+        epoch(1, validation_loss=None),
+        epoch(2, train_loss=float("nan")),
+        epoch(3, train_accuracy=1.0),
+    ]
+    del history[1]["validation_accuracy"]
+    plots.training_curves(history, "unused")
+    loss, error = figures[0].axes
+    np.testing.assert_allclose(loss.lines[0].get_ydata(), [0.5, np.nan, 0.5 / 3])
+    np.testing.assert_allclose(loss.lines[1].get_ydata(), [np.nan, 0.15, 0.1])
+    np.testing.assert_allclose(error.lines[0].get_ydata(), [10, 5, 0.01])  # no error is at the foot,
+    assert error.lines[0].get_label() == "training, last 0.00 %"  # and is written as what it is
+    np.testing.assert_allclose(error.lines[1].get_ydata(), [6, np.nan, 2])
+
+
+def test_curves_of_one_epoch_are_points_at_a_whole_number(tmp_path, figures):
+    only = {"epoch": 1, "train_loss": 0.3, "train_accuracy": 0.9, "validation_loss": None}
+    plots.training_curves([only], "unused")
+    for axes in figures[0].axes:
+        assert [line.get_marker() for line in axes.lines] == ["o"]
+        left, right = axes.get_xlim()
+        assert [tick for tick in axes.get_xticks() if left <= tick <= right] == [1]
+        assert len(axes.get_yticks()) >= 2
+    for draw in (plots.training_curves, lambda h, p: plots.hero(h, IMAGES, MAPS, p)):
+        with pytest.raises(ValueError, match="at least one finished epoch"):
+            draw([], tmp_path / "none.png")
+
+
+def test_confusion_colours_mistakes_alone_and_writes_counts_and_recall(figures):
+    plots.confusion_matrix(COUNTS, "unused", class_names=["ant", "bee", "cat"])
+    axes = figures[0].axes[0]
+    cells = axes.images[0].get_array()
+    grey = [cells[i, j].max() - cells[i, j].min() < 1e-6 for i in range(3) for j in range(3)]
+    assert grey == [True, True, False, False, True, True, True, False, True]  # the diagonal, and zeros
+    assert cells[1, 0].sum() > cells[0, 2].sum() > cells[2, 1].sum()  # 1, 2, 30: darker and darker
+    assert texts(figures[0]) == ["980", "2", "1", "1134", "30", "99.8", "99.9", "0.0", "recall, %"]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["ant", "bee", "cat"]
+    assert axes.get_ylabel() == "true"
+    assert axes.get_title(loc="left") == "33 of 2,147 misclassified"
+
+
+@pytest.mark.parametrize("counts", [np.zeros((3, 3), int), np.diag([5, 0, 7]), np.ones((40, 40), int)])
+def test_confusion_of_odd_counts_can_be_drawn(counts, tmp_path):
+    plots.confusion_matrix(counts, tmp_path / "counts.png")
+    assert size_of(tmp_path / "counts.png") == (960, 960)
+
+
+def test_misclassified_digits_are_captioned_the_most_confident_first(figures):
+    predictions = LABELS.copy()
+    predictions[[4, 9, 30]] = [9, 7, 8]
+    confidences = CONFIDENCES.copy()
+    confidences[9] = 0.9999
+    plots.misclassified(IMAGES, LABELS, predictions, confidences, "unused")
+    drawn = [axes for axes in figures[0].axes if axes.images]
+    assert [axes.get_title() for axes in drawn] == [
+        "true 9, predicted 7\n> 99.9 %",
+        "true 0, predicted 8\n80.8 %",
+        "true 4, predicted 9\n54.1 %",
+    ]
+    for axes, i in zip(drawn, (9, 30, 4), strict=True):
+        np.testing.assert_array_equal(axes.images[0].get_array(), IMAGES[i] / 255)
+    assert figures[0].get_suptitle() == "3 of 40 misclassified, the most confident first"
+
+    plots.misclassified(IMAGES, LABELS, predictions, confidences, "unused", limit=2)
+    assert len([axes for axes in figures[1].axes if axes.images]) == 2
+    assert figures[1].get_suptitle().endswith("(2 shown)")
+
+
+def test_no_mistakes_make_a_picture_that_says_so(figures, tmp_path):
+    plots.misclassified(IMAGES, LABELS, LABELS, CONFIDENCES, "unused")
+    assert [text.get_text() for text in figures[0].texts] == ["0 of 40 misclassified"]
+
+
+def test_contact_sheet_shows_each_pixel_as_it_is(figures):
+    plots.contact_sheet([IMAGES[:2], IMAGES[2:3] / 255], "unused", titles=["one", "two"])
+    sheet = figures[0].images[0].get_array()
+    corner = 12 + 28 * 6 + 6  # margin, an image at six times its size, gap
+    np.testing.assert_allclose(sheet[12 : corner - 6 : 6, corner : corner + 168 : 6], 1 - IMAGES[1] / 255)
+    np.testing.assert_allclose(sheet[corner : corner + 168 : 6, 12 : corner - 6 : 6], 1 - IMAGES[2] / 255)
+    assert [text.get_text() for text in figures[0].texts] == ["one", "two"]
+
+
+@pytest.mark.parametrize(
+    ("rows", "titles"),
+    [([], None), ([IMAGES[:0]], None), ([IMAGES[:1], IMAGES[:1, :20]], None), ([IMAGES[:2]], ["a", "b"])],
+)
+def test_contact_sheet_refuses_what_does_not_fit(rows, titles, tmp_path):
+    with pytest.raises(ValueError, match="rows"):
+        plots.contact_sheet(rows, tmp_path / "sheet.png", titles)
+    assert not list(tmp_path.iterdir())
+
+
+def test_overlay_lays_ink_over_blocks_on_one_scale_from_zero(figures):
+    plots.attention_overlay(IMAGES[:7], MAPS[:7], "unused", labels=range(7))
+    drawn = [axes for axes in figures[0].axes if axes.images]
+    assert [axes.get_title() for axes in drawn] == list("0123456")
+    for i, axes in enumerate(drawn):
+        blocks, ink = axes.images
+        np.testing.assert_allclose(blocks.get_array(), 100 * MAPS[i])  # percent
+        assert blocks.get_interpolation() == "nearest"
+        assert blocks.get_extent() == ink.get_extent()
+        assert (blocks.norm.vmin, blocks.norm.vmax) == (0, 100 * MAPS[:7].max())
+        np.testing.assert_allclose(ink.get_array()[..., 3], IMAGES[i] / 255)
+
+
+@pytest.mark.parametrize(("images", "maps"), [(IMAGES[:0], MAPS[:0]), (IMAGES[:2], MAPS[:3])])
+def test_overlay_refuses_images_without_a_map_each(images, maps, tmp_path):
+    for draw in (plots.attention_overlay, lambda i, m, p: plots.hero(HISTORY, i, m, p)):
+        with pytest.raises(ValueError, match="a map for each image"):
+            draw(images, maps, tmp_path / "overlay.png")
