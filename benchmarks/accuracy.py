@@ -76,7 +76,8 @@ def main():
     for recipe, figures in result.items():
         deviation = figures["test_accuracy_deviation"]
         spread = f" +- {100 * deviation:.2f}" if deviation is not None else ""
-        print(f"{recipe}: {100 * figures['test_accuracy_mean']:.2f}{spread} % on the test set, seeds {figures['seeds']}")
+        mean = 100 * figures["test_accuracy_mean"]
+        print(f"{recipe}: {mean:.2f}{spread} % on the test set, seeds {figures['seeds']}")
 
 
 if __name__ == "__main__":

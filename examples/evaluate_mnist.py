@@ -21,7 +21,7 @@ def main():
     parser.add_argument("--device", choices=["auto", "cpu", "gpu"], default="auto", help="where to compute (auto)")
     parser.add_argument("--workers", type=int, metavar="N", help="threads (all cores)")
     parser.add_argument("--data-dir", type=Path, metavar="DIR", help="four idx files (those of the run, or MNIST)")
-    parser.add_argument("--test-limit", type=int, metavar="N", help="use the first N test images only (as the run did)")
+    parser.add_argument("--test-limit", type=int, metavar="N", help="test on the first N images only (as the run)")
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder for what is written (RUN)")
     options = parser.parse_args()
     try:
@@ -32,7 +32,7 @@ def main():
         origin = metrics.get("origin", {})
         data = load_mnist(options.data_dir or origin.get("data_dir"), classes=model.config.classes)
         limit = options.test_limit or origin.get("test_limit")
-        images, labels = backend.asarray(data.test_images[:limit]), data.test_labels[:limit]
+        images, labels = data.test_images[:limit], data.test_labels[:limit]
 
         folder = options.out or options.run
         folder.mkdir(parents=True, exist_ok=True)

@@ -5,6 +5,8 @@ import importlib
 import inspect
 import pkgutil
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -33,16 +35,16 @@ MAY_IMPORT = {
     "parallel": {"backend", "ops", "parameters", "model"},
     "data": {"data"},
     "data.idx": {"files"},
-    "data.mnist": {"data", "files"},
+    "data.mnist": {"data.idx", "files"},
     "data.augment": {"backend"},
-    "data.batches": {"backend", "data"},
-    "results": {"files"},
-    "checkpoint": {"backend", "files", "parameters", "model", "optim"},
-    "evaluate": {"backend", "files", "ops", "parameters", "model", "data", "results"},
-    "plots": {"backend", "files", "ops", "parameters", "model", "data", "evaluate", "results"},
-    "train": {"backend", "files", "ops", "parameters", "model", "optim", "parallel", "data", "checkpoint", "evaluate",
-              "results", "kernels"},
+    "data.batches": {"backend", "data.augment"},
+    "checkpoint": {"backend", "files", "parameters", "model"},
+    "evaluate": {"backend", "ops", "parameters", "model"},
+    "plots": {"files"},
+    "results": {"files", "data.augment", "evaluate", "plots", "parallel"},
     "kernels": {"backend", "ops", "parameters", "model", "kernels"},
+    "train": {"backend", "files", "parameters", "model", "optim", "parallel", "data", "checkpoint", "evaluate",
+              "kernels"},
 }  # fmt: skip
 ONLY_FILE_WITH = {"cupy": "backend", "cupyx": "backend", "matplotlib": "plots"}
 NEVER = {"torch", "jax", "tensorflow", "keras", "pickle", "dill", "joblib", "lessons", "tests", "examples"}
@@ -90,16 +92,32 @@ def test_arrows_point_one_way(path):
 
 
 def test_arrows_make_no_circle():
-    order = []
-
     def visit(name, above):
-        assert name not in above, f"{name} stands on itself, by way of {above}"
-        for below in MAY_IMPORT.get(name, set()) - {name}:
+        assert name not in above, f"{name} stands on itself: {above}"
+        for below in MAY_IMPORT[name] - {name}:
             visit(below, [*above, name])
-        order.append(name)
 
     for name in MAY_IMPORT:
         visit(name, [])
+
+
+def test_the_check_sees_an_import_however_it_is_written(tmp_path):
+    path = tmp_path / "new.py"
+    for text in (
+        "import cupy",
+        "def f():\n    import cupy.linalg as la",
+        "from cupy import linalg",
+        "import importlib\ncupy = importlib.import_module('cupy')",
+        "__import__('cupy')",
+    ):
+        path.write_text(text, encoding="utf-8")
+        assert any(module.split(".")[0] == "cupy" for module in imported(path)), text
+    path.write_text("from tinyvit import model", encoding="utf-8")
+    assert list(imported(path)) == ["tinyvit.model"]
+    for text in ("from . import model", "from .model import ViTConfig", "import_module(name)"):
+        path.write_text(text, encoding="utf-8")
+        with pytest.raises(AssertionError, match=r"new\.py, line 1"):
+            list(imported(path))
 
 
 @by_name(FILES)
@@ -113,15 +131,12 @@ def test_cupy_and_matplotlib_have_one_door_each(path):
 def test_what_the_library_never_imports(path):
     modules = {module.split(".")[0] for module in imported(path)}
     assert not modules & NEVER
-    assert "pickle" not in re.findall(r"\b(pickle|cPickle)\.\w+\(|allow_pickle=True", path.read_text("utf-8"))
+    assert not re.search(r"allow_pickle\s*=\s*True", path.read_text(encoding="utf-8"))
 
 
-def test_importing_the_library_imports_no_cupy_no_matplotlib_and_no_framework():
-    import subprocess
-    import sys
-
-    heavy = {"cupy", "matplotlib", "torch", "jax", "tensorflow", "sklearn"}
-    program = f"import sys, tinyvit, tinyvit.model, tinyvit.optim; print({heavy} & set(sys.modules))"
+def test_training_on_a_cpu_imports_neither_cupy_nor_a_framework():
+    unwanted = {"cupy", "torch", "jax", "tensorflow"}
+    program = f"import sys, tinyvit.train; print({unwanted} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
 
@@ -141,7 +156,7 @@ SERVED_BY_ANOTHER = {"gelu_tanh_forward": "gelu_backward"}  # the cache holds th
 @pytest.mark.parametrize("function", FUNCTIONS, ids=lambda function: function.__name__)
 def test_every_public_operation_says_what_it_does(function):
     assert function.__doc__
-    assert function.__doc__.split("\n")[0].rstrip().endswith((".", ":", ",", ")")) or "\n" in function.__doc__
+    assert len(function.__doc__.split()) >= 6
 
 
 @pytest.mark.parametrize(

@@ -214,7 +214,6 @@ def test_model_to_use(accelerator, kind):
         np.testing.assert_allclose(got, getattr(model, name)(images), atol=1e-4)
 
 
-@pytest.mark.xfail(strict=True, raises=TypeError, reason="logits() leaves the images on the host")
 def test_model_to_use_with_images_of_the_host(strict_gpu):
     parameters = random_parameters(np.float32)
     model = VisionTransformer(CONFIG, parameters.with_flat(strict_gpu.asarray(parameters.flat)))

@@ -18,7 +18,9 @@ import textwrap
 import numpy as np
 import pytest
 from strategies import TOLERANCE, PoisonedWorkspace, normal
+from test_optim import adam_by_hand
 
+from tinyvit import optim
 from tinyvit.gradcheck import analytical_gradients, numerical_gradients, relative_error
 from tinyvit.model import ViTConfig
 from tinyvit.parameters import Parameters
@@ -355,3 +357,35 @@ def test_every_mutant_is_seen(module, name, driver, fewest):
 def test_no_backward_is_left_out():
     ops = importlib.import_module("tinyvit.ops")
     assert {name for name in ops.__all__ if name.endswith("_backward")} <= {name for _, name, *_ in TARGETS}
+
+
+# ---- Adam, which has no gradient to check but a transcription of its paper to agree with ----
+
+def test_every_mutant_of_a_step_of_adam_is_seen():
+    weights, gradients = normal(0, (4,), (5, 4))
+    decayed = np.array([1.0, 0.0, 1.0, 1.0])
+    expected = adam_by_hand(weights, gradients, 0.1, 0.7, 0.8, 0.05, 0.3, decayed)
+
+    def error_of(step):
+        flat, adam = weights.copy(), optim.Adam(weights, 0.7, 0.8, 0.05, 0.3, decayed)
+        for gradient in gradients:
+            before = gradient.copy()
+            step(adam, flat, gradient, 0.1)
+            assert (gradient == before).all()
+        return relative_error(flat, expected)
+
+    assert error_of(optim.Adam.step) < 1e-13
+    made, unseen = [], []
+    for description, source in mutants(optim.Adam.step):
+        made.append(description)
+        mutated = dict(vars(optim))
+        exec(compile(source, "mutant", "exec"), mutated)
+        try:
+            with np.errstate(all="ignore"):
+                error = error_of(mutated["step"])
+        except Exception:
+            continue
+        if error < SEEN:
+            unseen.append(description)
+    assert len(made) > 140
+    assert unseen == []

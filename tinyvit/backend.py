@@ -65,8 +65,9 @@ def _gpu_backend():
         ) from error
     try:  # an import proves little: launch a kernel and a matrix product, and read the result back
         ones = cupy.ones((2, 2), dtype=cupy.float32)
-        if float(cupy.exp(ones @ ones).sum()) < 29.0:
-            raise DeviceError("device 'gpu' computes wrong results: exp(2) summed four times is not 29.6")
+        result = float(cupy.exp(ones @ ones).sum())
+        if not 29.5 < result < 29.6:
+            raise DeviceError(f"device 'gpu' computes wrong results: four times exp(2) is 29.556, not {result}")
     except DeviceError:
         raise
     except Exception as error:  # CuPy raises many kinds: no driver, no device, no cuBLAS, no compiler
@@ -78,15 +79,20 @@ def _gpu_backend():
 
 
 def array_module(array):
-    """Return the module whose functions work on `array`: numpy or cupy."""
-    return np if isinstance(array, np.ndarray | np.generic) else sys.modules["cupy"]
+    """Return the module whose functions work on `array`: numpy or cupy. Raises `TypeError` if it is no array."""
+    if isinstance(array, np.ndarray | np.generic):
+        return np
+    cupy = sys.modules.get("cupy")
+    if cupy is None or not isinstance(array, cupy.ndarray):
+        raise TypeError(f"expected an array of NumPy or CuPy, not {type(array).__name__}")
+    return cupy
 
 
 def to_host(array):
     """Return `array` as a NumPy array; a GPU array is copied, which waits for the device."""
     if isinstance(array, np.ndarray | np.generic | list | tuple | int | float):
         return np.asarray(array)
-    return sys.modules["cupy"].asnumpy(array)
+    return array_module(array).asnumpy(array)
 
 
 def erf(x):

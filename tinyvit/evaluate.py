@@ -45,11 +45,9 @@ def evaluate(model, images, labels, batch_size=CHUNK, workers=1, progress=None):
     check_labels(labels, len(images), model.config.classes)
     if batch_size < 1 or workers < 1:
         raise ValueError(f"batch_size and workers must be at least 1, not {batch_size} and {workers}")
-    xp = array_module(model.parameters.flat)
 
     def chunk_logits(start):
-        chunk = xp.asarray(images[start : start + batch_size])
-        return model.logits(chunk, batch_size)
+        return model.logits(images[start : start + batch_size], batch_size)
 
     chunks = []
     with ExitStack() as stack:

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from tinyvit.backend import to_host
+from tinyvit.backend import array_module, to_host
 from tinyvit.ops import (
     attention_weights,
     gelu_backward,
@@ -235,12 +235,14 @@ class VisionTransformer:
     parameters: Parameters
 
     def logits(self, images, batch_size=250):
-        """Return logits (B, classes), a NumPy array, for images (B, R, C), uint8 or float in 0 to 1."""
+        """Return logits (B, classes), a NumPy array, for images (B, R, C), uint8 or float in 0 to 1.
+
+        The images may lie on the CPU or on the model's device; batch_size of them are computed at a time.
+        """
         check_images(images, self.config)
-        chunks = range(0, len(images), batch_size)
-        return np.concatenate(
-            [to_host(vit_forward(images[i : i + batch_size], self.parameters, self.config)[0]) for i in chunks]
-        )
+        xp = array_module(self.parameters.flat)
+        chunks = (xp.asarray(images[i : i + batch_size]) for i in range(0, len(images), batch_size))
+        return np.concatenate([to_host(vit_forward(c, self.parameters, self.config)[0]) for c in chunks])
 
     def predict_proba(self, images):
         """Return the probability of every class, (B, classes), NumPy, for images as `logits` takes them."""

@@ -106,9 +106,9 @@ class ExponentialMovingAverage:
         self.average += self._scratch
 
 
-def constant(step, total_steps, peak):
-    """Return the learning rate `peak`, whatever the step."""
-    return peak
+def constant(step, total_steps, peak, warmup_steps=0):
+    """Return the learning rate of `step` (from 0): a line up to `peak`, and `peak` from then on."""
+    return peak * min(1.0, (step + 1) / max(1, warmup_steps))
 
 
 def warmup_cosine(step, total_steps, peak, warmup_steps=0, final=0.0):

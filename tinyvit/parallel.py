@@ -26,10 +26,11 @@ class ShardedGradient:
     Each shard reads the same weights and owns its cache, so shards need nothing from each other. Inside the
     context BLAS keeps to one thread a shard, and gets its threads back on leaving. Shards are cut and summed in an
     order that depends on the batch and the number of workers alone: the same bits whatever the threads' timing.
+    A GPU is busy enough with one: give it one worker and a shard_size of the whole batch.
     """
 
-    def __init__(self, config, workers=None, smoothing=0.0):
-        self.config, self.smoothing = config, smoothing
+    def __init__(self, config, workers=None, smoothing=0.0, shard_size=SHARD_SIZE):
+        self.config, self.smoothing, self.shard_size = config, smoothing, shard_size
         self.workers = available_cores() if workers is None else workers
         if self.workers < 1:
             raise ValueError(f"workers must be at least 1, not {self.workers}")
@@ -53,7 +54,7 @@ class ShardedGradient:
         load(start, stop) gives images and labels, as `Epoch.load` does. loss and the count are 0-d arrays; the
         gradient is `Parameters`, valid until the next call.
         """
-        shards = cut(start, stop, self.workers)
+        shards = cut(start, stop, self.workers, self.shard_size)
         runs = [shards[w :: self.workers] for w in range(self.workers)]
         jobs = [(w, run, parameters, load, stop - start) for w, run in enumerate(runs) if run]
         if self._pool is None:
@@ -88,9 +89,9 @@ class ShardedGradient:
         return total_loss, total_correct, total
 
 
-def cut(start, stop, workers):
-    """Cut places `start` to `stop` into even shards of at most SHARD_SIZE, as many as there are workers or more."""
+def cut(start, stop, workers, shard_size=SHARD_SIZE):
+    """Cut places `start` to `stop` into even shards of at most `shard_size`, as many as there are workers or more."""
     count = stop - start
-    shards = min(count, max(workers, -(-count // SHARD_SIZE)))
+    shards = min(count, max(workers, -(-count // shard_size)))
     edges = [start + count * i // shards for i in range(shards + 1)]
     return list(itertools.pairwise(edges))

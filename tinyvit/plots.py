@@ -251,7 +251,7 @@ def _finish_panel(axes, quantity):
 
     epochs = np.concatenate([line.get_xdata() for line in axes.lines] or [[1.0]])
     axes.set_xlim(epochs.min() - 0.5, epochs.max() + 0.5)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=10, min_n_ticks=1))
+    axes.xaxis.set_major_locator(MaxNLocator(10, steps=[1, 2, 5, 10], integer=True, min_n_ticks=1))
     axes.set_xlabel("epoch", fontsize=TEXT, color=INK)
     axes.set_ylabel(quantity, fontsize=TEXT, color=INK)
     axes.grid(axis="y", color=FAINT, linewidth=0.8)

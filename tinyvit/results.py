@@ -12,7 +12,7 @@ import numpy as np
 
 from tinyvit import plots
 from tinyvit.data.augment import warp
-from tinyvit.evaluate import classification_report, confusion, evaluate, misclassified
+from tinyvit.evaluate import classification_report, confusion, evaluate
 from tinyvit.files import write_atomically
 from tinyvit.parallel import available_cores
 
@@ -58,19 +58,15 @@ def write_history(folder, history):
 def write_evaluation(folder, model, images, labels, workers=None):
     """Run the test set through the model and write the report, the confusion matrix and the mistakes.
 
-    images: (N, R, C) uint8 on the model's device; labels: (N,) integers, NumPy. Returns the `Evaluation`.
+    images: (N, R, C) uint8 and labels: (N,) integers, both NumPy; workers: threads, by default the cores there are.
+    Returns the `Evaluation`.
     """
     folder = Path(folder)
     evaluation = evaluate(model, images, labels, workers=workers or available_cores())
     write_atomically(folder / "classification_report.txt", classification_report(evaluation))
     plots.confusion_matrix(confusion(evaluation), folder / "confusion_matrix.png")
-    wrong = misclassified(evaluation)
     plots.misclassified(
-        images[wrong],
-        labels[wrong],
-        evaluation.predictions[wrong],
-        evaluation.probabilities[wrong].max(axis=1),
-        folder / "misclassified.png",
+        images, labels, evaluation.predictions, evaluation.confidences, folder / "misclassified.png"
     )
     return evaluation
 

@@ -119,7 +119,7 @@ class Training:
     """A training run: its settings, its data and all that changes, so that it can stop anywhere and go on.
 
     model_config: `ViTConfig`; config: `TrainingConfig`; images: (N, R, C) uint8; labels: (N,) integers in
-    0..classes-1; backend: a `Backend`; workers: shards side by side, by default the cores there are.
+    0..classes-1; backend: a `Backend`; workers: shards side by side, by default the cores there are (a GPU: one).
 
     Everything random follows from (seed, epoch), so what a checkpoint keeps is small: weights, moments, the average
     and the place in the epoch. Going on from one gives the same bits as never having stopped, on the same machine
@@ -140,7 +140,10 @@ class Training:
         decayed = matrices_only(self.parameters) if config.weight_decay else None
         self.adam = Adam(flat, config.beta1, config.beta2, weight_decay=config.weight_decay, decayed=decayed)
         self.average = ExponentialMovingAverage(flat, config.average) if config.average else None
-        self.sharded_gradient = ShardedGradient(model_config, workers, config.smoothing)
+        if backend.device == "gpu":
+            self.sharded_gradient = ShardedGradient(model_config, 1, config.smoothing, config.batch_size)
+        else:
+            self.sharded_gradient = ShardedGradient(model_config, workers, config.smoothing)
         self.workers = self.sharded_gradient.workers
 
         self.epoch = 0  # finished epochs

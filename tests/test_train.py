@@ -1,0 +1,279 @@
+"""Training: it learns, it repeats itself bit for bit, it stops and goes on, and it says what is wrong."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+import tinyvit.train
+from tinyvit.backend import get_backend
+from tinyvit.checkpoint import CheckpointError, load_arrays
+from tinyvit.data import load_mnist
+from tinyvit.data.augment import Augmentation
+from tinyvit.model import ViTConfig
+from tinyvit.train import (
+    CHECKPOINT,
+    NOTE,
+    RECIPES,
+    TUNED,
+    Training,
+    TrainingConfig,
+    TrainingDiverged,
+    TrainingStopped,
+    read_info,
+)
+
+CPU = get_backend("cpu")
+SMALL = ViTConfig(image_size=8, patch_size=4, width=8, depth=2, heads=2, mlp_width=12, classes=4)
+RNG = np.random.default_rng(0)
+IMAGES = RNG.integers(0, 256, (150, 8, 8)).astype(np.uint8)
+LABELS = RNG.integers(0, 4, 150).astype(np.uint8)
+RECIPE = TrainingConfig(
+    epochs=4,
+    batch_size=16,  # 138 training images: the last batch is smaller
+    learning_rate=3e-3,
+    schedule="cosine",
+    warmup_steps=3,
+    weight_decay=0.1,
+    clip=1.0,
+    smoothing=0.1,
+    average=0.9,
+    validation=12,
+    seed=5,
+    augmentation=Augmentation(rotation=10, scale=0.1, shear=5, shift=1, flip=0.5),
+)
+
+
+def training(recipe=RECIPE, **arguments):
+    return Training(SMALL, recipe, IMAGES, LABELS, CPU, **{"workers": 2, **arguments})
+
+
+def resumed(folder, **arguments):
+    return Training.resume(folder, IMAGES, LABELS, CPU, **arguments)
+
+
+def state(run):
+    return {
+        "parameters": run.parameters.flat,
+        "first moment": run.adam.first_moment,
+        "second moment": run.adam.second_moment,
+        "average": run.average.average if run.average else np.zeros(0),
+    }
+
+
+def assert_same_bits(a, b):
+    for name, array in state(a).items():
+        np.testing.assert_array_equal(array, state(b)[name], err_msg=name)
+    assert a.adam.steps == b.adam.steps
+    strip = [{k: v for k, v in record.items() if k != "seconds"} for record in a.history]
+    assert strip == [{k: v for k, v in record.items() if k != "seconds"} for record in b.history]
+
+
+@pytest.fixture(scope="module")
+def whole():
+    run = training()
+    run.run()
+    return run
+
+
+def test_the_same_seed_gives_the_same_bits_and_another_does_not(whole):
+    again = training()
+    again.run()
+    assert_same_bits(again, whole)
+    other = training(replace(RECIPE, seed=6))
+    other.run()
+    assert not np.array_equal(other.parameters.flat, whole.parameters.flat)
+
+
+def test_so_many_epochs_and_then_the_rest_are_all_of_them(whole, tmp_path):
+    first = training()
+    first.run(tmp_path, stop_after=3)
+    assert not first.finished
+    second = resumed(tmp_path)
+    assert (second.epoch, second.place) == (3, 0)
+    second.run(tmp_path)
+    assert second.finished
+    assert_same_bits(second, whole)
+
+
+@pytest.mark.parametrize("steps", [1, 8, 9, 10, 22])  # nine steps are an epoch
+def test_a_stop_in_the_middle_of_an_epoch_loses_nothing(whole, tmp_path, steps):
+    run = training()
+
+    def stop(run):
+        run.stop_requested = run.adam.steps == steps
+
+    with pytest.raises(TrainingStopped):
+        run.run(tmp_path, on_step=stop)
+    second = resumed(tmp_path)
+    assert second.adam.steps >= steps
+    second.run(tmp_path)
+    assert_same_bits(second, whole)
+
+
+def test_a_constant_schedule_can_be_lengthened(tmp_path):
+    recipe = replace(RECIPE, schedule="constant", warmup_steps=0)
+    whole = training(replace(recipe, epochs=5))
+    whole.run()
+    training(replace(recipe, epochs=3)).run(tmp_path)
+    second = resumed(tmp_path, epochs=5)
+    second.run(tmp_path)
+    assert_same_bits(second, whole)
+
+
+def test_checkpoints_come_in_between(tmp_path, monkeypatch):
+    monkeypatch.setattr(tinyvit.train, "CHECKPOINT_SECONDS", 0)
+    places = []
+    training(replace(RECIPE, epochs=1)).run(tmp_path, on_step=lambda run: places.append(read_place(tmp_path)))
+    assert places == [None, 16, 32, 48, 64, 80, 96, 112, 128]
+
+
+def read_place(folder):
+    return read_info(folder)["place"] if (folder / CHECKPOINT).exists() else None
+
+
+def test_no_two_checkpoints_are_further_apart_than_half_a_minute():
+    assert tinyvit.train.CHECKPOINT_SECONDS <= 25
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(tmp_path):
+    run = training()
+
+    def damage(run):
+        if run.adam.steps == 12:
+            run.parameters["head.bias"][0] = np.nan
+
+    with pytest.raises(TrainingDiverged, match="loss became nan in epoch 2, step 13 of 36: try a learning"):
+        run.run(tmp_path, on_step=damage)
+    arrays, info = load_arrays(tmp_path / CHECKPOINT)
+    assert info["epoch"] == 1
+    assert np.isfinite(arrays["parameters"]).all()
+    resumed(tmp_path).run(tmp_path)
+
+
+def test_weights_that_are_not_finite_are_never_saved(tmp_path):
+    run = training()
+    run.save(tmp_path)
+    run.parameters["norm.weight"][0] = np.inf
+    with pytest.raises(TrainingDiverged, match="sum of all weights became inf"):
+        run.save(tmp_path)
+    assert np.isfinite(load_arrays(tmp_path / CHECKPOINT)[0]["parameters"]).all()
+
+
+def test_history_has_a_record_an_epoch(whole):
+    assert [record["epoch"] for record in whole.history] == [1, 2, 3, 4]
+    assert all(0 <= record["train_accuracy"] <= 1 for record in whole.history)
+    assert all(0 <= record["validation_accuracy"] <= 1 for record in whole.history)
+    assert whole.history[-1]["learning_rate"] == pytest.approx(0, abs=1e-9)
+
+
+def test_validation_images_are_the_last_and_never_trained_on():
+    run = training(replace(RECIPE, epochs=1))
+    np.testing.assert_array_equal(run.images, IMAGES[:138])
+    np.testing.assert_array_equal(run.validation[0], IMAGES[138:])
+    changed = IMAGES.copy()
+    changed[138:] = 0
+    other = Training(SMALL, replace(RECIPE, epochs=1), changed, LABELS, CPU, workers=2)
+    run.run()
+    other.run()
+    np.testing.assert_array_equal(run.parameters.flat, other.parameters.flat)
+
+
+def test_a_run_without_validation_has_none(tmp_path):
+    run = training(replace(RECIPE, validation=0, epochs=1))
+    run.run(tmp_path)
+    assert run.history[0]["validation_loss"] is None
+    assert len(run.images) == 150
+
+
+def test_the_model_is_the_average_if_there_is_one(whole):
+    assert whole.model().parameters.flat is whole.average.average
+    plain = training(replace(RECIPE, average=0.0))
+    assert plain.model().parameters.flat is plain.parameters.flat
+
+
+def test_other_data_is_refused(tmp_path):
+    training().save(tmp_path)
+    other = IMAGES.copy()
+    other[77, 3, 3] ^= 1
+    with pytest.raises(CheckpointError, match="trained on other data"):
+        Training.resume(tmp_path, other, LABELS, CPU)
+
+
+def test_fewer_epochs_than_are_done_are_refused(tmp_path):
+    run = training()
+    run.run(tmp_path, stop_after=2)
+    with pytest.raises(CheckpointError, match="2 epochs are done, which is more than 1"):
+        resumed(tmp_path, epochs=1)
+
+
+def test_a_model_file_is_no_checkpoint(tmp_path):
+    from tinyvit.checkpoint import save_model
+
+    save_model(tmp_path / CHECKPOINT, training().model())
+    with pytest.raises(CheckpointError, match="not a checkpoint of a run in format 1"):
+        resumed(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("epochs", 0),
+        ("batch_size", 0),
+        ("batch_size", 2.5),
+        ("learning_rate", 0),
+        ("learning_rate", float("nan")),
+        ("schedule", "linear"),
+        ("smoothing", 1.0),
+        ("average", 1.0),
+        ("beta2", 1.0),
+        ("validation", -1),
+        ("seed", -1),
+        ("clip", -1.0),
+    ],
+)
+def test_a_setting_that_cannot_be_is_refused_by_name(name, value):
+    with pytest.raises(ValueError, match=f"^{name} must be"):
+        TrainingConfig(**{name: value})
+
+
+def test_settings_survive_as_a_dict():
+    assert TrainingConfig.from_dict(TUNED.as_dict()) == TUNED
+
+
+def test_data_that_does_not_fit_is_refused():
+    with pytest.raises(ValueError, match=r"uint8 images of shape \(N, 8, 8\)"):
+        Training(SMALL, RECIPE, IMAGES.astype(np.float32), LABELS, CPU)
+    with pytest.raises(ValueError, match="150 images need as many whole-number labels"):
+        Training(SMALL, RECIPE, IMAGES, LABELS[:-1], CPU)
+    with pytest.raises(ValueError, match="a label is 4, but the model has the classes 0 to 3"):
+        Training(SMALL, RECIPE, IMAGES, LABELS + 1, CPU)
+
+
+def test_the_note_is_the_note():
+    assert NOTE is RECIPES["note"]
+    assert (NOTE.learning_rate, NOTE.schedule, NOTE.batch_size, NOTE.epochs) == (3e-4, "constant", 64, 10)
+    assert (NOTE.weight_decay, NOTE.clip, NOTE.smoothing, NOTE.average) == (0, 0, 0, 0)
+    assert NOTE.augmentation.rotation > 0
+    assert NOTE.augmentation.flip > 0
+    assert (TUNED.batch_size, TUNED.epochs) == (64, 10)
+
+
+def test_training_runs_on_the_stand_in_for_a_gpu_and_its_checkpoint_on_the_cpu(strict_gpu, tmp_path):
+    recipe = replace(RECIPE, epochs=2)
+    on_cpu = training(recipe, workers=1)
+    on_cpu.run()
+    on_device = Training(SMALL, recipe, IMAGES, LABELS, strict_gpu, workers=1)
+    on_device.run(tmp_path, stop_after=1)
+    back = resumed(tmp_path)
+    back.run(tmp_path)
+    # not the weights: Adam blows the rounding noise of a key's bias, whose true gradient is zero, up to whole steps
+    np.testing.assert_allclose(back.model().logits(IMAGES), on_cpu.model().logits(IMAGES), rtol=1e-3, atol=1e-3)
+
+
+def test_a_short_run_on_mnist_learns():
+    data = load_mnist()
+    recipe = replace(TUNED, epochs=1, batch_size=32, validation=1000, average=0.0, augmentation=Augmentation())
+    run = Training(ViTConfig(), recipe, data.train_images[:12_000], data.train_labels[:12_000], CPU)
+    run.run()
+    assert run.history[-1]["validation_accuracy"] > 0.93
