@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+import scipy.special
 from hypothesis import given
 from hypothesis import strategies as st
 from strategies import SHAPES, PoisonedWorkspace, assert_workspace_changes_nothing, normal, seeds
@@ -29,7 +30,7 @@ CONFIGS = [
     ViTConfig(image_size=4, patch_size=2, width=6, depth=1, heads=1, mlp_width=5, classes=3),
     ViTConfig(image_size=6, patch_size=2, width=6, depth=2, heads=2, mlp_width=7, classes=4, gelu="tanh"),
     ViTConfig(image_size=3, patch_size=3, width=4, depth=2, heads=4, mlp_width=1, classes=1),
-    ViTConfig(image_size=4, patch_size=1, width=8, depth=3, heads=2, mlp_width=9, classes=2, pixel_mean=0.5),
+    ViTConfig(image_size=4, patch_size=1, width=8, depth=3, heads=2, mlp_width=9, classes=2, epsilon=1e-3),
 ]
 IDS = [f"depth {c.depth}, heads {c.heads}, tokens {c.tokens}, {c.gelu}" for c in CONFIGS]
 MIDDLE = CONFIGS[1]
@@ -84,7 +85,7 @@ def test_the_slope_along_every_parameter_array_alone(config):
         def backward(dlogits, cache, name=name):
             return vit_backward(dlogits, cache)[name].copy()
 
-        assert directional_error(forward, backward, [parameters[name]]) < 1e-6, name
+        assert directional_error(forward, backward, [parameters[name]]) < 1e-7, name
 
 
 def test_every_single_element():
@@ -153,6 +154,65 @@ def test_the_gradient_of_shards_is_the_gradient_of_the_whole(batch, workers, see
     assert sharded_loss == pytest.approx(loss, rel=1e-12)
     assert relative_error(sharded_gradient.flat, gradient.flat) < 1e-13
     assert correct == (vit_forward(images, parameters, MIDDLE)[0].argmax(axis=1) == labels).sum()
+
+
+@pytest.mark.parametrize("queries", [1, 5])
+def test_the_gradient_of_one_block_alone_which_writes_nowhere_else(queries):
+    config = CONFIGS[0]
+    parameters = random_parameters(config)
+
+    def forward(x, flat):
+        return block_forward(x, parameters.with_flat(flat), "blocks.0", config, queries)
+
+    def backward(dout, cache):
+        gradients = parameters.with_flat(np.zeros_like(parameters.flat))
+        return block_backward(dout, cache, gradients, "blocks.0"), gradients.flat
+
+    inputs = [normal(1, (2, config.tokens, config.width)), parameters.flat]
+    assert directional_error(forward, backward, inputs) < 1e-7
+
+
+# ---- values ----
+
+
+def plain_logits(image, p, config):
+    """The model for one image as the paper has it: one token after the other, and all of them to the end."""
+
+    def norm(tokens, name):
+        scaled = [(token - token.mean()) / np.sqrt(token.var() + config.epsilon) for token in tokens]
+        return [token * p[f"{name}.weight"] + p[f"{name}.bias"] for token in scaled]
+
+    def linear(tokens, name):
+        return [token @ p[f"{name}.weight"] + p[f"{name}.bias"] for token in tokens]
+
+    def gelu(x):
+        if config.gelu == "erf":
+            return x * scipy.special.ndtr(x)
+        return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
+
+    side, pixels = config.patch_size, (image - config.pixel_mean) / config.pixel_deviation
+    corners = range(0, config.image_size, side)
+    patches = [pixels[row : row + side, column : column + side].ravel() for row in corners for column in corners]
+    tokens = [p["class_token"], *linear(patches, "patch_embedding")]
+    x = [token + position for token, position in zip(tokens, p["positions"], strict=True)]
+    for i in range(config.depth):
+        q, k, v = np.split(np.array(linear(norm(x, f"blocks.{i}.norm1"), f"blocks.{i}.attention.qkv")), 3, axis=1)
+        attended = np.zeros_like(q)
+        for head in np.split(np.arange(config.width), config.heads):
+            scores = q[:, head] @ k[:, head].T / np.sqrt(len(head))
+            attended[:, head] = scipy.special.softmax(scores, axis=1) @ v[:, head]
+        x = [a + b for a, b in zip(x, linear(attended, f"blocks.{i}.attention.projection"), strict=True)]
+        hidden = gelu(np.array(linear(norm(x, f"blocks.{i}.norm2"), f"blocks.{i}.mlp.fc1")))
+        x = [a + b for a, b in zip(x, linear(hidden, f"blocks.{i}.mlp.fc2"), strict=True)]
+    return linear(norm(x[:1], "norm"), "head")[0]
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=IDS)
+def test_logits_are_those_of_the_model_written_plainly(config):
+    parameters, images = random_parameters(config), random_images(config, 3)
+    logits, _ = vit_forward(images, parameters, config)
+    for i in range(3):
+        np.testing.assert_allclose(logits[i], plain_logits(images[i], parameters, config), atol=1e-11)
 
 
 # ---- laws ----
@@ -237,6 +297,13 @@ def test_the_default_has_803338_parameters():
     assert initialise(ViTConfig()).flat.shape == (803_338,)
     assert ViTConfig().tokens == 17
     assert sum(math.prod(shape) for name, shape in shapes.items() if name.startswith("blocks.2.")) == 198_272
+
+
+def test_the_default_settings():
+    assert ViTConfig().as_dict() == {
+        "image_size": 28, "patch_size": 7, "width": 128, "depth": 4, "heads": 4, "mlp_width": 512, "classes": 10,
+        "gelu": "erf", "pixel_mean": 0.1307, "pixel_deviation": 0.3081, "epsilon": 1e-6,
+    }  # fmt: skip
 
 
 def test_names_are_those_that_pytorch_users_know():

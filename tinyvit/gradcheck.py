@@ -36,11 +36,12 @@ def gradient_error(forward, backward, inputs, rng=0, step=STEP):
     return [relative_error(a, n) for a, n in zip(analytical, numerical, strict=True)]
 
 
-def directional_error(forward, backward, inputs, rng=0, step=STEP, directions=3):
+def directional_error(forward, backward, inputs, rng=0, step=0.1 * STEP, directions=3):
     """Return the relative error of the derivative along random directions through all inputs at once.
 
     The arguments are those of `gradient_error`; but here forward runs twice for each of the `directions`, however
     large the inputs, so that a whole model can be checked. The worst error of all directions is returned.
+    The default step is smaller than there: all P elements move, and their way is sqrt(P) steps long.
     """
     rng = _generator(rng)
     dout, gradients = analytical_gradients(forward, backward, inputs, rng)

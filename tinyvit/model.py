@@ -97,9 +97,11 @@ class ViTConfig:
 
 
 def initialise(config, seed=0, dtype=np.float32):
-    """Return new `Parameters` on the CPU: Glorot-uniform matrices, norms at 1 and 0, positions of deviation 0.02.
+    """Return new `Parameters` on the CPU: Glorot-uniform matrices, norms at 1 and 0, standard normal positions.
 
-    config: `ViTConfig`; seed: a whole number; the same seed gives the same bits.
+    config: `ViTConfig`; seed: a whole number; the same seed gives the same bits. Positions as loud as the patches
+    they are added to let attention tell places apart from the first step; the customary deviation of 0.02 does not,
+    and learns far more slowly (`benchmarks/NOTES.md`).
     Source: Glorot and Bengio 2010, "Understanding the difficulty of training deep feedforward networks", eq. 16.
     """
     shapes = config.shapes()
@@ -107,7 +109,7 @@ def initialise(config, seed=0, dtype=np.float32):
     rng = np.random.default_rng(seed)
     for name, shape in shapes.items():
         if name in ("class_token", "positions"):
-            parameters[name][...] = 0.02 * rng.standard_normal(shape)
+            parameters[name][...] = rng.standard_normal(shape)
         elif "norm" in name and name.endswith("weight"):
             parameters[name][...] = 1
         elif name.endswith("weight"):

@@ -216,7 +216,8 @@ class Training:
             self._require_finite("loss", loss)
         if self.config.clip:
             clip_by_global_norm(gradient.flat, self.config.clip)
-        self.adam.step(self.parameters.flat, gradient.flat, self.learning_rate())
+        with np.errstate(over="ignore", invalid="ignore"):  # what overflows here is found in the next loss
+            self.adam.step(self.parameters.flat, gradient.flat, self.learning_rate())
         if self.average is not None and self.adam.steps % AVERAGE_EVERY == 0:
             self.average.step(self.parameters.flat)
         self.loss_sum = self.loss_sum + loss.astype(np.float64) * (stop - start)

@@ -1,0 +1,251 @@
+"""The commands, run as a stranger runs them: what they print, what they leave, and what they say when it is wrong."""
+
+import csv
+import fcntl
+import importlib.util
+import json
+import os
+import pty
+import signal
+import struct
+import subprocess
+import sys
+import termios
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tinyvit.checkpoint import load_model
+from tinyvit.data import write_idx
+from tinyvit.train import CHECKPOINT, read_info
+
+ROOT = Path(__file__).resolve().parent.parent
+TRAIN = [sys.executable, str(ROOT / "examples" / "train_mnist.py")]
+EVALUATE = [sys.executable, str(ROOT / "examples" / "evaluate_mnist.py")]
+TINY = "--width 16 --depth 2 --heads 2 --mlp-width 24 --train-limit 600 --test-limit 200 --workers 2".split()
+FILES = {
+    "augmentation.png",
+    "checkpoint.safetensors",
+    "classification_report.txt",
+    "confusion_matrix.png",
+    "history.csv",
+    "metrics.json",
+    "misclassified.png",
+    "model.safetensors",
+    "training_curves.png",
+}
+
+
+def run(command, cwd, expect=0):
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == expect, done.stderr
+    assert "Traceback" not in done.stderr
+    return done
+
+
+def train(cwd, *arguments, expect=0):
+    return run([*TRAIN, *TINY, *map(str, arguments)], cwd, expect)
+
+
+def error_of(done):
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
+    return done.stderr
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A whole tiny run of three epochs, in the folder where it was started."""
+    folder = tmp_path_factory.mktemp("whole")
+    done = train(folder, "--epochs", 3, "--out", "run")
+    return folder / "run", done
+
+
+def test_a_run_leaves_everything(whole):
+    folder, done = whole
+    assert set(os.listdir(folder)) == FILES
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert 0 <= metrics["test_accuracy"] <= 1
+    assert metrics["test_loss"] > 0
+    assert metrics["seconds"] > 0
+    assert metrics["images_per_second"] == pytest.approx(3 * 550 / metrics["seconds"])
+    assert metrics["parameters"] == sum(a.size for a in load_model(folder / "model.safetensors").parameters.values())
+    assert (metrics["device"], metrics["seed"], metrics["recipe"]) == ("cpu", 0, "tuned")
+    assert metrics["versions"]["numpy"] == np.__version__
+    assert (metrics["train_images"], metrics["validation_images"], metrics["test_images"]) == (550, 50, 200)
+    assert metrics["model"]["width"] == 16
+    assert metrics["training"]["epochs"] == 3
+    assert [record["epoch"] for record in metrics["history"]] == [1, 2, 3]
+    with open(folder / "history.csv") as file:
+        assert [row["epoch"] for row in csv.DictReader(file)] == ["1", "2", "3"]
+    assert "f1-score" in (folder / "classification_report.txt").read_text()
+
+
+def test_without_a_terminal_there_is_a_line_an_epoch_and_no_bar(whole):
+    _, done = whole
+    lines = done.stdout.splitlines()
+    assert len(lines) == 5
+    assert [line[:10] for line in lines[1:4]] == ["epoch  1/3", "epoch  2/3", "epoch  3/3"]
+    assert done.stderr == ""
+
+
+def test_with_a_terminal_there_is_a_bar(tmp_path):
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("4H", 40, 150, 0, 0))  # rows and columns of a real one
+    process = subprocess.Popen(
+        [*TRAIN, *TINY, "--epochs", "2", "--out", "run"],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=theirs,
+    )
+    os.close(theirs)
+    shown = b""
+    try:
+        while chunk := os.read(ours, 4096):
+            shown += chunk
+    except OSError:  # how a terminal says that its other end is closed
+        pass
+    os.close(ours)
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert b"images/s" in shown
+    assert b"100%" in shown
+    assert out.count(b"epoch") == 2 + out.count(b"epochs")
+
+
+def test_evaluating_again_gives_the_same_files(whole, tmp_path):
+    folder, _ = whole
+    done = run([*EVALUATE, str(folder), "--out", str(tmp_path / "again")], tmp_path)
+    assert "test accuracy" in done.stdout
+    for name in ("classification_report.txt", "confusion_matrix.png", "misclassified.png"):
+        assert (tmp_path / "again" / name).read_bytes() == (folder / name).read_bytes(), name
+    again = json.loads((tmp_path / "again" / "metrics.json").read_text())
+    before = json.loads((folder / "metrics.json").read_text())
+    assert (again["test_accuracy"], again["test_loss"]) == (before["test_accuracy"], before["test_loss"])
+
+
+def test_stopped_after_two_epochs_and_resumed_gives_the_same_model(whole, tmp_path):
+    done = train(tmp_path, "--epochs", 3, "--out", "run", "--stop-after", 2)
+    assert "go on with --resume run" in done.stdout
+    assert not (tmp_path / "run" / "metrics.json").exists()
+    run([*TRAIN, "--resume", "run"], tmp_path)
+    assert (tmp_path / "run" / "model.safetensors").read_bytes() == (whole[0] / "model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
+def test_killed_and_resumed_gives_the_same_model(whole, tmp_path, number):
+    checkpoint = tmp_path / "run" / CHECKPOINT
+    process = subprocess.Popen(
+        [*TRAIN, *TINY, "--epochs", "3", "--out", "run"], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    deadline = time.monotonic() + 60
+    while not checkpoint.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.005)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    if process.returncode != 0:  # else it was faster than the signal, and there is nothing to resume
+        assert process.returncode == (-number if number == signal.SIGKILL else 130)
+        if number != signal.SIGKILL:
+            assert b"nothing is lost: go on with --resume run" in err
+        run([*TRAIN, "--resume", "run"], tmp_path)
+    assert (tmp_path / "run" / "model.safetensors").read_bytes() == (whole[0] / "model.safetensors").read_bytes()
+    assert read_info(tmp_path / "run")["epoch"] == 3
+
+
+def test_a_finished_run_can_be_resumed_for_its_results(whole, tmp_path):
+    train(tmp_path, "--epochs", 1, "--out", "run")
+    (tmp_path / "run" / "metrics.json").unlink()
+    run([*TRAIN, "--resume", "run"], tmp_path)
+    assert set(os.listdir(tmp_path / "run")) == FILES
+
+
+def write_data_set(folder, form, size=28, count=120):
+    rng = np.random.default_rng(0)
+    folder.mkdir()
+    for split, n in (("train", count), ("t10k", 40)):
+        labels = rng.integers(0, 10, n).astype(np.uint8)
+        images = (rng.integers(0, 60, (n, size, size)) + 15 * labels[:, None, None]).astype(np.uint8)
+        write_idx(folder / f"{split}-images{form.format(3)}", images)
+        write_idx(folder / f"{split}-labels{form.format(1)}", labels)
+
+
+@pytest.mark.parametrize("form", ["-idx{}-ubyte", ".idx{}-ubyte", "-idx{}-ubyte.gz", ".idx{}-ubyte.gz"])
+def test_any_data_set_of_the_usual_four_files_trains(tmp_path, form):
+    write_data_set(tmp_path / "data", form)
+    done = train(tmp_path, "--epochs", 1, "--data-dir", "data", "--out", "run")
+    assert "110 training, 10 validation and 40 test images" in done.stdout
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert metrics["origin"]["data_dir"] == str(tmp_path / "data")
+
+
+def test_images_of_another_size_train(tmp_path):
+    write_data_set(tmp_path / "data", "-idx{}-ubyte", size=20)
+    train(tmp_path, "--epochs", 1, "--data-dir", "data", "--out", "run", "--patch-size", 5)
+    assert load_model(tmp_path / "run" / "model.safetensors").config.image_size == 20
+    run([*EVALUATE, "run"], tmp_path)
+
+
+def test_the_default_folder_is_never_one_that_is_taken(tmp_path):
+    for _ in range(3):
+        train(tmp_path, "--epochs", 1, "--recipe", "note", "--seed", 4)
+    assert sorted(os.listdir(tmp_path / "runs")) == ["note-seed4", "note-seed4-2", "note-seed4-3"]
+
+
+def test_what_is_wrong_is_said_in_one_line(whole, tmp_path):
+    folder = str(whole[0])
+    write_data_set(tmp_path / "data", "-idx{}-ubyte")
+    broken = tmp_path / "data" / "train-images-idx3-ubyte"
+    broken.write_bytes(broken.read_bytes()[:-100])
+    for arguments, expected in {
+        ("--device", "gpu"): "device 'gpu' needs CuPy",
+        ("--patch-size", "5"): "patch_size must divide image_size: 5 does not divide 28",
+        ("--heads", "3"): "heads must divide width: 3 does not divide 16",
+        ("--lr", "-1"): "learning_rate must be a number from 0 to below 10, not -1.0",
+        ("--lr", "nan"): "learning_rate must be a number from 0 to below 10, not nan",
+        ("--epochs", "0"): "epochs must be a whole number of at least 1, not 0",
+        ("--workers", "0"): "workers must be at least 1, not 0",
+        ("--rotation", "200"): "augmentation rotation must be a number from 0 to 180, not 200.0",
+        ("--train-limit", "0"): "--train-limit must be at least 1, not 0",
+        ("--classes", "5"): "train-labels-idx1-ubyte.gz: expected labels from 0 to 4, found",
+        ("--data-dir", "nowhere"): "nowhere: expected a folder with idx files, found no such folder",
+        ("--data-dir", "data"): "train-images-idx3-ubyte: expected 94080 bytes of elements for shape (120, 28, 28)",
+        ("--out", folder): "holds a run already: go on with it by --resume",
+        ("--resume", "nowhere"): "nowhere/checkpoint.safetensors: cannot be read: No such file or directory",
+        ("--resume", folder, "--lr", "0.5"): "--resume keeps --lr at 0.001",
+        ("--resume", folder, "--out", "x"): "leave out --out",
+        ("--resume", folder, "--epochs", "2"): "3 epochs are done, which is more than 2",
+    }.items():
+        limits = [] if "--resume" in arguments else TINY
+        assert expected in error_of(run([*TRAIN, *limits, *arguments], tmp_path, expect=2)), arguments
+    assert "cannot be read" in error_of(run([*EVALUATE, "nowhere"], tmp_path, expect=2))
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_loss_that_is_not_finite_ends_the_run(tmp_path):
+    done = train(tmp_path, "--lr", 9, "--clip", 0, "--depth", 8, "--weight-decay", 9, "--epochs", 60, "--out", "run",
+                 "--schedule", "constant", expect=1)  # fmt: skip
+    assert "became" in error_of(done)
+    assert "checkpoint" in done.stderr
+
+
+def test_help_names_every_flag_with_its_default():
+    text = run([*TRAIN, "--help"], ROOT).stdout
+    for words in ("--resume DIR", "--data-dir DIR", "--recipe {tuned,note}", "passes over the training set (10)"):
+        assert words in text
+    assert "None" not in text
+
+
+def test_every_setting_has_a_flag():
+    spec = importlib.util.spec_from_file_location("train_mnist", TRAIN[1])
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    from tinyvit.data.augment import Augmentation
+    from tinyvit.model import ViTConfig
+    from tinyvit.train import TrainingConfig
+
+    fixed_by_the_data_or_the_method = {"image_size", "pixel_mean", "pixel_deviation", "epsilon"}
+    assert set(module.MODEL_SETTINGS) == set(ViTConfig().as_dict()) - fixed_by_the_data_or_the_method
+    assert set(module.TRAINING_SETTINGS) == set(TrainingConfig().as_dict()) - {"augmentation"}
+    assert set(module.AUGMENTATION_SETTINGS) == set(vars(Augmentation()))
