@@ -24,7 +24,7 @@ from tinyvit.train import CHECKPOINT, read_info
 ROOT = Path(__file__).resolve().parent.parent
 TRAIN = [sys.executable, str(ROOT / "examples" / "train_mnist.py")]
 EVALUATE = [sys.executable, str(ROOT / "examples" / "evaluate_mnist.py")]
-TINY = "--width 16 --depth 2 --heads 2 --mlp-width 24 --train-limit 600 --test-limit 200 --workers 2".split()
+TINY = "--width 16 --depth 2 --heads 2 --mlp-width 24 --train-limit 600 --test-limit 200 --workers 2".split()  # noqa: SIM905
 FILES = {
     "augmentation.png",
     "checkpoint.safetensors",
@@ -64,7 +64,7 @@ def whole(tmp_path_factory):
 
 
 def test_a_run_leaves_everything(whole):
-    folder, done = whole
+    folder, _done = whole
     assert set(os.listdir(folder)) == FILES
     metrics = json.loads((folder / "metrics.json").read_text())
     assert 0 <= metrics["test_accuracy"] <= 1

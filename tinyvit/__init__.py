@@ -1,1 +1,19 @@
 """A Vision Transformer from scratch: every forward and backward pass written by hand, on NumPy or CuPy."""
+
+from tinyvit.checkpoint import load_model, save_model
+from tinyvit.data import load_mnist
+from tinyvit.gradcheck import directional_error, gradient_error
+from tinyvit.model import VisionTransformer, ViTConfig, initialise, vit_backward, vit_forward
+
+__all__ = [
+    "ViTConfig",
+    "VisionTransformer",
+    "directional_error",
+    "gradient_error",
+    "initialise",
+    "load_mnist",
+    "load_model",
+    "save_model",
+    "vit_backward",
+    "vit_forward",
+]

@@ -75,7 +75,8 @@ class ShardedGradient:
         total = self._totals[worker]
         total_loss, total_correct = 0, 0
         for number, (start, stop) in enumerate(shards):
-            with self._workspaces[worker], np.errstate(over="ignore", invalid="ignore"):  # the caller looks at the loss
+            # whether the loss is finite is the caller's question, so NumPy need not warn of it
+            with self._workspaces[worker], np.errstate(over="ignore", invalid="ignore"):
                 images, labels = load(start, stop)
                 logits, cache = vit_forward(images, parameters, self.config)
                 loss, loss_cache = cross_entropy_forward(logits, labels, self.smoothing)

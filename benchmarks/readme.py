@@ -1,0 +1,104 @@
+"""Write into README.md what is generated there: the table of results, the map of the house, the first picture.
+
+    python benchmarks/readme.py                          tables, from benchmarks/results/ and the source
+    python benchmarks/readme.py --picture runs/RUN       and the picture, from a trained run
+
+A test fails when the README says something else than its sources do.
+"""
+
+import argparse
+import ast
+import json
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+README = ROOT / "README.md"
+RESULTS = ROOT / "benchmarks" / "results"
+PICTURE = RESULTS / "learning_and_looking.png"
+PARTS = (
+    "tinyvit/backend.py",
+    "tinyvit/ops/linear.py",
+    "tinyvit/ops/layer_norm.py",
+    "tinyvit/ops/gelu.py",
+    "tinyvit/ops/attention.py",
+    "tinyvit/ops/patches.py",
+    "tinyvit/ops/cross_entropy.py",
+    "tinyvit/parameters.py",
+    "tinyvit/model.py",
+    "tinyvit/optim.py",
+    "tinyvit/gradcheck.py",
+    "tinyvit/data/idx.py",
+    "tinyvit/data/mnist.py",
+    "tinyvit/data/augment.py",
+    "tinyvit/data/batches.py",
+    "tinyvit/parallel.py",
+    "tinyvit/files.py",
+    "tinyvit/checkpoint.py",
+    "tinyvit/train.py",
+    "tinyvit/evaluate.py",
+    "tinyvit/plots.py",
+    "tinyvit/results.py",
+)
+
+
+def accuracy_table():
+    """Return the table of test accuracies, from benchmarks/results/accuracy.json."""
+    rows = ["| recipe, 10 epochs of batch 64 | test accuracy | seeds |", "| --- | --- | --- |"]
+    names = {"note": "`--recipe note`: the technical note's training", "tuned": "`--recipe tuned`, the default"}
+    for recipe, figures in json.loads((RESULTS / "accuracy.json").read_text()).items():
+        mean, deviation = figures["test_accuracy_mean"], figures["test_accuracy_deviation"]
+        seeds = ", ".join(str(seed) for seed in figures["seeds"])
+        rows.append(f"| {names[recipe]} | **{100 * mean:.2f} %** ± {100 * deviation:.2f} | {seeds} |")
+    rows.append("| the technical note itself, as it reports | 97.77 % | |")
+    return "\n".join(rows)
+
+
+def house():
+    """Return the map of the house: each file, its lines, and the first sentence of its docstring."""
+    rows = ["| file | lines | |", "| --- | ---: | --- |"]
+    for part in PARTS:
+        text = (ROOT / part).read_text()
+        docstring = ast.get_docstring(ast.parse(text)).split("\n\n")[0].replace("\n", " ")
+        sentence = re.split(r"(?<=[.;:])\s", docstring)[0].rstrip(".;:")
+        rows.append(f"| [`{part.removeprefix('tinyvit/')}`]({part}) | {len(text.splitlines())} | {sentence} |")
+    return "\n".join(rows)
+
+
+def generated(text):
+    """Return the README's `text` with everything between its markers made anew."""
+    for name, part in {"accuracy": accuracy_table(), "house": house()}.items():
+        pattern = rf"(<!-- {name} -->\n).*?(\n<!-- /{name} -->)"
+        text, count = re.subn(pattern, lambda match, part=part: match[1] + part + match[2], text, flags=re.DOTALL)
+        if count != 1:
+            raise ValueError(f"README.md needs one pair of markers <!-- {name} --> and <!-- /{name} -->, not {count}")
+    return text
+
+
+def draw_picture(run):
+    """Draw the training curve of `run`, a folder, beside what its model looks at."""
+    from tinyvit.checkpoint import load_model
+    from tinyvit.data import load_mnist
+    from tinyvit.evaluate import attention_rollout, patch_maps
+    from tinyvit.plots import hero
+
+    model = load_model(run / "model.safetensors")
+    history = json.loads((run / "metrics.json").read_text())["history"]
+    data = load_mnist()
+    chosen = [int((data.test_labels == digit).argmax()) for digit in range(10)][2:10]  # the first of each digit
+    images = data.test_images[chosen]
+    maps = patch_maps(attention_rollout(images, model.parameters, model.config))
+    hero(history, images, maps, PICTURE)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--picture", type=Path, metavar="RUN", help="draw the picture from this run's folder")
+    options = parser.parse_args()
+    if options.picture:
+        draw_picture(options.picture)
+    README.write_text(generated(README.read_text()))
+
+
+if __name__ == "__main__":
+    main()
