@@ -28,7 +28,7 @@ def test_every_file_of_the_library_is_on_the_map():
 
 
 def test_the_snippet_prints_what_the_readme_says():
-    form = r"<!-- snippet -->\n```python\n(.*?)```\n<!-- /snippet -->\n\n((?:    .*\n)+)"
+    form = r"<!-- snippet -->\n```python\n(.*?)```\n<!-- /snippet -->\n\n((?:    [^\n]*\n)+)"
     code, shown = re.search(form, README, re.DOTALL).groups()
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
