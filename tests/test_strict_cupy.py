@@ -82,7 +82,9 @@ def test_operators_refuse_what_is_not_on_the_device(stranger, x):
 @pytest.mark.parametrize("number", [2, 2.5, True, np.float32(2), np.float64(2), np.int64(2)])
 def test_operators_accept_numbers_and_promote_as_numpy_does(number, x):
     for function in BINARY[:-1]:
-        assert_same(function(x, number), function(HOST, number))
+        # the operator ** of NumPy before 2.3 squares by a way of its own, which ignores the dtype of the exponent
+        expected = np.power if function is operator.pow else function
+        assert_same(function(x, number), expected(HOST, number))
         assert_same(function(x + 1, x * 2 + 1), function(HOST + 1, HOST * 2 + 1))
     assert_same(number - x, number - HOST)
     assert_same(number / (x + 1), number / (HOST + 1))
