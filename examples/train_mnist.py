@@ -50,7 +50,7 @@ TRAINING_SETTINGS = {  # likewise, of TrainingConfig
     "clip": "largest norm of the gradient, 0 for any",
     "smoothing": "of the labels",
     "average": "decay of the weights' moving average, 0 for none",
-    "validation": "training images held back, at the end",
+    "validation": "training images held back, at the end, of a small set a twelfth",
     "seed": "of everything random",
 }
 AUGMENTATION_SETTINGS = {  # likewise, of Augmentation
@@ -129,10 +129,12 @@ def start(options, backend):
         "train_limit": options.train_limit,
         "test_limit": options.test_limit,
     }
-    classes = model_settings.get("classes", ViTConfig.classes)
+    classes = ViTConfig(classes=model_settings.get("classes", ViTConfig.classes)).classes
     config = replace(RECIPES[recipe], **given(options, TRAINING_SETTINGS))
     config = replace(config, augmentation=replace(config.augmentation, **given(options, AUGMENTATION_SETTINGS)))
     data = load_data(options.data_dir, options.train_limit, options.test_limit, classes)
+    if options.validation is None:  # of a small set most is for training
+        config = replace(config, validation=min(config.validation, len(data.train_images) // 12))
     model_config = ViTConfig(image_size=data.train_images.shape[1], **model_settings)
     folder = options.out or unused(Path("runs") / f"{recipe}-seed{config.seed}")
     if (folder / CHECKPOINT).exists():

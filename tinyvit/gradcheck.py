@@ -58,6 +58,8 @@ def directional_error(forward, backward, inputs, rng=0, step=0.1 * STEP, directi
         above, _ = forward(*(x + move for x, move in zip(inputs, moves, strict=True)))
         below, _ = forward(*(x - move for x, move in zip(inputs, moves, strict=True)))
         numerical = float(((above - below) * dout).sum()) / (2 * step)
+        if not math.isfinite(numerical):
+            return math.inf
         worst = max(worst, abs(analytical - numerical) / max(norm, abs(numerical), SMALLEST))
     return worst
 

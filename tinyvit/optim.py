@@ -73,7 +73,8 @@ def matrices_only(parameters):
 def clip_by_global_norm(gradient, limit):
     """Scale `gradient` (P,) in place so that its Euclidean norm is at most `limit`; return the norm before.
 
-    The norm is a 0-d array of the same device: nothing waits for it. Source: Pascanu et al. 2013, algorithm 1.
+    The norm is a 0-d array of the same device: nothing waits for it. If it is not finite, neither is any use of the
+    gradient, and it is for the caller to look. Raises `ValueError` unless limit is above 0. Source: Pascanu et al. 2013, algorithm 1.
     """
     if limit <= 0:
         raise ValueError(f"the limit of the gradient's norm must be above 0, not {limit}")
@@ -84,9 +85,11 @@ def clip_by_global_norm(gradient, limit):
 
 
 class ExponentialMovingAverage:
-    """An average of the weights over the steps: average = decay * average + (1 - decay) * flat.
+    """An average of the weights as training goes: average = decay * average + (1 - decay) * flat.
 
-    Early on the decay is (1 + steps) / (10 + steps) if that is less, so that the start is soon forgotten.
+    flat: the (P,) weights, for their size, dtype and device; decay in [0, 1), or `ValueError`. Early on the decay is
+    (n - 1) / (n + 8) at the n-th update if that is less: the first update is the average, and soon forgotten.
+    State: `average` (P,) and `steps`, the number of updates.
     """
 
     def __init__(self, flat, decay=0.999):
@@ -100,7 +103,7 @@ class ExponentialMovingAverage:
     def step(self, flat):
         """Take in the weights `flat` (P,) of one more step."""
         self.steps += 1
-        decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
+        decay = min(self.decay, (self.steps - 1) / (self.steps + 8))
         array_module(flat).subtract(flat, self.average, out=self._scratch)
         self._scratch *= 1 - decay
         self.average += self._scratch

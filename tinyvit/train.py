@@ -29,7 +29,7 @@ from tinyvit.parallel import ShardedGradient
 CHECKPOINT = "checkpoint.safetensors"
 CHECKPOINT_FORMAT = 1
 CHECKPOINT_SECONDS = 20  # a killed run loses at most this, and the time of one step
-AVERAGE_EVERY = 4  # steps; an average over hundreds of steps does not need every one
+AVERAGE_EVERY = 4  # steps, and at an epoch's end; an average over hundreds of steps does not need every one
 
 
 class TrainingDiverged(ArithmeticError):
@@ -66,8 +66,8 @@ class TrainingConfig:
         whole = {"epochs": 1, "batch_size": 1, "warmup_steps": 0, "validation": 0, "seed": 0}
         for name, least in whole.items():
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ValueError(f"{name} must be a whole number of at least {least}, not {value!r}")
+            if isinstance(value, bool) or not isinstance(value, int) or not least <= value < 2**32:
+                raise ValueError(f"{name} must be a whole number from {least} to below 2**32, not {value!r}")
         ranges = {
             "learning_rate": (0, 10),
             "weight_decay": (0, 10),
@@ -102,14 +102,15 @@ NOTE = TrainingConfig(augmentation=Augmentation(rotation=10, flip=0.5))
 
 # The best found for the same model, batch size and epochs, on the validation images: `benchmarks/NOTES.md`.
 TUNED = TrainingConfig(
-    learning_rate=1e-3,
+    learning_rate=1.5e-3,
     schedule="cosine",
     warmup_steps=500,
-    weight_decay=0.05,
+    weight_decay=0.1,
+    beta2=0.98,
     clip=1.0,
     smoothing=0.05,
     average=0.999,
-    augmentation=Augmentation(rotation=15, scale=0.12, shear=8, shift=2.5),
+    augmentation=Augmentation(rotation=8, scale=0.1, shear=5, shift=1),
 )
 
 RECIPES = {"tuned": TUNED, "note": NOTE}
@@ -130,7 +131,9 @@ class Training:
         check_dataset(images, labels, model_config)
         self.model_config, self.config, self.backend = model_config, config, backend
         self.fingerprint = zlib.crc32(np.ascontiguousarray(labels), zlib.crc32(np.ascontiguousarray(images)))
-        count = len(images) - min(config.validation, len(images) // 12)  # a small set keeps most for training
+        count = len(images) - config.validation
+        if count < 1:
+            raise ValueError(f"validation holds back {config.validation} images of {len(images)}: none are left to train on")
         self.images, self.labels = backend.asarray(images[:count]), backend.asarray(labels[:count])
         self.validation = backend.asarray(images[count:]), labels[count:]
 
@@ -184,29 +187,43 @@ class Training:
         a loss that is not finite raises `TrainingDiverged` and leaves the last good checkpoint as it is.
         """
         last_epoch = self.config.epochs if stop_after is None else min(stop_after, self.config.epochs)
-        saved = time.monotonic()
+        self.stop_requested = False
+        if folder is not None:
+            Path(folder).mkdir(parents=True, exist_ok=True)
+        self.save(folder)  # there is always something to go on from, and a full disk is found out at once
         with self._stop_on_signals(), self.sharded_gradient:
             while self.epoch < last_epoch:
-                epoch = Epoch(
-                    self.images, self.labels, self.config.augmentation, self.config.seed, self.epoch, self.backend
-                )
-                while self.place < len(self.images):
-                    if self.stop_requested:
-                        self.save(folder)
-                        raise TrainingStopped
-                    began = time.perf_counter()
-                    self.step(epoch)
-                    self.seconds += time.perf_counter() - began
-                    if on_step:
-                        on_step(self)
-                    if time.monotonic() - saved > CHECKPOINT_SECONDS:
-                        self.save(folder)
-                        saved = time.monotonic()
+                self._run_epoch(folder, on_step)
+                self.save(folder)  # validation takes its time, and may be interrupted
+                self._stop_if_asked()
                 self._finish_epoch()
                 self.save(folder)
-                saved = time.monotonic()
                 if on_epoch:
                     on_epoch(self)
+                if self.epoch < last_epoch:
+                    self._stop_if_asked()
+
+    def _run_epoch(self, folder, on_step):
+        """Take the steps that are left of the epoch under way."""
+        config = self.config
+        epoch = Epoch(self.images, self.labels, config.augmentation, config.seed, self.epoch, self.backend)
+        saved = time.monotonic()
+        while self.place < len(self.images):
+            began = time.perf_counter()
+            self.step(epoch)
+            if self.place == len(self.images):
+                self.backend.synchronise()  # a GPU may still be at it
+            self.seconds += time.perf_counter() - began
+            if on_step:
+                on_step(self)
+            if self.stop_requested or time.monotonic() - saved > CHECKPOINT_SECONDS:
+                self.save(folder)
+                saved = time.monotonic()
+            self._stop_if_asked()
+
+    def _stop_if_asked(self):
+        if self.stop_requested:
+            raise TrainingStopped
 
     def step(self, epoch):
         """Take one step on the next batch of `epoch`, an `Epoch`."""
@@ -214,17 +231,20 @@ class Training:
         loss, correct, gradient = self.sharded_gradient(self.parameters, epoch.load, start, stop)
         if self.backend.device == "cpu":  # a GPU would have to be waited for; there `check_finite` finds it
             self._require_finite("loss", loss)
-        if self.config.clip:
-            clip_by_global_norm(gradient.flat, self.config.clip)
-        with np.errstate(over="ignore", invalid="ignore"):  # what overflows here is found in the next loss
+        with np.errstate(over="ignore", invalid="ignore"):  # what overflows here is found by `check_finite`
+            if self.config.clip:
+                norm = clip_by_global_norm(gradient.flat, self.config.clip)
+                if self.backend.device == "cpu":
+                    self._require_finite("norm of the gradient", norm)
             self.adam.step(self.parameters.flat, gradient.flat, self.learning_rate())
-        if self.average is not None and self.adam.steps % AVERAGE_EVERY == 0:
-            self.average.step(self.parameters.flat)
         self.loss_sum = self.loss_sum + loss.astype(np.float64) * (stop - start)
         self.correct = self.correct + correct
         self.place = stop
+        if self.average is not None and (self.adam.steps % AVERAGE_EVERY == 0 or stop == len(self.images)):
+            self.average.step(self.parameters.flat)
 
     def _finish_epoch(self):
+        """Validate and write the epoch into the history; the learning rate there is that of the next step."""
         record = {
             "epoch": self.epoch + 1,
             "train_loss": float(self.loss_sum) / self.place,
@@ -236,22 +256,28 @@ class Training:
         }
         self.check_finite()
         if len(self.validation[1]):
-            result = evaluate(self.model(), *self.validation, workers=self.workers)
+            try:
+                result = evaluate(self.model(), *self.validation, workers=self.workers)
+            except ArithmeticError as error:
+                raise TrainingDiverged(f"validation after epoch {self.epoch + 1}: {error}") from error
             record |= {"validation_loss": result.loss, "validation_accuracy": result.accuracy}
         self.history.append(record)
         self.epoch += 1
         self.place, self.loss_sum, self.correct = 0, 0.0, 0
 
     def check_finite(self):
-        """Raise `TrainingDiverged` unless the loss so far and every weight are finite."""
+        """Raise `TrainingDiverged` unless the loss so far, every weight and every moment are finite."""
         self._require_finite("loss", self.loss_sum)
-        self._require_finite("sum of all weights", self.parameters.flat.sum())
+        with np.errstate(over="ignore", invalid="ignore"):
+            self._require_finite("sum of all weights", self.parameters.flat.sum())
+            self._require_finite("sum of Adam's first moments", self.adam.first_moment.sum())
+            self._require_finite("sum of Adam's second moments", self.adam.second_moment.sum())
 
     def _require_finite(self, what, value):
         if not math.isfinite(value):
             raise TrainingDiverged(
-                f"the {what} became {float(value)} in epoch {self.epoch + 1}, step {self.adam.steps + 1} of "
-                f"{self.total_steps}: try a learning rate below {self.config.learning_rate:g}, or clip the gradient"
+                f"the {what} became {float(value)} in epoch {self.epoch + 1}, after {self.adam.steps} of "
+                f"{self.total_steps} steps: try a learning rate below {self.config.learning_rate:g}, or clip the gradient"
             )
 
     def save(self, folder):
