@@ -1,18 +1,17 @@
 """Evaluate a trained model again: its report, confusion matrix, misclassified digits and test figures.
 
     python examples/evaluate_mnist.py runs/tuned-seed0
-    python examples/evaluate_mnist.py runs/tuned-seed0 --data-dir other/   on another data set of the same shape
+    python examples/evaluate_mnist.py runs/tuned-seed0 --data-dir other/   another data set, in RUN/on-other
 """
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
 from tinyvit.backend import DeviceError, get_backend
 from tinyvit.checkpoint import CheckpointError, load_model
 from tinyvit.data import DataError, load_mnist
-from tinyvit.results import METRICS, MODEL, write_evaluation, write_metrics
+from tinyvit.results import MODEL, read_metrics, versions, write_evaluation, write_metrics
 
 
 def main():
@@ -22,19 +21,22 @@ def main():
     parser.add_argument("--workers", type=int, metavar="N", help="threads (all cores)")
     parser.add_argument("--data-dir", type=Path, metavar="DIR", help="four idx files (those of the run, or MNIST)")
     parser.add_argument("--test-limit", type=int, metavar="N", help="test on the first N images only (as the run)")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="folder for what is written (RUN)")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="folder for what is written (RUN, or RUN/on-NAME)")
     options = parser.parse_args()
     try:
+        for name, value in (("--test-limit", options.test_limit), ("--workers", options.workers)):
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, not {value}")
         backend = get_backend(options.device)
         model = load_model(options.run / MODEL, backend)
-        metrics_file = options.run / METRICS
-        metrics = json.loads(metrics_file.read_text()) if metrics_file.exists() else {}
+        metrics = read_metrics(options.run)
         origin = metrics.get("origin", {})
         data = load_mnist(options.data_dir or origin.get("data_dir"), classes=model.config.classes)
-        limit = options.test_limit or origin.get("test_limit")
+        limit = options.test_limit if options.test_limit or options.data_dir else origin.get("test_limit")
         images, labels = data.test_images[:limit], data.test_labels[:limit]
 
-        folder = options.out or options.run
+        # what a run was tested on is a part of its record: another data set gets a folder of its own
+        folder = options.out or (options.run / f"on-{data.name}" if options.data_dir else options.run)
         folder.mkdir(parents=True, exist_ok=True)
         evaluation = write_evaluation(folder, model, images, labels, options.workers)
         metrics |= {
@@ -42,8 +44,12 @@ def main():
             "test_loss": evaluation.loss,
             "test_images": len(labels),
             "test_data": data.source if options.data_dir else data.name,
+            "versions": versions(backend),
         }
         write_metrics(folder, metrics)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
     except (DataError, DeviceError, CheckpointError, ArithmeticError, ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -1,7 +1,7 @@
 """Train a Vision Transformer on MNIST, or on any data set of the same shape, and write all there is to know of it.
 
     python examples/train_mnist.py                        the best recipe, about five minutes on two cores
-    python examples/train_mnist.py --recipe note          the technical note, to the letter
+    python examples/train_mnist.py --recipe note          the technical note's training
     python examples/train_mnist.py --data-dir fashion/    any folder with the usual four idx files
     python examples/train_mnist.py --resume runs/tuned-seed0      go on with a run that was stopped
 """
@@ -67,6 +67,12 @@ def flag(name):
     return SHORT.get(name, "--" + name.replace("_", "-"))
 
 
+def folder_name(text):
+    if not text:
+        raise argparse.ArgumentTypeError("the name of a folder cannot be empty")
+    return Path(text)
+
+
 def parse_arguments(arguments=None):
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
@@ -75,12 +81,12 @@ def parse_arguments(arguments=None):
     group.add_argument("--recipe", choices=list(RECIPES), help="the settings that no flag names (tuned)")
     group.add_argument("--device", choices=["auto", "cpu", "gpu"], default="auto", help="where to compute (auto)")
     group.add_argument("--workers", type=int, metavar="N", help="shards of a batch side by side (all cores)")
-    group.add_argument("--out", type=Path, metavar="DIR", help="folder for the results (runs/RECIPE-seedN)")
-    group.add_argument("--resume", type=Path, metavar="DIR", help="go on with the run in DIR, bit for bit")
+    group.add_argument("--out", type=folder_name, metavar="DIR", help="folder for the results (runs/RECIPE-seedN)")
+    group.add_argument("--resume", type=folder_name, metavar="DIR", help="go on with the run in DIR, bit for bit")
     group.add_argument("--stop-after", type=int, metavar="N", help="leave after N epochs, to be resumed")
 
     group = parser.add_argument_group("data")
-    group.add_argument("--data-dir", type=Path, metavar="DIR", help="four idx files, raw or .gz (MNIST, embedded)")
+    group.add_argument("--data-dir", type=folder_name, metavar="DIR", help="four idx files, raw or .gz (MNIST)")
     group.add_argument("--train-limit", type=int, metavar="N", help="train on the first N images only")
     group.add_argument("--test-limit", type=int, metavar="N", help="test on the first N images only")
 
@@ -120,7 +126,7 @@ def load_data(data_dir, train_limit, test_limit, classes):
 
 
 def start(options, backend):
-    """Return a new run, its data, its folder and what of the command line belongs to it."""
+    """Return a new run, its data and its folder, which is made here."""
     recipe = options.recipe or "tuned"
     model_settings = given(options, MODEL_SETTINGS)
     origin = {
@@ -136,22 +142,28 @@ def start(options, backend):
     if options.validation is None:  # of a small set most is for training
         config = replace(config, validation=min(config.validation, len(data.train_images) // 12))
     model_config = ViTConfig(image_size=data.train_images.shape[1], **model_settings)
-    folder = options.out or unused(Path("runs") / f"{recipe}-seed{config.seed}")
-    if (folder / CHECKPOINT).exists():
-        raise ValueError(f"{folder} holds a run already: go on with it by --resume {folder}, or give another --out")
     run = Training(model_config, config, data.train_images, data.train_labels, backend, options.workers)
     run.origin = origin
-    folder.mkdir(parents=True, exist_ok=True)
-    return run, data, folder
+    if options.out is None:
+        return run, data, new_folder(Path("runs") / f"{recipe}-seed{config.seed}")
+    if (options.out / CHECKPOINT).exists():
+        raise ValueError(
+            f"{options.out} holds a run already: go on with it by --resume {options.out}, or give another --out"
+        )
+    options.out.mkdir(parents=True, exist_ok=True)
+    return run, data, options.out
 
 
-def unused(folder):
-    """Return `folder`, or the first of folder-2, folder-3, ... that holds no run."""
+def new_folder(folder):
+    """Make and return `folder`, or the first of folder-2, folder-3, ... that is not there yet."""
     number, candidate = 1, folder
-    while (candidate / CHECKPOINT).exists():
-        number += 1
-        candidate = folder.with_name(f"{folder.name}-{number}")
-    return candidate
+    while True:
+        try:
+            candidate.mkdir(parents=True)
+            return candidate
+        except FileExistsError:  # by an earlier run, or one that started just now
+            number += 1
+            candidate = folder.with_name(f"{folder.name}-{number}")
 
 
 def resume(options, backend):
@@ -161,20 +173,32 @@ def resume(options, backend):
         **info["model"],
         **info["training"],
         **info["training"]["augmentation"],
-        **{name: info["origin"][name] for name in ("recipe", "train_limit", "test_limit")},
+        **{name: info["origin"].get(name) for name in ("recipe", "data_dir", "train_limit", "test_limit")},
     }
-    for name in set(fixed) - {"epochs"}:
+    for name in set(fixed) - {"epochs", "data_dir"}:
         value = getattr(options, name, None)
         if value is not None and value != fixed[name]:
             raise ValueError(f"--resume keeps {flag(name)} at {fixed[name]}: it cannot become {value} half-way")
     if options.out not in (None, options.resume):
         raise ValueError(f"--resume goes on in its own folder {options.resume}: leave out --out")
     origin = info["origin"]
-    data_dir = options.data_dir or origin["data_dir"]
-    data = load_data(data_dir, origin["train_limit"], origin["test_limit"], info["model"]["classes"])
+    if options.data_dir:
+        origin["data_dir"] = str(options.data_dir.resolve())
+    limits = origin.get("train_limit"), origin.get("test_limit")
+    data = load_data(origin.get("data_dir"), *limits, info["model"]["classes"])
     run = Training.resume(
         options.resume, data.train_images, data.train_labels, backend, options.epochs, options.workers
     )
+    run.origin = origin
+    if run.workers != info["workers"]:
+        print(f"note: {run.workers} workers, not {info['workers']} as before: not the same bits", file=sys.stderr)
+    if run.config.epochs != info["training"]["epochs"] and run.config.schedule == "cosine":
+        print(
+            f"note: the learning rate was to fall over {info['training']['epochs']} epochs and now falls over "
+            f"{run.config.epochs}: not the weights of a run that was begun so. To stop early and go on to the same "
+            f"weights, begin with --epochs {run.config.epochs} --stop-after N",
+            file=sys.stderr,
+        )
     return run, data, options.resume
 
 
@@ -224,6 +248,7 @@ class Progress:
 def finish(run, data, folder, backend):
     """Read the test set once, and write everything."""
     model = run.model()
+    save_model(folder / MODEL, model, {"recipe": run.origin["recipe"], "seed": run.config.seed})
     evaluation = write_evaluation(folder, model, data.test_images, data.test_labels, run.workers)
     images_seen = run.config.epochs * len(run.images)
     metrics = {
@@ -245,7 +270,6 @@ def finish(run, data, folder, backend):
         "training": run.config.as_dict(),
         "history": run.history,
     }
-    save_model(folder / MODEL, model, {"recipe": run.origin["recipe"], "seed": run.config.seed})
     write_history(folder, run.history)
     write_metrics(folder, metrics)
     print(
@@ -257,6 +281,8 @@ def finish(run, data, folder, backend):
 def main():
     options = parse_arguments()
     try:
+        if options.stop_after is not None and options.stop_after < 1:
+            raise ValueError(f"--stop-after must be at least 1, not {options.stop_after}")
         backend = get_backend(options.device)
         run, data, folder = resume(options, backend) if options.resume else start(options, backend)
         print(
@@ -284,7 +310,13 @@ def main():
         kept = f"; the last good checkpoint is {good}" if good.exists() else "; it came before the first checkpoint"
         print(f"error: {error}{kept}", file=sys.stderr)
         return 1
-    except (DataError, DeviceError, CheckpointError, ValueError, OSError) as error:
+    except KeyboardInterrupt:
+        print("interrupted; if training had begun, --resume goes on from its last checkpoint", file=sys.stderr)
+        return 130
+    except MemoryError:
+        print("error: not enough memory: try a smaller model or batch", file=sys.stderr)
+        return 2
+    except (DataError, DeviceError, CheckpointError, ArithmeticError, ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0

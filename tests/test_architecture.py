@@ -41,7 +41,7 @@ MAY_IMPORT = {
     "checkpoint": {"backend", "files", "parameters", "model"},
     "evaluate": {"backend", "ops", "parameters", "model"},
     "plots": {"files"},
-    "results": {"files", "data.augment", "evaluate", "plots", "parallel"},
+    "results": {"files", "checkpoint", "data.augment", "evaluate", "plots", "parallel"},
     "kernels": {"backend", "ops", "parameters", "model", "kernels"},
     "train": {"backend", "files", "parameters", "model", "optim", "parallel", "data", "checkpoint", "evaluate",
               "kernels"},

@@ -87,6 +87,18 @@ def test_shear_leaves_rows_level():
     assert 19.5 < np.rad2deg(np.arctan(maps[:, 0, 1])).max() < 20.001
 
 
+def test_all_flags_together_are_mirror_then_shear_then_turn_and_scale():
+    settings = dict(rotation=40, scale=0.3, shear=20, shift=2, flip=0.5)
+    uniform = np.random.default_rng(0).uniform(-1, 1, (6, 50))
+    for m, (angle, zoom, shear, down, across, mirror) in zip(draw(50, **settings), uniform.T, strict=True):
+        a = np.deg2rad(40 * angle)
+        turn = np.array([[np.cos(a), -np.sin(a)], [np.sin(a), np.cos(a)]]) / 1.3**zoom
+        lean = np.array([[1, np.tan(np.deg2rad(20 * shear))], [0, 1]])
+        flip = np.diag([1, -1 if mirror < 0 else 1])
+        np.testing.assert_allclose(m[:, :2], turn @ lean @ flip, atol=1e-6)
+        np.testing.assert_allclose(m[:, 2], [2 * down, 2 * across], atol=1e-6)
+
+
 def test_one_flag_does_not_change_what_another_draws():
     alone, together = draw(rotation=10), draw(rotation=10, shift=2)
     np.testing.assert_array_equal(alone[:, :, :2], together[:, :, :2])

@@ -308,3 +308,12 @@ def test_device_gpu_without_one_says_so(pytestconfig):
         patch.setitem(sys.modules, "cupy", None)
         with pytest.raises(pytest.UsageError, match=r"--device gpu: .*pip install"):
             pytest_configure(asked)
+
+
+def test_a_workspace_is_not_entered_twice():
+    workspace = Workspace()
+    with workspace, pytest.raises(RuntimeError, match="this workspace is in use"), workspace:
+        pass
+    with workspace:
+        first = empty((2,), like=np.zeros(1))
+    assert empty((2,), like=np.zeros(1)) is not first

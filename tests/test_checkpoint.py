@@ -88,8 +88,12 @@ def test_a_model_whose_arrays_do_not_fit_its_settings_is_refused(tmp_path, model
     save_arrays(tmp_path / "m", {n: a for n, a in arrays.items() if n != "norm.bias"}, info)
     with pytest.raises(CheckpointError, match=r"norm.bias should have the shape \(8,\), found nothing"):
         load_model(tmp_path / "m")
-    save_arrays(tmp_path / "m", {**arrays, "surplus": np.zeros(1)}, info)
+    save_arrays(tmp_path / "m", {**arrays, "surplus": np.zeros(1, np.float32)}, info)
     with pytest.raises(CheckpointError, match=r"arrays that its settings do not name: surplus"):
+        load_model(tmp_path / "m")
+    halves = {name: array.astype(np.float16) for name, array in arrays.items()}
+    save_arrays(tmp_path / "m", halves, info)
+    with pytest.raises(CheckpointError, match="should all be float32, or all float64, found float16"):
         load_model(tmp_path / "m")
     save_arrays(tmp_path / "m", arrays, {"config": {**CONFIG.as_dict(), "heads": 3}})
     with pytest.raises(CheckpointError, match=r"its settings are not a model's \(heads must divide width"):

@@ -6,6 +6,7 @@ import importlib.util
 import json
 import os
 import pty
+import shutil
 import signal
 import struct
 import subprocess
@@ -134,24 +135,67 @@ def test_stopped_after_two_epochs_and_resumed_gives_the_same_model(whole, tmp_pa
     assert (tmp_path / "run" / "model.safetensors").read_bytes() == (whole[0] / "model.safetensors").read_bytes()
 
 
+EAGER = [  # the same command, but with a checkpoint after every step
+    sys.executable,
+    "-c",
+    "import runpy, sys, tinyvit.train; tinyvit.train.CHECKPOINT_SECONDS = 0; sys.argv = sys.argv[1:]; "
+    "runpy.run_path(sys.argv[0], run_name='__main__')",
+    TRAIN[1],
+]
+
+
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
-def test_killed_and_resumed_gives_the_same_model(whole, tmp_path, number):
+def test_killed_again_and_again_and_resumed_gives_the_same_model(whole, tmp_path, number):
+    """Each time it is killed as soon as it has got a few images further, in the middle of an epoch."""
     checkpoint = tmp_path / "run" / CHECKPOINT
-    process = subprocess.Popen(
-        [*TRAIN, *TINY, "--epochs", "3", "--out", "run"], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
-    deadline = time.monotonic() + 60
-    while not checkpoint.exists() and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.005)
-    process.send_signal(number)
-    _, err = process.communicate(timeout=60)
-    if process.returncode != 0:  # else it was faster than the signal, and there is nothing to resume
-        assert process.returncode == (-number if number == signal.SIGKILL else 130)
+    arguments = [*TINY, "--epochs", "3", "--out", "run"]
+    kills, in_the_middle, reached = 0, 0, (-1, 0)
+    while kills < 4:
+        process = subprocess.Popen(
+            [*EAGER, *arguments], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+        deadline = time.monotonic() + 60
+        while process.poll() is None and time.monotonic() < deadline:
+            if checkpoint.exists() and position(tmp_path / "run") > reached:
+                break
+            time.sleep(0.001)
+        process.send_signal(number)
+        _, err = process.communicate(timeout=60)
+        if process.returncode == 0:
+            break
+        assert process.returncode == (-number if number == signal.SIGKILL else 130), err
         if number != signal.SIGKILL:
             assert b"nothing is lost: go on with --resume run" in err
-        run([*TRAIN, "--resume", "run"], tmp_path)
+        kills += 1
+        reached = position(tmp_path / "run")
+        in_the_middle += reached[1] > 0
+        arguments = ["--resume", "run"]
+    assert in_the_middle > 0
+    run([*TRAIN, "--resume", "run"], tmp_path)
     assert (tmp_path / "run" / "model.safetensors").read_bytes() == (whole[0] / "model.safetensors").read_bytes()
-    assert read_info(tmp_path / "run")["epoch"] == 3
+    assert set(os.listdir(tmp_path / "run")) == FILES
+
+
+def position(folder):
+    info = read_info(folder)
+    return info["epoch"], info["place"]
+
+
+def test_going_on_in_another_way_is_said(whole, tmp_path):
+    shutil.copytree(whole[0], tmp_path / "run")
+    done = run([*TRAIN, "--resume", "run", "--epochs", "4", "--workers", "1"], tmp_path)
+    assert "note: 1 workers, not 2 as before: not the same bits" in done.stderr
+    assert "begin with --epochs 4 --stop-after N" in done.stderr
+
+
+def test_another_data_set_is_evaluated_in_a_folder_of_its_own(whole, tmp_path):
+    shutil.copytree(whole[0], tmp_path / "run")
+    write_data_set(tmp_path / "other", "-idx{}-ubyte")
+    run([*EVALUATE, "run", "--data-dir", "other"], tmp_path)
+    before = (whole[0] / "metrics.json").read_bytes()
+    assert (tmp_path / "run" / "metrics.json").read_bytes() == before
+    metrics = json.loads((tmp_path / "run" / "on-other" / "metrics.json").read_text())
+    assert (metrics["test_images"], metrics["test_data"]) == (40, str(tmp_path / "other"))
 
 
 def test_a_finished_run_can_be_resumed_for_its_results(whole, tmp_path):
@@ -204,7 +248,7 @@ def test_what_is_wrong_is_said_in_one_line(whole, tmp_path):
         ("--heads", "3"): "heads must divide width: 3 does not divide 16",
         ("--lr", "-1"): "learning_rate must be a number from 0 to below 10, not -1.0",
         ("--lr", "nan"): "learning_rate must be a number from 0 to below 10, not nan",
-        ("--epochs", "0"): "epochs must be a whole number of at least 1, not 0",
+        ("--epochs", "0"): "epochs must be a whole number from 1 to below 2**32, not 0",
         ("--workers", "0"): "workers must be at least 1, not 0",
         ("--rotation", "200"): "augmentation rotation must be a number from 0 to 180, not 200.0",
         ("--train-limit", "0"): "--train-limit must be at least 1, not 0",
@@ -213,13 +257,26 @@ def test_what_is_wrong_is_said_in_one_line(whole, tmp_path):
         ("--data-dir", "data"): "train-images-idx3-ubyte: expected 94080 bytes of elements for shape (120, 28, 28)",
         ("--out", folder): "holds a run already: go on with it by --resume",
         ("--resume", "nowhere"): "nowhere/checkpoint.safetensors: cannot be read: No such file or directory",
-        ("--resume", folder, "--lr", "0.5"): "--resume keeps --lr at 0.001",
+        ("--resume", folder, "--lr", "0.5"): "--resume keeps --lr at 0.0015",
         ("--resume", folder, "--out", "x"): "leave out --out",
-        ("--resume", folder, "--epochs", "2"): "3 epochs are done, which is more than 2",
+        ("--resume", folder, "--epochs", "2"): "3 epochs are begun or done, which is more than 2",
+        ("--stop-after", "0"): "--stop-after must be at least 1, not 0",
+        ("--validation", "600"): "validation holds back 600 of 600 images: none are left",
+        ("--classes", "0"): "classes must be a whole number from 1 to 100,000, not 0",
+        ("--width", "100000", "--mlp-width", "100000", "--heads", "1"): "not enough memory",
     }.items():
         limits = [] if "--resume" in arguments else TINY
         assert expected in error_of(run([*TRAIN, *limits, *arguments], tmp_path, expect=2)), arguments
     assert "cannot be read" in error_of(run([*EVALUATE, "nowhere"], tmp_path, expect=2))
+    for arguments, expected in {
+        ("--test-limit", "-5"): "--test-limit must be at least 1, not -5",
+        ("--workers", "0"): "--workers must be at least 1, not 0",
+    }.items():
+        assert expected in error_of(run([*EVALUATE, folder, *arguments], tmp_path, expect=2))
+    shutil.copytree(folder, tmp_path / "bad")
+    for text in ("[]", "{", '{"origin": null}'):
+        (tmp_path / "bad" / "metrics.json").write_text(text)
+        assert "metrics.json: not" in error_of(run([*EVALUATE, "bad"], tmp_path, expect=2))
     assert not (tmp_path / "runs").exists()
 
 

@@ -151,3 +151,11 @@ def test_a_forward_that_writes_into_its_input_is_named(check):
 
     with pytest.raises(AssertionError, match="forward wrote into input 0"):
         check(forward, lambda dout, cache: 2 * dout, [normal(0, (3, 4))])
+
+
+def test_a_forward_that_is_not_finite_is_infinitely_wrong():
+    def forward(x):
+        return np.full_like(x, np.nan), None
+
+    assert directional_error(forward, lambda dout, cache: np.zeros(3), [np.ones(3)]) == math.inf
+    assert gradient_error(forward, lambda dout, cache: np.zeros(3), [np.ones(3)]) == [math.inf]

@@ -341,7 +341,7 @@ def test_the_same_seed_gives_the_same_bits_and_another_seed_others():
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        ("image_size", 0, "image_size must be a whole number of at least 1, not 0"),
+        ("image_size", 0, "image_size must be a whole number from 1 to 100,000, not 0"),
         ("width", 12.0, "width must be a whole number"),
         ("depth", True, "depth must be a whole number"),
         ("mlp_width", -1, "mlp_width must be a whole number"),

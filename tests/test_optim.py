@@ -247,9 +247,15 @@ def test_the_average_is_that_of_its_definition():
     expected = series[0].copy()
     for step, flat in enumerate(series[1:], start=1):
         average.step(flat)
-        decay = min(0.7, (1 + step) / (10 + step))
+        decay = min(0.7, (step - 1) / (step + 8))
         expected = decay * expected + (1 - decay) * flat
         np.testing.assert_allclose(average.average, expected, rtol=1e-12)
+
+
+def test_the_first_update_is_the_average():
+    average = ExponentialMovingAverage(np.array([100.0, 100.0]), decay=0.999)
+    average.step(np.array([1.0, -2.0]))
+    np.testing.assert_array_equal(average.average, [1.0, -2.0])
 
 
 def test_the_average_of_the_same_weights_is_these_weights_and_a_copy():

@@ -106,3 +106,13 @@ def test_cut_covers_every_place_once_in_even_shards():
 def test_no_workers_are_refused():
     with pytest.raises(ValueError, match="workers must be at least 1, not 0"):
         ShardedGradient(CONFIG, 0)
+
+
+def test_it_works_as_a_context_only_and_one_at_a_time():
+    sharded = ShardedGradient(CONFIG, 2)
+    with pytest.raises(RuntimeError, match="as a context"):
+        sharded(parameters(), load, 0, 10)
+    with sharded, pytest.raises(RuntimeError, match="in use already"), sharded:
+        pass
+    with pytest.raises(RuntimeError, match="as a context"):
+        sharded(parameters(), load, 0, 10)

@@ -8,7 +8,7 @@ import pytest
 
 import tinyvit.train
 from tinyvit.backend import get_backend
-from tinyvit.checkpoint import CheckpointError, load_arrays
+from tinyvit.checkpoint import CheckpointError, load_arrays, save_arrays
 from tinyvit.data import load_mnist
 from tinyvit.data.augment import Augmentation, warp
 from tinyvit.model import ViTConfig, initialise, vit_backward, vit_forward
@@ -261,8 +261,97 @@ def test_other_data_is_refused(tmp_path):
 def test_fewer_epochs_than_are_done_are_refused(tmp_path):
     run = training()
     run.run(tmp_path, stop_after=2)
-    with pytest.raises(CheckpointError, match="2 epochs are done, which is more than 1"):
+    with pytest.raises(CheckpointError, match="2 epochs are begun or done, which is more than 1"):
         resumed(tmp_path, epochs=1)
+
+
+def test_an_epoch_that_is_begun_counts(tmp_path):
+    run = training()
+    with pytest.raises(TrainingStopped):
+        run.run(tmp_path, on_step=lambda run: setattr(run, "stop_requested", run.adam.steps == 20))
+    with pytest.raises(CheckpointError, match="3 epochs are begun or done, which is more than 2"):
+        resumed(tmp_path, epochs=2)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda arrays, info: arrays.update(parameters=arrays["parameters"][:1]), "parameters does not fit"),
+        (lambda arrays, info: arrays.update(average=arrays["average"].astype(float)), "average does not fit"),
+        (lambda arrays, info: arrays.pop("adam.first_moment"), "wrong or missing .*: adam.first_moment"),
+        (lambda arrays, info: info.update(place=10**9), "place 1000000000 is outside an epoch of 138 images"),
+        (lambda arrays, info: info.pop("place"), "wrong or missing in this checkpoint: place"),
+        (lambda arrays, info: info.update(history={}), "wrong or missing in this checkpoint: history"),
+        (lambda arrays, info: info["training"].update(epochs=0), "not those of a run .epochs must be"),
+        (lambda arrays, info: info["model"].update(colour=1), "not those of a run"),
+    ],
+)
+def test_a_checkpoint_that_is_not_whole_is_refused(tmp_path, change, message):
+    training().save(tmp_path)
+    arrays, info = load_arrays(tmp_path / CHECKPOINT)
+    change(arrays, info)
+    save_arrays(tmp_path / CHECKPOINT, arrays, info)
+    with pytest.raises(CheckpointError, match=message):
+        resumed(tmp_path)
+
+
+def test_a_folder_that_cannot_be_written_is_found_out_before_the_first_step(tmp_path):
+    (tmp_path / "file").write_text("")
+    run = training()
+    with pytest.raises(OSError, match="file"):
+        run.run(tmp_path / "file" / "run")
+    assert run.adam.steps == 0
+
+
+def test_a_stop_during_validation_keeps_the_epoch(whole, tmp_path, monkeypatch):
+    run = training()
+
+    def interrupted(*arguments, **keywords):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tinyvit.train, "evaluate", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run.run(tmp_path)
+    second = resumed(tmp_path)
+    assert (second.epoch, second.place) == (0, 138)
+    second.run(tmp_path)
+    assert_same_bits(second, whole)
+
+
+def test_a_run_that_was_stopped_can_go_on_itself(whole):
+    run = training()
+    with pytest.raises(TrainingStopped):
+        run.run(on_step=lambda run: setattr(run, "stop_requested", run.adam.steps == 13))
+    run.run()
+    assert_same_bits(run, whole)
+
+
+@pytest.mark.parametrize("clip", [0.0, 1.0])
+def test_a_gradient_that_overflows_is_found(tmp_path, clip):
+    run = training(replace(RECIPE, clip=clip))
+    gradient_of = run.sharded_gradient
+
+    class Overflowing:
+        def __enter__(self):
+            gradient_of.__enter__()
+
+        def __exit__(self, *exception):
+            gradient_of.__exit__(*exception)
+
+        def __call__(self, *arguments):
+            loss, correct, gradient = gradient_of(*arguments)
+            gradient.flat[3:20] = 3e19  # finite, but not its square
+            return loss, correct, gradient
+
+    run.sharded_gradient = Overflowing()
+    with pytest.raises(TrainingDiverged, match="norm of the gradient" if clip else "second moments"):
+        run.run(tmp_path)
+
+
+def test_more_validation_than_images_is_refused():
+    with pytest.raises(ValueError, match="validation holds back 150 of 150 images: none are left"):
+        training(replace(RECIPE, validation=150))
 
 
 def test_a_model_file_is_no_checkpoint(tmp_path):

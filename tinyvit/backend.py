@@ -103,7 +103,7 @@ def erf(x):
 
 
 class Workspace:
-    """Hands out the same buffers in the same order, step after step, so that a step allocates nothing.
+    """Hands out the same buffers in the same order, step after step, so that a step allocates next to nothing.
 
     Used as a context, it serves every `empty` called in this thread until it is left. Whatever was computed
     inside stays valid until the workspace is entered again: only someone who owns a whole step may use one.
@@ -112,8 +112,13 @@ class Workspace:
     def __init__(self):
         self._buffers = []
         self._next = 0
+        self._serves = False
 
     def __enter__(self):
+        """Serve this thread from the first buffer on. Raises `RuntimeError` if it serves already."""
+        if self._serves:
+            raise RuntimeError("this workspace is in use: whoever enters it again would overwrite its arrays")
+        self._serves = True
         self._next = 0
         self._outer = getattr(_thread, "workspace", None)
         _thread.workspace = self
@@ -121,6 +126,7 @@ class Workspace:
 
     def __exit__(self, *exception):
         _thread.workspace = self._outer
+        self._serves = False
 
     def empty(self, shape, dtype, xp):
         """Return this step's next buffer, the one of the last step if its shape and dtype still fit."""

@@ -55,7 +55,7 @@ def load_model(path, backend=None):
     """
     arrays, info = load_arrays(path)
     try:
-        config = ViTConfig(**info["config"])
+        config = ViTConfig(**info["config"])  # KeyError and TypeError: it may be any JSON
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: its settings are not a model's ({error})") from error
     shapes = config.shapes()
@@ -63,6 +63,10 @@ def load_model(path, backend=None):
         if name not in arrays or arrays[name].shape != shape:
             found = arrays[name].shape if name in arrays else "nothing"
             raise CheckpointError(f"{path}: {name} should have the shape {shape}, found {found}")
+    kinds = {array.dtype for array in arrays.values()}
+    if kinds not in ({np.dtype(np.float32)}, {np.dtype(np.float64)}):
+        found = ", ".join(sorted(kind.name for kind in kinds))
+        raise CheckpointError(f"{path}: its arrays should all be float32, or all float64, found {found}")
     if surplus := sorted(set(arrays) - set(shapes)):
         raise CheckpointError(f"{path}: holds arrays that its settings do not name: {', '.join(surplus[:5])}")
     flat = np.concatenate([arrays[name].ravel() for name in shapes])

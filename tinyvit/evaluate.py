@@ -47,7 +47,7 @@ def evaluate(model, images, labels, batch_size=CHUNK, workers=1, progress=None):
         raise ValueError(f"batch_size and workers must be at least 1, not {batch_size} and {workers}")
 
     def chunk_logits(start):
-        return model.logits(images[start : start + batch_size], batch_size)
+        return model.logits(images[start : start + batch_size])
 
     chunks = []
     with ExitStack() as stack:

@@ -45,8 +45,8 @@ class ViTConfig:
     def __post_init__(self):
         for name in ("image_size", "patch_size", "width", "depth", "heads", "mlp_width", "classes"):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} must be a whole number of at least 1, not {value!r}")
+            if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 100_000:
+                raise ValueError(f"{name} must be a whole number from 1 to 100,000, not {value!r}")
         for part, whole in (("patch_size", "image_size"), ("heads", "width")):
             if getattr(self, whole) % getattr(self, part):
                 raise ValueError(
@@ -236,12 +236,14 @@ class VisionTransformer:
     config: ViTConfig
     parameters: Parameters
 
-    def logits(self, images, batch_size=250):
+    def logits(self, images, batch_size=None):
         """Return logits (B, classes), a NumPy array, for images (B, R, C), uint8 or float in 0 to 1.
 
-        The images may lie on the CPU or on the model's device; batch_size of them are computed at a time.
+        The images may lie on the CPU or on the model's device; batch_size of them are computed at a time, by default
+        as many as have 1,700 tokens (100 images of 17), so that caches stay small whatever the patches.
         """
         check_images(images, self.config)
+        batch_size = batch_size or max(1, 1700 // self.config.tokens)
         xp = array_module(self.parameters.flat)
         chunks = (xp.asarray(images[i : i + batch_size]) for i in range(0, len(images), batch_size))
         return np.concatenate([to_host(vit_forward(c, self.parameters, self.config)[0]) for c in chunks])

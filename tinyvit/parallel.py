@@ -37,8 +37,11 @@ class ShardedGradient:
             raise ValueError(f"workers must be at least 1, not {self.workers}")
         self._workspaces = [Workspace() for _ in range(self.workers)]
         self._totals = {}
+        self._limit = None
 
     def __enter__(self):
+        if self._limit is not None:
+            raise RuntimeError("this sharded gradient is in use already")
         self._limit = ThreadpoolController().limit(limits=1, user_api="blas")
         self._limit.__enter__()
         self._pool = ThreadPoolExecutor(self.workers) if self.workers > 1 else None
@@ -48,6 +51,7 @@ class ShardedGradient:
         if self._pool is not None:
             self._pool.shutdown()
         self._limit.__exit__(*exception)
+        self._limit = None
 
     def __call__(self, parameters, load, start, stop):
         """Return loss, how many were classified rightly, and the gradient, for places `start` to `stop`.
@@ -55,6 +59,8 @@ class ShardedGradient:
         load(start, stop) gives images and labels, as `Epoch.load` does. loss and the count are 0-d arrays; the
         gradient is `Parameters`, valid until the next call.
         """
+        if self._limit is None:
+            raise RuntimeError("use a sharded gradient as a context: with ShardedGradient(...) as sharded_gradient:")
         shards = cut(start, stop, self.workers, self.shard_size)
         runs = [shards[w :: self.workers] for w in range(self.workers)]
         jobs = [(w, run, parameters, load, stop - start) for w, run in enumerate(runs) if run]

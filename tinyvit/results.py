@@ -5,12 +5,14 @@ import io
 import json
 import os
 import platform
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import numpy as np
+from threadpoolctl import threadpool_info
 
 from tinyvit import plots
+from tinyvit.checkpoint import CheckpointError
 from tinyvit.data.augment import warp
 from tinyvit.evaluate import classification_report, confusion, evaluate
 from tinyvit.files import write_atomically
@@ -23,7 +25,14 @@ MODEL = "model.safetensors"
 def versions(backend):
     """Return the versions and the machine that a number depends on, as a dict of texts."""
     found = {"python": platform.python_version()}
-    found |= {name: version(name) for name in ("tinyvit", "numpy", "scipy", "scikit-learn")}
+    for name in ("tinyvit", "numpy", "scipy", "scikit-learn", "matplotlib", "safetensors", "threadpoolctl"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:  # used from its source, not installed
+            found[name] = "not installed"
+    blas = [pool for pool in threadpool_info() if pool["user_api"] == "blas"]
+    libraries = {f"{pool['internal_api']} {pool['version']} {pool.get('architecture', '')}".strip() for pool in blas}
+    found["blas"] = ", ".join(sorted(libraries))
     if backend.device == "gpu":
         found["cupy"] = backend.xp.__version__
     found |= {"machine": f"{platform.system()} {platform.machine()}", "cpu": _processor()}
@@ -37,6 +46,23 @@ def _processor():
     except (OSError, StopIteration):
         name = platform.processor() or "unknown"
     return f"{name}, {os.cpu_count()} cores"
+
+
+def read_metrics(folder):
+    """Return the metrics of `folder`/metrics.json, a dict; an empty one if there is no such file.
+
+    Raises `CheckpointError` if it is not what `write_metrics` writes.
+    """
+    path = Path(folder) / METRICS
+    if not path.exists():
+        return {}
+    try:
+        metrics = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CheckpointError(f"{path}: not a JSON file ({error})") from error
+    if not isinstance(metrics, dict) or not isinstance(metrics.get("origin", {}), dict):
+        raise CheckpointError(f"{path}: not the metrics of a run")
+    return metrics
 
 
 def write_metrics(folder, metrics):
@@ -62,7 +88,7 @@ def write_evaluation(folder, model, images, labels, workers=None):
     Returns the `Evaluation`.
     """
     folder = Path(folder)
-    evaluation = evaluate(model, images, labels, workers=workers or available_cores())
+    evaluation = evaluate(model, images, labels, workers=available_cores() if workers is None else workers)
     write_atomically(folder / "classification_report.txt", classification_report(evaluation))
     plots.confusion_matrix(confusion(evaluation), folder / "confusion_matrix.png")
     plots.misclassified(

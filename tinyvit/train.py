@@ -133,7 +133,7 @@ class Training:
         self.fingerprint = zlib.crc32(np.ascontiguousarray(labels), zlib.crc32(np.ascontiguousarray(images)))
         count = len(images) - config.validation
         if count < 1:
-            raise ValueError(f"validation holds back {config.validation} images of {len(images)}: none are left to train on")
+            raise ValueError(f"validation holds back {config.validation} of {len(images)} images: none are left")
         self.images, self.labels = backend.asarray(images[:count]), backend.asarray(labels[:count])
         self.validation = backend.asarray(images[count:]), labels[count:]
 
@@ -185,6 +185,7 @@ class Training:
         on_epoch(training) after every epoch, when its record is in `history`; stop_after: leave when so many epochs
         are finished, to go on another day. Ctrl-C or SIGTERM leave a checkpoint and raise `TrainingStopped`;
         a loss that is not finite raises `TrainingDiverged` and leaves the last good checkpoint as it is.
+        `OSError` comes of a folder that cannot be written, at the start and not after the first epoch.
         """
         last_epoch = self.config.epochs if stop_after is None else min(stop_after, self.config.epochs)
         self.stop_requested = False
@@ -277,11 +278,15 @@ class Training:
         if not math.isfinite(value):
             raise TrainingDiverged(
                 f"the {what} became {float(value)} in epoch {self.epoch + 1}, after {self.adam.steps} of "
-                f"{self.total_steps} steps: try a learning rate below {self.config.learning_rate:g}, or clip the gradient"
+                f"{self.total_steps} steps: try a learning rate below {self.config.learning_rate:g}, "
+                "or clip the gradient"
             )
 
     def save(self, folder):
-        """Write all that changes to `folder`/checkpoint.safetensors, unless it is not finite (`TrainingDiverged`)."""
+        """Write all that changes to `folder`/checkpoint.safetensors; nowhere if `folder` is None.
+
+        Raises `TrainingDiverged` if it is not finite, and `OSError` if it cannot be written.
+        """
         self.check_finite()
         if folder is None:
             return
@@ -322,12 +327,19 @@ class Training:
         arrays, info = _load(path)
         config = TrainingConfig.from_dict(info["training"])
         if epochs is not None:
-            if epochs < info["epoch"]:
-                raise CheckpointError(f"{path}: {info['epoch']} epochs are done, which is more than {epochs}")
+            begun = info["epoch"] + (info["place"] > 0)
+            if epochs < begun:
+                raise CheckpointError(f"{path}: {begun} epochs are begun or done, which is more than {epochs}")
             config = replace(config, epochs=epochs)
-        run = cls(ViTConfig(**info["model"]), config, images, labels, backend, workers or info["workers"])
+        workers = info["workers"] if workers is None else workers
+        run = cls(ViTConfig(**info["model"]), config, images, labels, backend, workers)
         if run.fingerprint != info["data"]:
             raise CheckpointError(f"{path}: the run was trained on other data than is given now")
+        for name, array in arrays.items():
+            if array.shape != run.parameters.flat.shape or array.dtype != run.parameters.flat.dtype:
+                raise CheckpointError(f"{path}: {name} does not fit the model: {array.dtype} {array.shape}")
+        if not 0 <= info["place"] <= len(run.images):
+            raise CheckpointError(f"{path}: place {info['place']} is outside an epoch of {len(run.images)} images")
         run.parameters.flat[...] = backend.asarray(arrays["parameters"])
         run.adam.first_moment[...] = backend.asarray(arrays["adam.first_moment"])
         run.adam.second_moment[...] = backend.asarray(arrays["adam.second_moment"])
@@ -370,8 +382,24 @@ def read_info(folder):
 
 def _load(path):
     arrays, info = load_arrays(path)
-    if info.get("format") != CHECKPOINT_FORMAT:
+    if not isinstance(info, dict) or info.get("format") != CHECKPOINT_FORMAT:
         raise CheckpointError(f"{path}: not a checkpoint of a run in format {CHECKPOINT_FORMAT}")
+    kinds = {
+        **dict.fromkeys(("model", "training", "origin"), dict),
+        **dict.fromkeys(("workers", "data", "adam_steps", "average_steps", "epoch", "place", "correct"), int),
+        **dict.fromkeys(("loss_sum", "seconds"), float),
+        "history": list,
+    }
+    wrong = [name for name, kind in kinds.items() if not isinstance(info.get(name), kind)]
+    try:
+        ViTConfig(**info["model"])
+        config = TrainingConfig.from_dict(info["training"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path}: its settings are not those of a run ({error})") from error
+    needed = {"parameters", "adam.first_moment", "adam.second_moment"} | ({"average"} if config.average else set())
+    wrong += sorted(needed ^ set(arrays))
+    if wrong:
+        raise CheckpointError(f"{path}: wrong or missing in this checkpoint: {', '.join(wrong)}")
     return arrays, info
 
 

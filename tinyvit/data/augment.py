@@ -12,8 +12,9 @@ from tinyvit.backend import array_module
 class Augmentation:
     """How far an image may be changed; every range is symmetric and uniform, and 0 leaves it out.
 
-    rotation: degrees; scale: a share, 0.1 for 0.9 to 1.1; shear: degrees; shift: pixels, down and across alike;
-    flip: the probability of a mirror image, left for right. Raises `ValueError` on a value out of range.
+    rotation: degrees; scale: a share, 0.1 for 1/1.1 to 1.1 times (uniform in its logarithm); shear: degrees;
+    shift: pixels, down and across alike; flip: the probability of a mirror image, left for right.
+    Raises `ValueError` on a value out of range.
     """
 
     rotation: float = 0.0

@@ -85,8 +85,8 @@ def write_idx(target, array):
     """Write one array as an idx file.
 
     target: path (str or os.PathLike), written whole or not at all, and as gzip if it ends in ".gz" (with no
-        time inside, so that one array gives one file); or a buffered binary stream, which gets the raw format
-        and is left open.
+        time inside, so that one Python gives one file for one array); or a buffered binary stream, which gets
+        the raw format and is left open.
     array: uint8, int8, int16, int32, float32 or float64, of any shape, byte order and memory layout.
 
     Raises IdxError if idx has no such type or size, or if the path cannot be written.

@@ -3,8 +3,8 @@
     out, cache = layer_norm_forward(x, w, b)
     dx, dw, db = layer_norm_backward(dout, cache)
 
-A backward never writes into `dout` or into its cache. To read them in order: linear,
-gelu, layer_norm, attention, patches, cross_entropy, in this order.
+A backward never writes into `dout` or into its cache. Read linear, layer_norm, gelu, attention, patches and
+cross_entropy, in this order.
 """
 
 from tinyvit.ops.attention import (
