@@ -14,7 +14,7 @@ from tinyvit.data import DataError, load_mnist
 from tinyvit.results import MODEL, read_metrics, versions, write_evaluation, write_metrics
 
 
-def main():
+def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, metavar="RUN", help="folder with model.safetensors, from train_mnist.py")
     parser.add_argument("--device", choices=["auto", "cpu", "gpu"], default="auto", help="where to compute (auto)")
@@ -22,7 +22,7 @@ def main():
     parser.add_argument("--data-dir", type=Path, metavar="DIR", help="four idx files (those of the run, or MNIST)")
     parser.add_argument("--test-limit", type=int, metavar="N", help="test on the first N images only (as the run)")
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder for what is written (RUN, or RUN/on-NAME)")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     try:
         for name, value in (("--test-limit", options.test_limit), ("--workers", options.workers)):
             if value is not None and value < 1:

@@ -278,8 +278,8 @@ def finish(run, data, folder, backend):
     )
 
 
-def main():
-    options = parse_arguments()
+def main(arguments=None):
+    options = parse_arguments(arguments)
     try:
         if options.stop_after is not None and options.stop_after < 1:
             raise ValueError(f"--stop-after must be at least 1, not {options.stop_after}")
