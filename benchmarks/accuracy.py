@@ -1,11 +1,13 @@
 """Train the recipes with several seeds and report test accuracy, its mean and its standard deviation.
 
     python benchmarks/accuracy.py --recipe tuned note --seeds 0 1 2
-    python benchmarks/accuracy.py --collect                the table again, from the recorded runs
+    python benchmarks/accuracy.py --recipe note --name note-flip-half --flip 0.5      a variant, under a name
+    python benchmarks/accuracy.py --collect                                           from the recorded runs
 
-Every run is `python examples/train_mnist.py --recipe R --seed N --workers W`. What it writes of its course and its
-end (metrics.json, history.csv, classification_report.txt) is kept in benchmarks/results/accuracy/R-seedN/, and the
-summary of all recorded runs in benchmarks/results/accuracy.json. The test set is read once a run, at its end.
+Every run is `python examples/train_mnist.py --recipe R --seed N --workers W`, and whatever flags are left over. What it
+writes of its course and its end (metrics.json, history.csv, classification_report.txt) is kept in
+benchmarks/results/accuracy/NAME-seedN/, and the summary of all recorded runs in benchmarks/results/accuracy.json. The
+test set is read once a run, at its end.
 """
 
 import argparse
@@ -23,30 +25,30 @@ RECORDS = RESULTS / "accuracy"
 KEPT = ("metrics.json", "history.csv", "classification_report.txt")
 
 
-def record(recipe, seed, workers):
-    """Train once and keep the record."""
+def record(recipe, seed, workers, name, flags):
+    """Train once and keep the record under `name`."""
     with tempfile.TemporaryDirectory() as scratch:
         out = Path(scratch) / "run"
         command = [sys.executable, str(ROOT / "examples" / "train_mnist.py")]
-        command += ["--recipe", recipe, "--seed", str(seed), "--workers", str(workers), "--out", str(out)]
+        command += ["--recipe", recipe, "--seed", str(seed), "--workers", str(workers), "--out", str(out), *flags]
         subprocess.run(command, check=True)
-        folder = RECORDS / f"{recipe}-seed{seed}"
+        folder = RECORDS / f"{name}-seed{seed}"
         folder.mkdir(parents=True, exist_ok=True)
-        for name in KEPT:
-            shutil.copyfile(out / name, folder / name)
+        for file in KEPT:
+            shutil.copyfile(out / file, folder / file)
 
 
 def summary():
-    """Return what the recorded runs say, a dict from recipe to its figures."""
+    """Return what the recorded runs say, a dict from name to its figures."""
     runs = {}
     for path in sorted(RECORDS.glob("*/metrics.json")):
         metrics = json.loads(path.read_text())
-        runs.setdefault(metrics["recipe"], []).append(metrics)
+        runs.setdefault(path.parent.name.rsplit("-seed", 1)[0], []).append(metrics)
     result = {}
-    for recipe, metrics in runs.items():
+    for name, metrics in runs.items():
         tested = [m["test_accuracy"] for m in metrics]
         validated = [m["history"][-1]["validation_accuracy"] for m in metrics]
-        result[recipe] = {
+        result[name] = {
             "seeds": [m["seed"] for m in metrics],
             "test_accuracy": tested,
             "test_accuracy_mean": statistics.mean(tested),
@@ -65,19 +67,22 @@ def main():
     parser.add_argument("--recipe", nargs="+", default=["tuned", "note"], metavar="R", help="tuned and note")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="N", help="0 1 2")
     parser.add_argument("--workers", type=int, default=2, metavar="W", help="shards side by side (2)")
+    parser.add_argument("--name", help="what to keep the runs of one recipe under (its own name)")
     parser.add_argument("--collect", action="store_true", help="train nothing, summarise what is recorded")
-    options = parser.parse_args()
+    options, flags = parser.parse_known_args()
+    if options.name is None and flags:
+        parser.error(f"a variant needs a --name, with {' '.join(flags)}")
     if not options.collect:
         for recipe in options.recipe:
             for seed in options.seeds:
-                record(recipe, seed, options.workers)
+                record(recipe, seed, options.workers, options.name or recipe, flags)
     result = summary()
     (RESULTS / "accuracy.json").write_text(json.dumps(result, indent=2) + "\n")
-    for recipe, figures in result.items():
+    for name, figures in result.items():
         deviation = figures["test_accuracy_deviation"]
         spread = f" +- {100 * deviation:.2f}" if deviation is not None else ""
         mean = 100 * figures["test_accuracy_mean"]
-        print(f"{recipe}: {mean:.2f}{spread} % on the test set, seeds {figures['seeds']}")
+        print(f"{name}: {mean:.2f}{spread} % on the test set, seeds {figures['seeds']}")
 
 
 if __name__ == "__main__":

@@ -101,7 +101,7 @@ def test_progress_counts_every_image(workers):
         (np.zeros(3, int), "4 images need 4 whole-number labels"),
         (np.zeros(4), "float64"),
         (np.zeros((4, 1), int), r"\(4, 1\)"),
-        (np.array([0, 1, 5, 2]), "a label is 5, but the model's 5 classes"),
+        (np.array([0, 1, 5, 2]), "a label is 5, but the model has the classes 0 to 4"),
         (np.array([0, -1, 4, 2]), "a label is -1"),
     ],
 )

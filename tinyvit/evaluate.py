@@ -10,6 +10,7 @@ from threadpoolctl import ThreadpoolController
 
 from tinyvit.backend import array_module, to_host
 from tinyvit.model import block_attention, check_images, vit_forward
+from tinyvit.ops import cross_entropy_forward, softmax_forward
 
 CHUNK = 100  # images: large enough for matrix products to run well, small enough for little memory a worker
 
@@ -68,7 +69,7 @@ def check_labels(labels, count, classes):
         )
     wrong = labels[(labels < 0) | (labels >= classes)]
     if wrong.size:
-        raise ValueError(f"a label is {wrong[0]}, but the model's {classes} classes are numbered from 0")
+        raise ValueError(f"a label is {wrong[0]}, but the model has the classes 0 to {classes - 1}")
 
 
 def evaluation_of_logits(logits, labels):
@@ -78,17 +79,16 @@ def evaluation_of_logits(logits, labels):
     """
     if not np.isfinite(logits).all():
         raise ArithmeticError("the model gives logits that are not finite numbers: look at its weights")
-    # log softmax(z) = z - max(z) - log(sum(exp(z - max(z)))): the largest exponent is 0, so nothing overflows
-    log_probabilities = logits.astype(np.float64)
-    log_probabilities -= log_probabilities.max(axis=1, keepdims=True)
-    log_probabilities -= np.log(np.exp(log_probabilities).sum(axis=1, keepdims=True))
+    logits = logits.astype(np.float64)
+    probabilities, _ = softmax_forward(logits)
+    loss, _ = cross_entropy_forward(logits, labels)
     predictions = logits.argmax(axis=1)
     return Evaluation(
-        probabilities=np.exp(log_probabilities),
+        probabilities=probabilities,
         predictions=predictions,
         labels=labels,
         accuracy=float((predictions == labels).mean()),
-        loss=float(-log_probabilities[np.arange(len(labels)), labels].mean()),
+        loss=float(loss),
     )
 
 

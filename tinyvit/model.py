@@ -19,6 +19,7 @@ from tinyvit.ops import (
     multi_head_attention_forward,
     patch_embedding_backward,
     patch_embedding_forward,
+    softmax_forward,
 )
 from tinyvit.parameters import Parameters
 
@@ -250,9 +251,7 @@ class VisionTransformer:
 
     def predict_proba(self, images):
         """Return the probability of every class, (B, classes), NumPy, for images as `logits` takes them."""
-        logits = self.logits(images).astype(np.float64)
-        exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
-        return exponentials / exponentials.sum(axis=1, keepdims=True)
+        return softmax_forward(self.logits(images).astype(np.float64))[0]
 
     def predict(self, images):
         """Return the most probable class of every image, (B,) integers, NumPy."""

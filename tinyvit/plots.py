@@ -195,7 +195,7 @@ def _loss_panel(axes, history, baseline):
     if baseline:
         values = _series(baseline, "validation_loss")
         _line(axes, baseline, values, "baseline, validation", MUTED, "{:.3f}", ":")
-    _line(axes, history, _series(history, "train_loss"), "training", TRAIN, "{:.3f}", "--")
+    _line(axes, history, _series(history, "train_loss"), "training, as minimised", TRAIN, "{:.3f}", "--")
     _line(axes, history, _series(history, "validation_loss"), "validation", VALIDATION, "{:.3f}", "-")
     _finish_panel(axes, "mean cross-entropy, nats")
 
