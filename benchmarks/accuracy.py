@@ -4,10 +4,10 @@
     python benchmarks/accuracy.py --recipe note --name note-flip-half --flip 0.5      a variant, under a name
     python benchmarks/accuracy.py --collect                                           from the recorded runs
 
-Every run is `python examples/train_mnist.py --recipe R --seed N --workers W`, and whatever flags are left over. What it
-writes of its course and its end (metrics.json, history.csv, classification_report.txt) is kept in
-benchmarks/results/accuracy/NAME-seedN/, and the summary of all recorded runs in benchmarks/results/accuracy.json. The
-test set is read once a run, at its end.
+Every run is `python examples/train_mnist.py --recipe R --seed N --workers W`, and whatever flags are left over. What
+it writes of its course and its end (metrics.json, history.csv, classification_report.txt) is kept in
+benchmarks/results/accuracy/NAME-seedN/, and the summary of all recorded runs in benchmarks/results/accuracy.json.
+The test set is read once a run, at its end.
 """
 
 import argparse

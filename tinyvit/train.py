@@ -97,8 +97,8 @@ class TrainingConfig:
 
 
 # The technical note's own training: Adam at a constant 3e-4, random rotations and horizontal flips. The note says
-# neither how far it rotates nor how often it flips. A mirrored digit is mostly no digit, or another one: here one image
-# in ten is flipped, as validation is better for it; `benchmarks/NOTES.md` has what every second one does.
+# neither how far it rotates nor how often it flips. A mirrored digit is mostly no digit, or another one: here one
+# image in ten is flipped, as validation is better for it; `benchmarks/NOTES.md` has what every second one does.
 NOTE = TrainingConfig(augmentation=Augmentation(rotation=10, flip=0.1))
 
 # The best found for the same model, batch size and epochs, on the validation images: `benchmarks/NOTES.md`.
