@@ -75,7 +75,10 @@ def folder_name(text):
 
 def parse_arguments(arguments=None):
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+        usage="%(prog)s [options]",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     group = parser.add_argument_group("the run")
     group.add_argument("--recipe", choices=list(RECIPES), help="the settings that no flag names (tuned)")
@@ -102,7 +105,8 @@ def parse_arguments(arguments=None):
             if len(set(defaults.values())) == 1:
                 shown = str(defaults["tuned"])
             kind = type(getattr(config, name))
-            group.add_argument(flag(name), dest=name, type=kind, metavar="X", help=f"{text} ({shown})")
+            metavar = {int: "N", float: "X", str: "WORD"}[kind]
+            group.add_argument(flag(name), dest=name, type=kind, metavar=metavar, help=f"{text} ({shown})")
     return parser.parse_args(arguments)
 
 
