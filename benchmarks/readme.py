@@ -75,8 +75,8 @@ def house():
 def generated(text):
     """Return the README's `text` with everything between its markers made anew."""
     for name, part in {"accuracy": accuracy_table(), "house": house()}.items():
-        pattern = rf"(<!-- {name} -->\n).*?(\n<!-- /{name} -->)"
-        text, count = re.subn(pattern, lambda match, part=part: match[1] + part + match[2], text, flags=re.DOTALL)
+        pattern = rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)"
+        text, count = re.subn(pattern, lambda match, part=part: f"{match[1]}{part}\n{match[2]}", text, flags=re.DOTALL)
         if count != 1:
             raise ValueError(f"README.md needs one pair of markers <!-- {name} --> and <!-- /{name} -->, not {count}")
     return text
