@@ -62,12 +62,11 @@ def accuracy_table():
 
 
 def house():
-    """Return the map of the house: each file, its lines, and the first sentence of its docstring."""
+    """Return the map of the house: each file, its lines, and the first line of its docstring."""
     rows = ["| file | lines | |", "| --- | ---: | --- |"]
     for part in PARTS:
         text = (ROOT / part).read_text()
-        docstring = ast.get_docstring(ast.parse(text)).split("\n\n")[0].replace("\n", " ")
-        sentence = re.split(r"(?<=[.;:])\s", docstring)[0].rstrip(".;:")
+        sentence = ast.get_docstring(ast.parse(text)).splitlines()[0].rstrip(".")
         rows.append(f"| [`{part.removeprefix('tinyvit/')}`]({part}) | {len(text.splitlines())} | {sentence} |")
     return "\n".join(rows)
 
@@ -76,7 +75,7 @@ def generated(text):
     """Return the README's `text` with everything between its markers made anew."""
     for name, part in {"accuracy": accuracy_table(), "house": house()}.items():
         pattern = rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)"
-        text, count = re.subn(pattern, lambda match, part=part: f"{match[1]}{part}\n{match[2]}", text, flags=re.DOTALL)
+        text, count = re.subn(pattern, lambda m, part=part: f"{m[1]}{part}\n{m[2]}", text, flags=re.DOTALL)
         if count != 1:
             raise ValueError(f"README.md needs one pair of markers <!-- {name} --> and <!-- /{name} -->, not {count}")
     return text
