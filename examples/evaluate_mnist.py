@@ -20,8 +20,8 @@ def main(arguments=None):
     parser.add_argument("--device", choices=["auto", "cpu", "gpu"], default="auto", help="where to compute (auto)")
     parser.add_argument("--workers", type=int, metavar="N", help="threads (all cores)")
     parser.add_argument("--data-dir", type=Path, metavar="DIR", help="four idx files (those of the run, or MNIST)")
-    parser.add_argument("--test-limit", type=int, metavar="N", help="test on the first N images only (as the run)")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="folder for what is written (RUN, or RUN/on-NAME)")
+    parser.add_argument("--test-limit", type=int, metavar="N", help="test on the first N images only")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="folder for what is written (RUN, or RUN/on-...)")
     options = parser.parse_args(arguments)
     try:
         for name, value in (("--test-limit", options.test_limit), ("--workers", options.workers)):
@@ -32,11 +32,19 @@ def main(arguments=None):
         metrics = read_metrics(options.run)
         origin = metrics.get("origin", {})
         data = load_mnist(options.data_dir or origin.get("data_dir"), classes=model.config.classes)
+        side = model.config.image_size
+        if data.test_images.shape[1] != side:
+            found = "{} x {}".format(*data.test_images.shape[1:])
+            raise ValueError(f"{data.source}: the model reads images of {side} x {side} pixels, found {found}")
         limit = options.test_limit if options.test_limit or options.data_dir else origin.get("test_limit")
         images, labels = data.test_images[:limit], data.test_labels[:limit]
 
-        # what a run was tested on is a part of its record: another data set gets a folder of its own
-        folder = options.out or (options.run / f"on-{data.name}" if options.data_dir else options.run)
+        # what a run was tested on is a part of its record: another test gets a folder, and a record, of its own
+        other = options.data_dir or options.test_limit
+        name = f"on-{data.name}" + (f"-first-{len(labels)}" if options.test_limit else "")
+        folder = options.out or (options.run / name if other else options.run)
+        if other:
+            metrics = {"run": str(options.run), "parameters": int(model.parameters.flat.size)}
         folder.mkdir(parents=True, exist_ok=True)
         evaluation = write_evaluation(folder, model, images, labels, options.workers)
         metrics |= {

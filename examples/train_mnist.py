@@ -1,6 +1,6 @@
 """Train a Vision Transformer on MNIST, or on any data set of the same shape, and write all there is to know of it.
 
-    python examples/train_mnist.py                        the best recipe, about five minutes on two cores
+    python examples/train_mnist.py                        the best recipe, some minutes on two cores
     python examples/train_mnist.py --recipe note          the technical note's training
     python examples/train_mnist.py --data-dir fashion/    any folder with the usual four idx files
     python examples/train_mnist.py --resume runs/tuned-seed0      go on with a run that was stopped
@@ -20,6 +20,7 @@ from tinyvit.data import DataError, load_mnist
 from tinyvit.data.augment import Augmentation
 from tinyvit.model import ViTConfig
 from tinyvit.results import (
+    METRICS,
     MODEL,
     versions,
     write_augmentation_sheet,
@@ -47,15 +48,15 @@ TRAINING_SETTINGS = {  # likewise, of TrainingConfig
     "weight_decay": "decoupled, on matrices",
     "beta1": "Adam's first decay",
     "beta2": "Adam's second decay",
-    "clip": "largest norm of the gradient, 0 for any",
-    "smoothing": "of the labels",
-    "average": "decay of the weights' moving average, 0 for none",
-    "validation": "training images held back, at the end, of a small set a twelfth",
-    "seed": "of everything random",
+    "clip": "largest norm of the gradient; 0 does not clip",
+    "smoothing": "share of a label that goes to all classes",
+    "average": "decay of the weights' average, per 4 steps; 0 for none",
+    "validation": "last training images, held back to validate; at most a twelfth if not given",
+    "seed": "from which everything random follows",
 }
 AUGMENTATION_SETTINGS = {  # likewise, of Augmentation
     "rotation": "degrees, either way",
-    "scale": "share, larger or smaller",
+    "scale": "share by which to grow or shrink, 0.1 for 1/1.1 to 1.1",
     "shear": "degrees, either way",
     "shift": "pixels, any way",
     "flip": "probability of a mirror image",
@@ -81,8 +82,9 @@ def parse_arguments(arguments=None):
         allow_abbrev=False,
     )
     group = parser.add_argument_group("the run")
-    group.add_argument("--recipe", choices=list(RECIPES), help="the settings that no flag names (tuned)")
-    group.add_argument("--device", choices=["auto", "cpu", "gpu"], default="auto", help="where to compute (auto)")
+    group.add_argument("--recipe", choices=list(RECIPES), help="where settings come from that no flag gives (tuned)")
+    devices, text = ["auto", "cpu", "gpu"], "where to compute; auto is a GPU if one does, else the CPU (auto)"
+    group.add_argument("--device", choices=devices, default="auto", help=text)
     group.add_argument("--workers", type=int, metavar="N", help="shards of a batch side by side (all cores)")
     group.add_argument("--out", type=folder_name, metavar="DIR", help="folder for the results (runs/RECIPE-seedN)")
     group.add_argument("--resume", type=folder_name, metavar="DIR", help="go on with the run in DIR, bit for bit")
@@ -90,7 +92,7 @@ def parse_arguments(arguments=None):
 
     group = parser.add_argument_group("data")
     group.add_argument("--data-dir", type=folder_name, metavar="DIR", help="four idx files, raw or .gz (MNIST)")
-    group.add_argument("--train-limit", type=int, metavar="N", help="train on the first N images only")
+    group.add_argument("--train-limit", type=int, metavar="N", help="use the first N training images only")
     group.add_argument("--test-limit", type=int, metavar="N", help="test on the first N images only")
 
     for title, settings, config, of_recipe in (
@@ -189,13 +191,19 @@ def resume(options, backend):
     if options.data_dir:
         origin["data_dir"] = str(options.data_dir.resolve())
     limits = origin.get("train_limit"), origin.get("test_limit")
-    data = load_data(origin.get("data_dir"), *limits, info["model"]["classes"])
+    try:
+        data = load_data(origin.get("data_dir"), *limits, info["model"]["classes"])
+    except DataError as error:
+        raise ValueError(f"{error} (the data of this run; if it has moved, give --data-dir)") from error
+    if data.train_images.shape[1] != info["model"]["image_size"]:
+        found = "{} x {}".format(*data.train_images.shape[1:])
+        raise ValueError(f"{data.source}: the run reads images of another size, found {found} pixels")
     run = Training.resume(
         options.resume, data.train_images, data.train_labels, backend, options.epochs, options.workers
     )
     run.origin = origin
     if run.workers != info["workers"]:
-        print(f"note: {run.workers} workers, not {info['workers']} as before: not the same bits", file=sys.stderr)
+        print(f"note: --workers {run.workers}, not {info['workers']} as before: not the same bits", file=sys.stderr)
     if run.config.epochs != info["training"]["epochs"] and run.config.schedule == "cosine":
         print(
             f"note: the learning rate was to fall over {info['training']['epochs']} epochs and now falls over "
@@ -289,6 +297,9 @@ def main(arguments=None):
             raise ValueError(f"--stop-after must be at least 1, not {options.stop_after}")
         backend = get_backend(options.device)
         run, data, folder = resume(options, backend) if options.resume else start(options, backend)
+        if run.finished and (folder / METRICS).exists():
+            print(f"all {run.epoch} epochs in {folder} are done; to evaluate again: evaluate_mnist.py {folder}")
+            return 0
         print(
             f"{run.parameters.flat.size:,} parameters, {len(run.images):,} training, {len(run.validation[1]):,} "
             f"validation and {len(data.test_images):,} test images, device {backend.device}, "

@@ -204,6 +204,22 @@ def test_another_data_set_is_evaluated_in_a_folder_of_its_own(whole, tmp_path):
     assert (tmp_path / "run" / "metrics.json").read_bytes() == before
     metrics = json.loads((tmp_path / "run" / "on-other" / "metrics.json").read_text())
     assert (metrics["test_images"], metrics["test_data"]) == (40, str(tmp_path / "other"))
+    assert "seconds" not in metrics  # which were spent on another data set
+
+
+def test_a_smaller_test_does_not_replace_the_whole_one(whole, tmp_path):
+    shutil.copytree(whole[0], tmp_path / "run")
+    run([*EVALUATE, "run", "--test-limit", "50"], tmp_path)
+    assert (tmp_path / "run" / "metrics.json").read_bytes() == (whole[0] / "metrics.json").read_bytes()
+    metrics = json.loads((tmp_path / "run" / "on-MNIST-first-50" / "metrics.json").read_text())
+    assert metrics["test_images"] == 50
+
+
+def test_a_finished_run_is_left_as_it_is(whole, tmp_path):
+    shutil.copytree(whole[0], tmp_path / "run")
+    done = run([*TRAIN, "--resume", "run", "--workers", "1"], tmp_path)
+    assert "all 3 epochs in run are done" in done.stdout
+    assert (tmp_path / "run" / "metrics.json").read_bytes() == (whole[0] / "metrics.json").read_bytes()
 
 
 def test_a_finished_run_can_be_resumed_for_its_results(whole, tmp_path):
@@ -315,6 +331,9 @@ def test_what_is_wrong_with_an_evaluation_is_said_in_one_line(whole, tmp_path, c
         (whole[0], "--workers", "0"): "--workers must be at least 1, not 0",
     }.items():
         assert expected in error_within(capsys, evaluate_mnist, arguments)
+    write_data_set(tmp_path / "small", "-idx{}-ubyte", size=20)
+    expected = "small: the model reads images of 28 x 28 pixels, found 20 x 20"
+    assert expected in error_within(capsys, evaluate_mnist, [whole[0], "--data-dir", tmp_path / "small"])
     shutil.copytree(whole[0], tmp_path / "bad")
     for text in ("[]", "{", '{"origin": null}'):
         (tmp_path / "bad" / "metrics.json").write_text(text)

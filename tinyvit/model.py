@@ -50,9 +50,10 @@ class ViTConfig:
                 raise ValueError(f"{name} must be a whole number from 1 to 100,000, not {value!r}")
         for part, whole in (("patch_size", "image_size"), ("heads", "width")):
             if getattr(self, whole) % getattr(self, part):
-                raise ValueError(
-                    f"{part} must divide {whole}: {getattr(self, part)} does not divide {getattr(self, whole)}"
-                )
+                size = getattr(self, whole)
+                fitting = ", ".join(str(n) for n in range(1, size + 1) if size % n == 0)
+                given = getattr(self, part)
+                raise ValueError(f"{part} must divide {whole}: {given} does not divide {size} ({fitting} do)")
         if self.gelu not in ("erf", "tanh"):
             raise ValueError(f"gelu must be 'erf' or 'tanh', not {self.gelu!r}")
         for name in ("pixel_mean", "pixel_deviation", "epsilon"):

@@ -253,7 +253,7 @@ def _finish_panel(axes, quantity):
     axes.set_xlim(epochs.min() - 0.5, epochs.max() + 0.5)
     axes.xaxis.set_major_locator(MaxNLocator(10, steps=[1, 2, 5, 10], integer=True, min_n_ticks=1))
     axes.set_xlabel("epoch", fontsize=TEXT, color=INK)
-    axes.set_ylabel(quantity, fontsize=TEXT, color=INK)
+    axes.set_ylabel(f"{quantity}, log scale", fontsize=TEXT, color=INK)
     axes.grid(axis="y", color=FAINT, linewidth=0.8)
     axes.set_axisbelow(True)
     axes.tick_params(labelsize=SMALL, colors=INK, length=0)

@@ -41,6 +41,7 @@ class Augmentation:
         not change what the others do.
         """
         uniform = rng.uniform(-1, 1, (6, count))
+        # new place -> mirror -> shear -> turn -> divide by the scale -> shift -> old place
         angle = np.deg2rad(self.rotation) * uniform[0]
         zoom = np.exp(math.log1p(self.scale) * uniform[1])
         shear = np.tan(np.deg2rad(self.shear) * uniform[2])

@@ -13,7 +13,7 @@ def softmax_forward(x):
     weights = xp.subtract(x, x.max(axis=-1, keepdims=True), out=empty(x.shape, like=x))
     xp.exp(weights, out=weights)
     weights /= weights.sum(axis=-1, keepdims=True)
-    return weights, weights
+    return weights, weights  # its backward needs nothing but the result
 
 
 def softmax_backward(dweights, cache):
@@ -82,7 +82,7 @@ def multi_head_attention_forward(x, w_qkv, b_qkv, w_out, b_out, heads, queries=N
 def multi_head_attention_backward(dout, cache):
     """Return dx (B, T, D), dw_qkv, db_qkv, dw_out, db_out for the gradient `dout` (B, queries, D) of out."""
     q_cache, kv_cache, attention_cache, out_cache = cache
-    heads = attention_cache[0].shape[1]
+    heads = attention_cache[0].shape[1]  # of q, (B, H, S, K)
     width = dout.shape[-1]
     dmerged, dw_out, db_out = linear_backward(dout, out_cache)
     dq, dk, dv = attention_backward(split_heads(dmerged, heads), attention_cache)

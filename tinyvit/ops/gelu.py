@@ -19,7 +19,7 @@ def gelu_forward(x):
     out = xp.multiply(x, cdf, out=empty(x.shape, like=x))
 
     # out = x * cdf(x) and cdf' = density, so the derivative is cdf(x) + x * density(x)
-    density = square
+    density = square  # in its buffer, which is done with; and so the derivative in that of the density
     density *= -0.5
     xp.exp(density, out=density)
     density *= 1 / math.sqrt(2 * math.pi)
@@ -44,7 +44,7 @@ def gelu_tanh_forward(x):
     xp = array_module(x)
     scale = math.sqrt(2 / math.pi)
     square = xp.multiply(x, x, out=empty(x.shape, like=x))
-    tanh = xp.multiply(square, 0.044715 * scale, out=empty(x.shape, like=x))
+    tanh = xp.multiply(square, 0.044715 * scale, out=empty(x.shape, like=x))  # at first u
     tanh += scale
     tanh *= x
     xp.tanh(tanh, out=tanh)
@@ -53,7 +53,7 @@ def gelu_tanh_forward(x):
     out *= 0.5
 
     # out = x (1 + tanh(u)) / 2, so its derivative is (1 + tanh(u)) / 2 + x (1 - tanh(u)**2) u' / 2
-    slope = square
+    slope = square  # in its buffer, which is done with
     slope *= 3 * 0.044715 * scale
     slope += scale  # u'
     slope *= x

@@ -10,7 +10,7 @@ def layer_norm_forward(x, w, b, epsilon=1e-6):
     """
     xp = array_module(x)
     normalised = xp.subtract(x, x.mean(axis=-1, keepdims=True), out=empty(x.shape, like=x))
-    out = xp.multiply(normalised, normalised, out=empty(x.shape, like=x))
+    out = xp.multiply(normalised, normalised, out=empty(x.shape, like=x))  # for now the squares
     variance = out.mean(axis=-1, keepdims=True)  # (..., 1)
     inverse_deviation = 1 / xp.sqrt(variance + epsilon)  # (..., 1)
     normalised *= inverse_deviation
@@ -36,7 +36,7 @@ def layer_norm_backward(dout, cache):
     through_mean = dnormalised.mean(axis=-1, keepdims=True)
     xp.multiply(dnormalised, normalised, out=product)
     through_deviation = product.mean(axis=-1, keepdims=True)
-    dx = xp.multiply(normalised, through_deviation, out=product)
+    dx = xp.multiply(normalised, through_deviation, out=product)  # in the buffer of product, which is done with
     xp.subtract(dnormalised, dx, out=dx)
     dx -= through_mean
     dx *= inverse_deviation
