@@ -1,6 +1,6 @@
 """Train a Vision Transformer on MNIST, or on any data set of the same shape, and write all there is to know of it.
 
-    python examples/train_mnist.py                        the best recipe, some minutes on two cores
+    python examples/train_mnist.py                        the best recipe, about five minutes on two cores
     python examples/train_mnist.py --recipe note          the technical note's training
     python examples/train_mnist.py --data-dir fashion/    any folder with the usual four idx files
     python examples/train_mnist.py --resume runs/tuned-seed0      go on with a run that was stopped
