@@ -192,7 +192,7 @@ def position(folder):
 def test_going_on_in_another_way_is_said(whole, tmp_path):
     shutil.copytree(whole[0], tmp_path / "run")
     done = run([*TRAIN, "--resume", "run", "--epochs", "4", "--workers", "1"], tmp_path)
-    assert "note: 1 workers, not 2 as before: not the same bits" in done.stderr
+    assert "note: --workers 1, not 2 as before: not the same bits" in done.stderr
     assert "begin with --epochs 4 --stop-after N" in done.stderr
 
 
