@@ -13,6 +13,7 @@ import copy
 import importlib
 import inspect
 import math
+import re
 import textwrap
 
 import numpy as np
@@ -156,7 +157,7 @@ def mutants(function, first_line=0):
     for (node, field, index), child, statement in list(places(tree)):
         if child.lineno <= first_line:
             continue
-        line = ast.unparse(statement).split("\n")[0]
+        line = re.sub(r"^\((.*?)\) = ", r"\1 = ", ast.unparse(statement).split("\n")[0])  # as Python 3.10 writes it
         for what, new in [*replacements(child), *other_variables(node, child, tree)]:
             before = getattr(node, field)
             after = new if index is None else [*before[:index], new, *before[index + 1 :]]
