@@ -262,3 +262,12 @@ def test_patch_maps_lie_as_the_patches_do():
     )
     with pytest.raises(ValueError, match="8 patches do not make a square"):
         patch_maps(np.zeros((1, 8)))
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_logits_that_overflow_are_one_error_and_no_warning(workers):
+    model = random_model()
+    images, labels = random_images(9, model.config)
+    model.parameters.flat[...] = 1e300
+    with pytest.raises(ArithmeticError, match="logits that are not finite numbers"):
+        evaluate(model, images, labels, batch_size=5, workers=workers)

@@ -37,7 +37,7 @@ PICTURES = {
     "baseline": (lambda path: plots.training_curves(HISTORY, path, baseline=HISTORY[:4]), (1200, 510)),
     "confusion_matrix": (lambda path: plots.confusion_matrix(COUNTS, path), (960, 960)),
     "misclassified": (
-        lambda path: plots.misclassified(IMAGES, LABELS, (LABELS + 1) % 10, CONFIDENCES, path, limit=8),
+        lambda path: plots.misclassified(IMAGES, LABELS, (LABELS + 1) % 10, CONFIDENCES, range(40), path, limit=8),
         (1200, 493),
     ),
     "contact_sheet": (lambda path: plots.contact_sheet([IMAGES[:3], IMAGES[:2] / 255], path), (540, 366)),
@@ -175,7 +175,7 @@ def test_misclassified_digits_are_captioned_the_most_confident_first(figures):
     predictions[[4, 9, 30]] = [9, 7, 8]
     confidences = CONFIDENCES.copy()
     confidences[9] = 0.9999
-    plots.misclassified(IMAGES, LABELS, predictions, confidences, "unused")
+    plots.misclassified(IMAGES, LABELS, predictions, confidences, [9, 30, 4], "unused")
     drawn = [axes for axes in figures[0].axes if axes.images]
     assert [axes.get_title() for axes in drawn] == [
         "true 9, predicted 7\n> 99.9 %",
@@ -186,13 +186,13 @@ def test_misclassified_digits_are_captioned_the_most_confident_first(figures):
         np.testing.assert_array_equal(axes.images[0].get_array(), IMAGES[i] / 255)
     assert figures[0].get_suptitle() == "3 of 40 misclassified, the most confident first"
 
-    plots.misclassified(IMAGES, LABELS, predictions, confidences, "unused", limit=2)
+    plots.misclassified(IMAGES, LABELS, predictions, confidences, [9, 30, 4], "unused", limit=2)
     assert len([axes for axes in figures[1].axes if axes.images]) == 2
     assert figures[1].get_suptitle().endswith("(2 shown)")
 
 
 def test_no_mistakes_make_a_picture_that_says_so(figures, tmp_path):
-    plots.misclassified(IMAGES, LABELS, LABELS, CONFIDENCES, "unused")
+    plots.misclassified(IMAGES, LABELS, LABELS, CONFIDENCES, [], "unused")
     assert [text.get_text() for text in figures[0].texts] == ["0 of 40 misclassified"]
 
 

@@ -48,7 +48,9 @@ def evaluate(model, images, labels, batch_size=CHUNK, workers=1, progress=None):
         raise ValueError(f"batch_size and workers must be at least 1, not {batch_size} and {workers}")
 
     def chunk_logits(start):
-        return model.logits(images[start : start + batch_size])
+        # what overflows gives a logit that is not finite, and that is an error below: NumPy need not warn of it
+        with np.errstate(over="ignore", invalid="ignore"):
+            return model.logits(images[start : start + batch_size])
 
     chunks = []
     with ExitStack() as stack:

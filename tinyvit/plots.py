@@ -85,16 +85,14 @@ def confusion_matrix(counts, path, class_names=None):
     _save(figure, path)
 
 
-def misclassified(images, labels, predictions, confidences, path, limit=36):
+def misclassified(images, labels, predictions, confidences, wrong, path, limit=36):
     """Draw the digits that were misclassified, the most confident first, at most `limit` of them.
 
     images: (N, R, C), uint8 or float in 0 to 1; labels, predictions: (N,) integers; confidences: (N,), how
-    probable each prediction was said to be, 0 to 1: all images, of which the wrong ones are picked here;
-    path: where the PNG (1200 pixels wide) goes. If nothing is wrong, the picture says so.
+    probable each prediction was said to be, 0 to 1: of all images; wrong: the indices of the mistakes in the
+    order to draw them, as `evaluate.misclassified` gives them; path: where the PNG (1200 pixels wide) goes.
+    If nothing is wrong, the picture says so.
     """
-    labels, predictions = np.asarray(labels), np.asarray(predictions)
-    wrong = np.flatnonzero(labels != predictions)
-    wrong = wrong[np.argsort(-np.asarray(confidences)[wrong], kind="stable")]
     shown = wrong[:limit]
     title = f"{len(wrong):,} of {len(labels):,} misclassified"
     if not len(shown):

@@ -14,7 +14,7 @@ from threadpoolctl import threadpool_info
 from tinyvit import plots
 from tinyvit.checkpoint import CheckpointError
 from tinyvit.data.augment import warp
-from tinyvit.evaluate import classification_report, confusion, evaluate
+from tinyvit.evaluate import classification_report, confusion, evaluate, misclassified
 from tinyvit.files import write_atomically
 from tinyvit.parallel import available_cores
 
@@ -91,9 +91,8 @@ def write_evaluation(folder, model, images, labels, workers=None):
     evaluation = evaluate(model, images, labels, workers=available_cores() if workers is None else workers)
     write_atomically(folder / "classification_report.txt", classification_report(evaluation))
     plots.confusion_matrix(confusion(evaluation), folder / "confusion_matrix.png")
-    plots.misclassified(
-        images, labels, evaluation.predictions, evaluation.confidences, folder / "misclassified.png"
-    )
+    wrong, predictions, confidences = misclassified(evaluation), evaluation.predictions, evaluation.confidences
+    plots.misclassified(images, labels, predictions, confidences, wrong, folder / "misclassified.png")
     return evaluation
 
 
