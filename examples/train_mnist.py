@@ -19,6 +19,7 @@ from tinyvit.checkpoint import CheckpointError, save_model
 from tinyvit.data import DataError, load_mnist
 from tinyvit.data.augment import Augmentation
 from tinyvit.model import ViTConfig
+from tinyvit.parallel import WorkerError
 from tinyvit.results import (
     METRICS,
     MODEL,
@@ -324,6 +325,9 @@ def main(arguments=None):
         good = folder / CHECKPOINT
         kept = f"; the last good checkpoint is {good}" if good.exists() else "; it came before the first checkpoint"
         print(f"error: {error}{kept}", file=sys.stderr)
+        return 1
+    except WorkerError as error:
+        print(f"error: {error}\nnothing but the last seconds is lost: go on with --resume {folder}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("interrupted; if training had begun, --resume goes on from its last checkpoint", file=sys.stderr)

@@ -37,7 +37,7 @@ def assert_float32_agrees(function, inputs, tolerance=2e-5):
 
 
 class PoisonedWorkspace(Workspace):
-    """Every buffer is new and full of not-a-number: reading memory before writing it shows."""
+    """All memory is new and full of not-a-number: reading it before writing it shows."""
 
     def empty(self, shape, dtype, xp):
         return xp.full(shape, np.nan, dtype=dtype)
@@ -46,17 +46,18 @@ class PoisonedWorkspace(Workspace):
 def assert_workspace_changes_nothing(compute):
     """`compute` gives a list of arrays: the same bits from plain, from reused and from poisoned memory.
 
-    A second round in a workspace allocates nothing: its buffers are those of the first.
+    A second round in a workspace needs no new memory: that of the first is free again.
     """
     expected = [array.tobytes() for array in compute()]
     workspace = Workspace()
-    addresses = []
+    free = []
     for _ in range(3):
         with workspace:
             results = compute()
         assert [array.tobytes() for array in results] == expected
-        addresses.append([buffer.ctypes.data for buffer in workspace._buffers])
-        assert len(addresses[-1]) > 0
-    assert addresses[0] == addresses[1] == addresses[2]
+        del results
+        free.append({size: len(blocks) for size, blocks in workspace._free.items()})
+        assert sum(free[-1].values()) > 0
+    assert free[0] == free[1] == free[2]
     with PoisonedWorkspace():
         assert [array.tobytes() for array in compute()] == expected

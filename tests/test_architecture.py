@@ -46,8 +46,8 @@ MAY_IMPORT = {
     "train": {"backend", "files", "parameters", "model", "optim", "parallel", "data", "checkpoint", "evaluate",
               "kernels"},
 }  # fmt: skip
-ONLY_FILE_WITH = {"cupy": "backend", "cupyx": "backend", "matplotlib": "plots"}
-NEVER = {"torch", "jax", "tensorflow", "keras", "pickle", "dill", "joblib", "lessons", "tests", "examples"}
+ONLY_FILE_WITH = {"cupy": "backend", "cupyx": "backend", "matplotlib": "plots", "joblib": "parallel"}
+NEVER = {"torch", "jax", "tensorflow", "keras", "pickle", "dill", "lessons", "tests", "examples"}
 NEVER |= {"benchmarks", "conftest", "strategies", "strict_cupy"}
 
 
@@ -165,9 +165,10 @@ def test_every_public_operation_says_what_it_does(function):
 def test_every_forward_has_its_backward_which_takes_a_gradient_and_a_cache(forward):
     backward_name = SERVED_BY_ANOTHER.get(forward.__name__, forward.__name__.replace("_forward", "_backward"))
     backward = getattr(inspect.getmodule(forward), backward_name)
-    first, second = inspect.signature(backward).parameters
-    assert first.startswith("d")
-    assert second in ("cache", "image_shape")
+    first, second, *places = inspect.signature(backward).parameters.values()
+    assert first.name.startswith("d")
+    assert second.name in ("cache", "image_shape")
+    assert all(place.name.startswith("d") and place.default is None for place in places)  # where gradients may go
     assert {forward.__name__, backward_name} <= set(ops.__all__)
 
 

@@ -16,17 +16,19 @@ from strategies import (
     small,
 )
 
-from tinyvit.gradcheck import gradient_error, relative_error
+from tinyvit.gradcheck import gradient_error
 from tinyvit.ops import (
     attention_backward,
     attention_forward,
     attention_weights,
+    class_attention_backward,
+    class_attention_forward,
     multi_head_attention_backward,
     multi_head_attention_forward,
     softmax_backward,
     softmax_forward,
 )
-from tinyvit.ops.attention import merge_heads, split_heads
+from tinyvit.ops.attention import empty_scores, split_heads
 
 leading = st.lists(small, min_size=0, max_size=2).map(tuple)
 
@@ -90,7 +92,7 @@ def test_attention_gradients(leading, queries, tokens, per_head, seed):
 
 def test_each_output_is_a_mean_of_the_values():
     q, k, v = normal(0, (2, 3, 4), (2, 5, 4), (2, 5, 4))
-    out, (*_, weights) = attention_forward(q, k, v)
+    out, (weights, *_) = attention_forward(q, k, v)
     for b in range(2):
         for s in range(3):
             scores = np.array([sum(q[b, s] * k[b, t]) / 2 for t in range(5)])  # 2 is the root of the width 4
@@ -112,20 +114,57 @@ def test_a_single_token_gets_its_own_value():
     np.testing.assert_array_equal(attention_forward(q, k, v)[0], np.broadcast_to(v, (2, 3, 4)))
 
 
+def test_the_scale_is_the_root_of_the_width_unless_one_says_otherwise():
+    q, k, v = normal(0, (2, 3, 4), (2, 5, 4), (2, 5, 4))
+    np.testing.assert_allclose(attention_forward(q, k, v, scale=0.5)[0], attention_forward(q, k, v)[0], rtol=1e-13)
+    scaled, _ = attention_forward(q, k, v, scale=0.2)
+    np.testing.assert_allclose(scaled, attention_forward(0.4 * q, k, v)[0], atol=1e-13)
+    assert_gradients_right(lambda *qkv: attention_forward(*qkv, scale=0.2), attention_backward, [q, k, v])
+
+
+def test_keys_lie_outermost_in_memory_and_change_no_value():
+    q, k, v = normal(0, (2, 3, 4, 5), (2, 3, 6, 5), (2, 3, 6, 5))
+    scores = empty_scores(q, k)
+    assert scores.shape == (2, 3, 4, 6)
+    assert scores.strides[-1] == max(scores.strides)
+    weights = attention_forward(q, k, v)[1][0]
+    assert weights.strides == scores.strides
+    plain = scipy.special.softmax(q @ k.swapaxes(-1, -2) / np.sqrt(5), axis=-1)
+    np.testing.assert_allclose(weights, plain, rtol=1e-12)
+
+
 # ---- many heads ----
 
+FORMS = {
+    "all tokens": (multi_head_attention_forward, multi_head_attention_backward),
+    "the class token": (class_attention_forward, class_attention_backward),
+}
+both_forms = pytest.mark.parametrize(("forward", "backward"), FORMS.values(), ids=FORMS)
 
+
+@both_forms
 @SHAPES
-@given(small, small, st.integers(1, 3), st.integers(1, 2), st.integers(1, 4), seeds)
-@example(1, 1, 1, 1, 1, 0)
-@example(2, 5, 3, 2, 1, 0)
-@example(2, 3, 1, 3, 3, 0)
-def test_multi_head_gradients(batch, tokens, heads, per_head, queries, seed):
-    def forward(*arrays):
-        return multi_head_attention_forward(*arrays, heads, min(queries, tokens))
-
+@given(small, small, st.integers(1, 3), st.integers(1, 2), seeds)
+@example(1, 1, 1, 1, 0)
+@example(2, 5, 3, 2, 0)
+@example(2, 3, 1, 3, 0)
+def test_multi_head_gradients(forward, backward, batch, tokens, heads, per_head, seed):
     inputs = multi_head_inputs(seed, batch, tokens, heads, per_head)
-    assert_gradients_right(forward, multi_head_attention_backward, inputs)
+    assert_gradients_right(lambda *arrays: forward(*arrays, heads), backward, inputs)
+
+
+@both_forms
+def test_gradients_are_written_where_they_are_wanted(forward, backward):
+    inputs = multi_head_inputs(0, 2, 5, 3, 4)
+    out, cache = forward(*inputs, 3)
+    dout = normal(1, out.shape)
+    dx, *expected = backward(dout, cache)
+    wanted = [np.full((*x.shape, 2), np.nan)[..., 0] for x in inputs[1:]]  # with gaps, as a part of something larger
+    other_dx, *got = backward(dout, cache, *wanted)
+    np.testing.assert_array_equal(other_dx, dx)
+    for array, place, value in zip(got, wanted, expected, strict=True):
+        assert array is place
+        np.testing.assert_allclose(array, value, rtol=1e-13, atol=1e-14)
 
 
 def test_heads_are_slices_of_the_width():
@@ -146,22 +185,24 @@ def test_attention_commutes_with_a_permutation_of_the_tokens(order, seed):
 
 
 @SHAPES
-@given(st.integers(1, 5), st.sampled_from([1, 2, 3]), seeds)
-def test_fewer_queries_give_the_first_rows_and_their_gradients(queries, heads, seed):
-    inputs = multi_head_inputs(seed, 2, 5, heads, 2)
-    dout = normal(seed + 1, (2, queries, 2 * heads))
-    some, some_cache = multi_head_attention_forward(*inputs, heads, queries)
+@given(small, st.integers(1, 6), st.sampled_from([1, 2, 3]), small, seeds)
+@example(3, 1, 2, 2, 0)
+def test_class_attention_is_the_first_row_and_its_gradients(batch, tokens, heads, per_head, seed):
+    inputs = multi_head_inputs(seed, batch, tokens, heads, per_head)
+    dout = normal(seed + 1, (batch, 1, heads * per_head))
+    first, first_cache = class_attention_forward(*inputs, heads)
     all_, all_cache = multi_head_attention_forward(*inputs, heads)
-    np.testing.assert_allclose(some, all_[:, :queries], atol=1e-12)
+    np.testing.assert_allclose(first, all_[:, :1], rtol=1e-10, atol=1e-11)
+    np.testing.assert_allclose(attention_weights(first_cache), attention_weights(all_cache)[:, :, :1], atol=1e-12)
 
     nothing_for_the_rest = np.zeros(all_.shape)
-    nothing_for_the_rest[:, :queries] = dout
+    nothing_for_the_rest[:, :1] = dout
     for got, expected in zip(
-        multi_head_attention_backward(dout, some_cache),
+        class_attention_backward(dout, first_cache),
         multi_head_attention_backward(nothing_for_the_rest, all_cache),
         strict=True,
     ):
-        assert relative_error(got, expected) < 1e-13
+        np.testing.assert_allclose(got, expected, atol=1e-11 * max(1, np.abs(expected).max()))
 
 
 def test_the_bias_of_the_keys_has_no_gradient():
@@ -174,35 +215,42 @@ def test_the_bias_of_the_keys_has_no_gradient():
     assert np.abs(db_qkv[12:]).min() > 1e-6
 
 
-def test_attention_weights_are_kept_in_the_cache():
-    _, cache = multi_head_attention_forward(*multi_head_inputs(0, 2, 5, 3, 4), 3, 2)
+@both_forms
+def test_attention_weights_are_kept_in_the_cache(forward, backward):
+    out, cache = forward(*multi_head_inputs(0, 2, 5, 3, 4), 3)
     weights = attention_weights(cache)
-    assert weights.shape == (2, 3, 2, 5)
+    assert weights.shape == (2, 3, out.shape[1], 5)
     np.testing.assert_allclose(weights.sum(axis=-1), 1, rtol=1e-14)
 
 
-def test_heads_are_split_by_columns_and_merged_back():
+def test_heads_are_split_by_columns():
     x = normal(0, (2, 3, 12))
     heads = split_heads(x, 4)
+    assert np.shares_memory(heads, x)
     np.testing.assert_array_equal(heads[:, 1], x[:, :, 3:6])
-    np.testing.assert_array_equal(merge_heads(heads), x)
 
 
-def test_heads_that_do_not_divide_the_width_are_refused():
+@both_forms
+def test_heads_that_do_not_divide_the_width_are_refused(forward, backward):
     with pytest.raises(ValueError, match="4 heads do not divide a width of 6"):
-        multi_head_attention_forward(*multi_head_inputs(0, 2, 5, 2, 3), 4)
+        forward(*multi_head_inputs(0, 2, 5, 2, 3), 4)
 
 
-def both(x, w_qkv, b_qkv, w_out, b_out, dout):
-    out, cache = multi_head_attention_forward(x, w_qkv, b_qkv, w_out, b_out, 2, dout.shape[1])
-    return out, *multi_head_attention_backward(dout, cache)
+def to_and_fro(forward, backward):
+    def function(x, w_qkv, b_qkv, w_out, b_out, dout):
+        out, cache = forward(x, w_qkv, b_qkv, w_out, b_out, 2)
+        return out, *backward(dout[:, : out.shape[1]], cache)
+
+    return function
 
 
-def test_float32_agrees_with_float64():
-    assert_float32_agrees(both, [*multi_head_inputs(0, 2, 5, 2, 4), normal(1, (2, 5, 8))], tolerance=1e-4)
+@both_forms
+def test_float32_agrees_with_float64(forward, backward):
+    inputs = [*multi_head_inputs(0, 2, 5, 2, 4), normal(1, (2, 5, 8))]
+    assert_float32_agrees(to_and_fro(forward, backward), inputs, tolerance=1e-4)
 
 
-@pytest.mark.parametrize("queries", [1, 5])
-def test_a_workspace_changes_nothing(queries):
-    arrays = [*multi_head_inputs(0, 2, 5, 2, 4), normal(1, (2, queries, 8))]
-    assert_workspace_changes_nothing(lambda: both(*arrays))
+@both_forms
+def test_a_workspace_changes_nothing(forward, backward):
+    arrays = [*multi_head_inputs(0, 2, 5, 2, 4), normal(1, (2, 5, 8))]
+    assert_workspace_changes_nothing(lambda: to_and_fro(forward, backward)(*arrays))

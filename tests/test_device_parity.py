@@ -99,10 +99,18 @@ def attention(q, k, v, dout):
     return out, ops.attention_backward(dout, cache)
 
 
-def multi_head(heads, queries=None):
+def multi_head(heads):
     def function(x, w_qkv, b_qkv, w_out, b_out, dout):
-        out, cache = ops.multi_head_attention_forward(x, w_qkv, b_qkv, w_out, b_out, heads, queries)
+        out, cache = ops.multi_head_attention_forward(x, w_qkv, b_qkv, w_out, b_out, heads)
         return out, ops.attention_weights(cache), ops.multi_head_attention_backward(dout, cache)
+
+    return function
+
+
+def class_only(heads):
+    def function(x, w_qkv, b_qkv, w_out, b_out, dout):
+        out, cache = ops.class_attention_forward(x, w_qkv, b_qkv, w_out, b_out, heads)
+        return out, ops.attention_weights(cache), ops.class_attention_backward(dout, cache)
 
     return function
 
@@ -112,9 +120,9 @@ def of_transposed(function):
     return lambda x, dout: function(x.swapaxes(0, -1), dout.swapaxes(0, -1))
 
 
-def multi_head_shapes(batch, tokens, width, queries):
+def multi_head_shapes(batch, tokens, width, asking):
     weights = [(width, 3 * width), (3 * width,), (width, width), (width,)]
-    return [(batch, tokens, width), *weights, (batch, queries, width)]
+    return [(batch, tokens, width), *weights, (batch, asking, width)]
 
 
 OPERATIONS = {
@@ -131,8 +139,8 @@ OPERATIONS = {
     "attention to one token": (attention, [(1, 1, 1, 2), (1, 1, 1, 2), (1, 1, 1, 2), (1, 1, 1, 2)]),
     "multi-head": (multi_head(3), multi_head_shapes(2, 5, 6, 5)),
     "multi-head, one head": (multi_head(1), multi_head_shapes(1, 3, 4, 3)),
-    "multi-head, one query": (multi_head(2, queries=1), multi_head_shapes(2, 5, 6, 1)),
-    "multi-head, one query, one image, one token": (multi_head(2, queries=1), multi_head_shapes(1, 1, 4, 1)),
+    "class attention": (class_only(2), multi_head_shapes(2, 5, 6, 1)),
+    "class attention, one image, one token": (class_only(2), multi_head_shapes(1, 1, 4, 1)),
 }
 
 
@@ -279,14 +287,14 @@ def test_epoch(accelerator, augmentation):
         assert_agree(got, expected, accelerator.xp)
 
 
-def train(backend, dtype, steps=3, augmentation=None, workers=1):
+def train(backend, dtype, steps=3, augmentation=None):
     """Take a few whole steps and return all that they leave behind, without once waiting for the device."""
     parameters = random_parameters(dtype)
     parameters = parameters.with_flat(backend.asarray(parameters.flat))
     adam = Adam(parameters.flat, weight_decay=0.1, decayed=matrices_only(parameters))
     average = ExponentialMovingAverage(parameters.flat)
     left = []
-    with ShardedGradient(CONFIG, workers, smoothing=0.1) as gradient_of, no_synchronisation():
+    with ShardedGradient(CONFIG, 1, smoothing=0.1) as gradient_of, no_synchronisation():
         batches = epoch(backend, augmentation)
         for step in range(steps):
             loss, correct, gradient = gradient_of(parameters, batches.load, 10 * step, 10 * step + 10)
@@ -297,26 +305,30 @@ def train(backend, dtype, steps=3, augmentation=None, workers=1):
     return left, parameters, adam.first_moment, adam.second_moment, average.average
 
 
-@pytest.mark.parametrize("workers", [1, 2, 3])
-def test_sharded_gradient(accelerator, workers):
+def test_sharded_gradient(accelerator):
     def gradient(backend):
         parameters = random_parameters(np.float64)
         parameters = parameters.with_flat(backend.asarray(parameters.flat))
-        with ShardedGradient(CONFIG, workers) as gradient_of:
+        with ShardedGradient(CONFIG, 1, shard_size=16) as gradient_of:
             return gradient_of(parameters, epoch(backend).load, 3, 40)
 
     assert_agree(gradient(accelerator), gradient(get_backend("cpu")), accelerator.xp)
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_training(accelerator, workers):
-    expected = train(get_backend("cpu"), np.float64, workers=workers)
-    assert_agree(train(accelerator, np.float64, workers=workers), expected, accelerator.xp, tolerance=1e-9)
+def test_a_gpu_needs_one_worker(accelerator):
+    parameters = random_parameters(np.float32)
+    parameters = parameters.with_flat(accelerator.asarray(parameters.flat))
+    with ShardedGradient(CONFIG, 2) as gradient_of, pytest.raises(ValueError, match="needs one worker, not 2"):
+        gradient_of(parameters, epoch(accelerator).load, 0, 10)
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_a_training_step_never_waits_for_the_device(strict_gpu, workers):
-    train(strict_gpu, np.float32, augmentation=EVERYTHING, workers=workers)
+def test_training(accelerator):
+    expected = train(get_backend("cpu"), np.float64)
+    assert_agree(train(accelerator, np.float64), expected, accelerator.xp, tolerance=1e-9)
+
+
+def test_a_training_step_never_waits_for_the_device(strict_gpu):
+    train(strict_gpu, np.float32, augmentation=EVERYTHING)
 
 
 # the comparison can fail

@@ -219,7 +219,7 @@ def rollout_with_every_query(images, parameters, config):
     tokens = config.tokens
     products = [np.eye(tokens) for _ in images]
     for i in range(config.depth):
-        x, cache = block_forward(x, parameters, f"blocks.{i}", config, queries=tokens)
+        x, cache = block_forward(x, parameters, f"blocks.{i}", config)
         weights = attention_weights(cache[1])
         for b in range(len(images)):
             flow = np.eye(tokens)

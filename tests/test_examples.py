@@ -184,6 +184,27 @@ def test_killed_again_and_again_and_resumed_gives_the_same_model(whole, tmp_path
     assert set(os.listdir(tmp_path / "run")) == FILES
 
 
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="finds the workers in /proc")
+def test_a_killed_worker_ends_the_run_with_one_clear_error_and_the_run_goes_on(whole, tmp_path):
+    checkpoint = tmp_path / "run" / CHECKPOINT
+    process = subprocess.Popen(
+        [*EAGER, *TINY, "--epochs", "3", "--out", "run"], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    deadline = time.monotonic() + 60
+    while not (checkpoint.exists() and position(tmp_path / "run") > (0, 0)) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    threads = Path(f"/proc/{process.pid}/task").iterdir()
+    (worker,) = [int(child) for thread in threads for child in (thread / "children").read_text().split()]
+    os.kill(worker, signal.SIGKILL)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 1
+    assert b"Traceback" not in err
+    assert b"error: worker 2 of 2 is gone (killed by signal 9)" in err
+    assert b"go on with --resume run" in err
+    run([*TRAIN, "--resume", "run"], tmp_path)
+    assert (tmp_path / "run" / "model.safetensors").read_bytes() == (whole[0] / "model.safetensors").read_bytes()
+
+
 def position(folder):
     info = read_info(folder)
     return info["epoch"], info["place"]

@@ -151,3 +151,12 @@ def test_a_wrong_digit_in_a_coefficient_is_seen():
     for i in range(len(_TANH_SERIES)):
         changed = [c * (1 + 1e-3 * (i == j)) for j, c in enumerate(_TANH_SERIES)]
         assert np.abs(weighted_error(changed, x)).max() > 1.1 * 2.9e-8
+
+
+@pytest.mark.parametrize("forward", [gelu_forward, gelu_tanh_forward])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_without_a_cache_the_values_are_the_same_bits(forward, dtype):
+    x = np.linspace(-9, 9, 500, dtype=dtype)
+    out, cache = forward(x, with_cache=False)
+    assert cache is None
+    np.testing.assert_array_equal(out, forward(x)[0])

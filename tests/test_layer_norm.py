@@ -40,12 +40,12 @@ def test_the_check_sees_a_way_that_was_forgotten(dropped):
     def backward(dout, cache):
         normalised, inverse_deviation, w = cache
         dx, dw, db = layer_norm_backward(dout, cache)
-        dnormalised = dout * w
+        dnormalised = dout.reshape(normalised.shape) * w
         through = {
             "mean": dnormalised.mean(axis=-1, keepdims=True),
             "deviation": normalised * (dnormalised * normalised).mean(axis=-1, keepdims=True),
         }
-        return dx + through[dropped] * inverse_deviation, dw, db
+        return dx + (through[dropped] * inverse_deviation).reshape(*dx.shape[:-1], -1), dw, db
 
     dx_error, *others = gradient_error(layer_norm_forward, backward, normal(0, (2, 3, 7), (7,), (7,)))
     assert dx_error > 0.05

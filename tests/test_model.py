@@ -156,13 +156,13 @@ def test_the_gradient_of_shards_is_the_gradient_of_the_whole(batch, workers, see
     assert correct == (vit_forward(images, parameters, MIDDLE)[0].argmax(axis=1) == labels).sum()
 
 
-@pytest.mark.parametrize("queries", [1, 5])
-def test_the_gradient_of_one_block_alone_which_writes_nowhere_else(queries):
+@pytest.mark.parametrize("class_only", [False, True])
+def test_the_gradient_of_one_block_alone_which_writes_nowhere_else(class_only):
     config = CONFIGS[0]
     parameters = random_parameters(config)
 
     def forward(x, flat):
-        return block_forward(x, parameters.with_flat(flat), "blocks.0", config, queries)
+        return block_forward(x, parameters.with_flat(flat), "blocks.0", config, class_only)
 
     def backward(dout, cache):
         gradients = parameters.with_flat(np.zeros_like(parameters.flat))
@@ -173,6 +173,15 @@ def test_the_gradient_of_one_block_alone_which_writes_nowhere_else(queries):
 
 
 # ---- values ----
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_without_a_cache_the_logits_are_the_same_bits(config):
+    parameters = random_parameters(config)
+    images = np.random.default_rng(0).random((3, config.image_size, config.image_size))
+    logits, cache = vit_forward(images, parameters, config, with_cache=False)
+    assert cache is None
+    np.testing.assert_array_equal(logits, vit_forward(images, parameters, config)[0])
 
 
 def plain_logits(image, p, config):

@@ -295,3 +295,24 @@ def test_warmup_cosine_rises_in_a_line_and_falls_all_the_way(total, warmup, peak
 
 def test_half_way_down_it_is_half_way():
     assert warmup_cosine(60, 110, 1.0, warmup_steps=10, final=0.2) == pytest.approx(0.6)
+
+
+@pytest.mark.parametrize("threads", [2, 3, 7])
+def test_threads_change_no_bit(threads):
+    weights, gradients = normal(0, (5,), (4, 5))
+    decayed, results = np.array([1.0, 0, 1, 0, 1]), []
+    for count in (1, threads):
+        flat, adam = weights.copy(), Adam(weights, weight_decay=0.1, decayed=decayed, threads=count)
+        for gradient in gradients:
+            adam.step(flat, gradient, 0.1)
+        results.append((flat.tobytes(), adam.first_moment.tobytes(), adam.second_moment.tobytes()))
+    assert results[0] == results[1]
+
+
+def test_what_the_caller_says_of_overflow_holds_in_the_threads():
+    weights = np.ones(4, np.float32)
+    adam = Adam(weights, threads=2)
+    with np.errstate(over="ignore", invalid="ignore"):
+        adam.step(weights, np.full(4, 1e30, np.float32), 0.1)
+    with pytest.raises(FloatingPointError), np.errstate(over="raise", invalid="ignore"):
+        adam.step(weights, np.full(4, 1e30, np.float32), 0.1)

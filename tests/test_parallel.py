@@ -1,12 +1,23 @@
-"""Sharding changes nothing: the gradient of the whole batch, the same bits every time, BLAS threads given back."""
+"""Sharing out changes nothing: the gradient of the whole batch, the same bits every time, BLAS threads given back."""
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 from threadpoolctl import threadpool_info, threadpool_limits
 
+from tinyvit import parallel
 from tinyvit.model import ViTConfig, initialise, vit_backward, vit_forward
 from tinyvit.ops import cross_entropy_backward, cross_entropy_forward
-from tinyvit.parallel import SHARD_SIZE, ShardedGradient, cut
+from tinyvit.parallel import SHARD_TOKENS, ShardedGradient, WorkerError, available_cores, cut
 
 CONFIG = ViTConfig(image_size=8, patch_size=4, width=8, depth=2, heads=2, mlp_width=12, classes=5)
 RNG = np.random.default_rng(0)
@@ -33,11 +44,10 @@ def whole(start, stop, smoothing=0.1):
     return loss, correct, vit_backward(cross_entropy_backward(1.0, loss_cache), cache)
 
 
-@pytest.mark.parametrize("workers", [1, 2, 3, 7])
-@pytest.mark.parametrize(("start", "stop"), [(0, 100), (3, 68), (10, 12), (99, 100)])
-def test_shards_give_the_loss_and_gradient_of_the_whole(workers, start, stop):
-    with ShardedGradient(CONFIG, workers, smoothing=0.1) as sharded:
-        for _ in range(2):  # the second time in the buffers of the first
+@pytest.mark.parametrize(("workers", "shard_size"), [(1, None), (1, 7), (2, None), (2, 7), (3, 20), (7, 3)])
+def test_shares_give_the_loss_and_gradient_of_the_whole(workers, shard_size):
+    with ShardedGradient(CONFIG, workers, smoothing=0.1, shard_size=shard_size) as sharded:
+        for start, stop in [(3, 68), (10, 12), (0, 100), (99, 100), (0, 100)]:  # more and fewer than the last time
             loss, correct, gradient = sharded(parameters(), load, start, stop)
             expected_loss, expected_correct, expected = whole(start, stop)
             np.testing.assert_allclose(loss, expected_loss, rtol=1e-12)
@@ -45,10 +55,25 @@ def test_shards_give_the_loss_and_gradient_of_the_whole(workers, start, stop):
             np.testing.assert_allclose(gradient.flat, expected.flat, rtol=1e-9, atol=1e-13)
 
 
+def test_every_call_uses_the_weights_images_and_types_it_is_given():
+    with ShardedGradient(CONFIG, 2) as sharded, ShardedGradient(CONFIG, 1) as alone:
+        cases = [(np.float32, np.float64, 1), (np.float64, np.uint8, 255), (np.float32, np.uint8, 200)]
+        for dtype, kind, scale in cases:
+            weights, images = parameters(dtype), (IMAGES * scale).astype(kind)
+            weights.flat *= scale / 255
+
+            def load(start, stop, images=images):
+                return images[start:stop], LABELS[start:stop].astype(np.uint8)
+
+            got, expected = sharded(weights, load, 0, 50), alone(weights, load, 0, 50)
+            assert got[0].dtype == got[2].flat.dtype == dtype
+            np.testing.assert_allclose(got[2].flat, expected[2].flat, rtol=1e-3, atol=1e-6)
+
+
 @pytest.mark.parametrize("workers", [2, 5])
 def test_the_same_bits_whatever_the_timing(workers):
     weights = parameters(np.float32)
-    with ShardedGradient(CONFIG, workers) as sharded:
+    with ShardedGradient(CONFIG, workers, shard_size=8) as sharded:
         first = sharded(weights, load, 0, 100)[2].flat.copy()
         for _ in range(20):
             np.testing.assert_array_equal(sharded(weights, load, 0, 100)[2].flat, first)
@@ -56,11 +81,12 @@ def test_the_same_bits_whatever_the_timing(workers):
 
 def test_one_worker_and_two_give_the_same_bits_for_a_batch_of_two_shards():
     weights = parameters(np.float32)
-    gradients = []
+    results = []
     for workers in (1, 2):
-        with ShardedGradient(CONFIG, workers) as sharded:
-            gradients.append(sharded(weights, load, 0, 2 * SHARD_SIZE)[2].flat.copy())
-    np.testing.assert_array_equal(*gradients)
+        with ShardedGradient(CONFIG, workers, shard_size=32) as sharded:
+            loss, correct, gradient = sharded(weights, load, 0, 64)
+            results.append((loss.tobytes(), int(correct), gradient.flat.tobytes()))
+    assert results[0] == results[1]
 
 
 def test_weights_are_only_read():
@@ -69,6 +95,12 @@ def test_weights_are_only_read():
     with ShardedGradient(CONFIG, 2) as sharded:
         sharded(weights, load, 0, 64)
     np.testing.assert_array_equal(weights.flat, before)
+
+
+def test_a_shard_has_about_so_many_tokens():
+    assert ShardedGradient(ViTConfig(), 1).shard_size == SHARD_TOKENS // 17 == 64
+    assert ShardedGradient(ViTConfig(patch_size=1), 1).shard_size == 1
+    assert ShardedGradient(ViTConfig(), 1, shard_size=9).shard_size == 9
 
 
 def test_blas_has_one_thread_inside_and_its_own_after():
@@ -82,25 +114,137 @@ def test_blas_has_one_thread_inside_and_its_own_after():
         assert threads() == before
 
 
-def test_an_error_in_a_shard_reaches_the_caller():
+# ---- what goes wrong ----
+
+
+def test_an_error_of_the_loader_reaches_the_caller_and_the_next_call_is_right():
     def broken(start, stop):
-        if start > 0:
-            raise RuntimeError("this shard cannot be read")
+        if start < 30:
+            raise RuntimeError("these cannot be read")
         return load(start, stop)
 
-    with ShardedGradient(CONFIG, 2) as sharded, pytest.raises(RuntimeError, match="this shard cannot be read"):
-        sharded(parameters(), broken, 0, 64)
+    with ShardedGradient(CONFIG, 3) as sharded:
+        for _ in range(3):
+            with pytest.raises(RuntimeError, match="these cannot be read"):  # when the others are at work already
+                sharded(parameters(), broken, 0, 64)
+        _, _, gradient = sharded(parameters(), load, 3, 68)
+        np.testing.assert_allclose(gradient.flat, whole(3, 68, 0.0)[2].flat, rtol=1e-9, atol=1e-13)
 
 
-def test_cut_covers_every_place_once_in_even_shards():
-    for count in range(1, 200):
-        for workers in (1, 2, 3, 8):
-            shards = cut(5, 5 + count, workers)
-            assert [p for start, stop in shards for p in range(start, stop)] == list(range(5, 5 + count))
-            sizes = [stop - start for start, stop in shards]
-            assert max(sizes) <= SHARD_SIZE
-            assert max(sizes) - min(sizes) <= 1
-            assert len(shards) >= min(workers, count)
+def test_images_that_do_not_fit_the_model_are_an_error_and_the_next_call_is_right():
+    with ShardedGradient(CONFIG, 2) as sharded:
+        with pytest.raises(ValueError, match="the model reads images of shape"):
+            sharded(parameters(), lambda start, stop: (np.zeros((stop - start, 7, 7)), LABELS[start:stop]), 0, 64)
+        _, _, gradient = sharded(parameters(), load, 3, 68)
+        np.testing.assert_allclose(gradient.flat, whole(3, 68, 0.0)[2].flat, rtol=1e-9, atol=1e-13)
+
+
+def test_an_error_in_another_process_is_told(monkeypatch):
+    with ShardedGradient(CONFIG, 2) as sharded:
+        right = sharded(parameters(), load, 0, 64)
+        monkeypatch.setattr(parallel, "gradient_of_share", lambda *_: right)  # the error is not found here
+        with pytest.raises(WorkerError, match=r"worker 2 of 2 failed:\n(.|\n)*the model reads images of shape"):
+            sharded(parameters(), lambda start, stop: (np.zeros((stop - start, 7, 7)), LABELS[start:stop]), 0, 64)
+
+
+def test_a_worker_that_was_killed_ends_the_step_and_not_the_program():
+    with ShardedGradient(CONFIG, 3) as sharded:
+        sharded(parameters(), load, 0, 64)
+        sharded._helpers[1]._process.send_signal(signal.SIGKILL)
+        for _ in range(2):
+            with pytest.raises(WorkerError, match=r"worker 3 of 3 is gone \(killed by signal 9\).*fewer workers"):
+                sharded(parameters(), load, 0, 64)
+
+
+def test_a_worker_that_is_killed_while_it_is_waited_for_is_no_endless_wait():
+    began = time.monotonic()
+    with ShardedGradient(CONFIG, 2) as sharded:
+        sharded(parameters(), load, 0, 100)
+        process = sharded._helpers[0]._process
+        process.send_signal(signal.SIGSTOP)
+        threading.Timer(0.3, process.send_signal, [signal.SIGKILL]).start()
+        with pytest.raises(WorkerError, match="killed by signal 9"):
+            sharded(parameters(), load, 0, 100)
+    assert time.monotonic() - began < 10
+
+
+def test_a_worker_that_does_not_start_is_told(monkeypatch, capfd):
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    with pytest.raises(WorkerError, match=r"worker 2 of 2 is gone \(ended with status 1\)"):
+        ShardedGradient(CONFIG, 2).__enter__()
+
+
+def test_no_room_to_share_is_told(monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with ShardedGradient(CONFIG, 2) as sharded, pytest.raises(OSError, match=r"no room for 0 MB .* with one worker"):
+        sharded(parameters(), load, 0, 64)
+
+
+def test_nothing_is_left_behind():
+    with ShardedGradient(CONFIG, 3) as sharded:
+        sharded(parameters(), load, 0, 64)
+        assert not Path(sharded._memory.path).exists()  # in use, but without a name: a kill would leave nothing
+        processes = [helper._process for helper in sharded._helpers]
+        assert all(process.poll() is None for process in processes)
+    assert all(process.poll() == 0 for process in processes)
+
+
+PROGRAM = """
+    import numpy as np
+    from tinyvit.model import ViTConfig, initialise
+    from tinyvit.parallel import ShardedGradient, available_cores
+
+    config = ViTConfig(image_size=8, patch_size=4, width=8, depth=1, heads=2, mlp_width=12, classes=5)
+    sharded = ShardedGradient(config, 2).__enter__()
+    print(sharded._helpers[0]._process.pid, flush=True)
+    images, labels = np.zeros((64, 8, 8)), np.zeros(64, int)
+    loss, _, _ = sharded(initialise(config), lambda i, j: (images[i:j], labels[i:j]), 0, 64)
+    print(loss, flush=True)
+    input()
+"""
+
+
+@pytest.fixture
+def program(tmp_path):
+    """A plain script with no `if __name__ == "__main__"`, as a learner writes it, that is at work."""
+    path = tmp_path / "plain.py"
+    path.write_text(textwrap.dedent(PROGRAM))
+    options = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, str(path)], **options) as process:
+        yield process
+        process.kill()
+
+
+def alive(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def wait_until_gone(pid):
+    deadline = time.monotonic() + 10
+    while alive(pid):
+        assert time.monotonic() < deadline, "the worker outlived the program"
+        time.sleep(0.05)
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="needs /proc")
+@pytest.mark.parametrize("how", ["killed", "interrupted", "ends"])
+def test_workers_end_with_the_program_however_it_ends(program, how):
+    pid = int(program.stdout.readline())
+    assert float(program.stdout.readline()) > 0
+    assert alive(pid)
+    if how == "ends":
+        program.stdin.write("\n")
+        program.stdin.close()
+    else:
+        program.send_signal({"killed": signal.SIGKILL, "interrupted": signal.SIGINT}[how])
+    wait_until_gone(pid)
+    program.wait(10)
 
 
 def test_no_workers_are_refused():
@@ -116,3 +260,34 @@ def test_it_works_as_a_context_only_and_one_at_a_time():
         pass
     with pytest.raises(RuntimeError, match="as a context"):
         sharded(parameters(), load, 0, 10)
+
+
+# ---- how it is cut, and for how many ----
+
+
+def test_cut_covers_every_place_once_in_even_parts():
+    for count in range(1, 200):
+        for parts in (1, 2, 3, 8):
+            edges = cut(5, 5 + count, parts)
+            assert len(edges) == parts
+            assert [p for start, stop in edges for p in range(start, stop)] == list(range(5, 5 + count))
+            sizes = [stop - start for start, stop in edges]
+            assert max(sizes) - min(sizes) <= 1
+
+
+def test_as_many_workers_as_cores_that_may_be_used():
+    assert ShardedGradient(CONFIG).workers == available_cores() >= 1
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="needs an affinity that can be set")
+def test_one_core_allowed_is_one_worker():
+    program = """
+        import os
+        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+        from tinyvit.model import ViTConfig
+        from tinyvit.parallel import ShardedGradient
+        print(ShardedGradient(ViTConfig()).workers)
+    """
+    command = [sys.executable, "-c", textwrap.dedent(program)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "1"

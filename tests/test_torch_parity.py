@@ -10,6 +10,8 @@ from tinyvit.model import ViTConfig, vit_backward_to_images, vit_forward
 from tinyvit.ops import (
     attention_backward,
     attention_forward,
+    class_attention_backward,
+    class_attention_forward,
     cross_entropy_backward,
     cross_entropy_forward,
     gelu_backward,
@@ -80,21 +82,25 @@ def test_attention():
     compare(attention_forward, attention_backward, F.scaled_dot_product_attention, inputs)
 
 
-@pytest.mark.parametrize("queries", [1, 2, 5])
-def test_multi_head_attention(queries):
+@pytest.mark.parametrize(
+    ("forward", "backward", "asking"),
+    [
+        (multi_head_attention_forward, multi_head_attention_backward, 5),
+        (class_attention_forward, class_attention_backward, 1),
+    ],
+)
+def test_multi_head_attention(forward, backward, asking):
     module = torch.nn.MultiheadAttention(12, 3, batch_first=True, dtype=torch.float64)
 
     def theirs(x, w_qkv, b_qkv, w_out, b_out):
         weights = {"in_proj_weight": w_qkv.T, "in_proj_bias": b_qkv}
         weights |= {"out_proj.weight": w_out.T, "out_proj.bias": b_out}
-        return torch.func.functional_call(module, weights, (x[:, :queries], x, x))[0]
+        return torch.func.functional_call(module, weights, (x[:, :asking], x, x))[0]
 
     def ours(*arrays):
-        return multi_head_attention_forward(*arrays, 3, queries)
+        return forward(*arrays, 3)
 
-    compare(
-        ours, multi_head_attention_backward, theirs, normal(0, (2, 5, 12), (12, 36), (36,), (12, 12), (12,))
-    )
+    compare(ours, backward, theirs, normal(0, (2, 5, 12), (12, 36), (36,), (12, 12), (12,)))
 
 
 def test_patch_embedding_is_a_convolution_with_a_stride():

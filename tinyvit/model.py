@@ -5,9 +5,11 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from tinyvit.backend import array_module, to_host
+from tinyvit.backend import Workspace, array_module, to_host
 from tinyvit.ops import (
     attention_weights,
+    class_attention_backward,
+    class_attention_forward,
     gelu_backward,
     gelu_forward,
     gelu_tanh_forward,
@@ -120,8 +122,11 @@ def initialise(config, seed=0, dtype=np.float32):
     return parameters
 
 
-def vit_forward(images, parameters, config):
-    """Run the model: images (B, R, C), uint8 or float in 0 to 1, to logits (B, classes), and the cache."""
+def vit_forward(images, parameters, config, with_cache=True):
+    """Run the model: images (B, R, C), uint8 or float in 0 to 1, to logits (B, classes), and the cache.
+
+    Where no backward will follow, with_cache=False saves time and memory: the cache is None.
+    """
     check_images(images, config)
     x, embedding_cache = patch_embedding_forward(
         images,
@@ -134,26 +139,29 @@ def vit_forward(images, parameters, config):
     )  # (B, T, D)
     block_caches = []
     for i in range(config.depth):
-        # only the class token is read in the end, so in the last block it alone need ask: the function is the same
-        queries = 1 if i == config.depth - 1 else config.tokens
-        x, cache = block_forward(x, parameters, f"blocks.{i}", config, queries)
+        # only the class token is read in the end, so it alone need leave the last block: the function is the same
+        x, cache = block_forward(x, parameters, f"blocks.{i}", config, i == config.depth - 1, with_cache)
         block_caches.append(cache)
     normed, norm_cache = layer_norm_forward(x[:, 0], *parameters.pair("norm"), config.epsilon)
     logits, head_cache = linear_forward(normed, *parameters.pair("head"))
+    if not with_cache:
+        return logits, None
     return logits, (parameters, embedding_cache, block_caches, norm_cache, head_cache)
 
 
-def vit_backward(dlogits, cache):
-    """Return the gradient of every parameter, `Parameters` of the same names, for `dlogits` (B, classes)."""
-    return vit_backward_to_images(dlogits, cache)[0]
+def vit_backward(dlogits, cache, gradients=None):
+    """Return the gradient of every parameter, `Parameters` of the same names, for `dlogits` (B, classes).
+
+    gradients: the `Parameters` to write into and return, new ones by default.
+    """
+    return vit_backward_to_images(dlogits, cache, gradients)[0]
 
 
-def vit_backward_to_images(dlogits, cache):
+def vit_backward_to_images(dlogits, cache, gradients=None):
     """As `vit_backward`, and dimages (B, R, C) too: how the loss changes with each pixel as it was given."""
     parameters, embedding_cache, block_caches, norm_cache, head_cache = cache
-    gradients = parameters.empty_like()
-    dnormed, dw, db = linear_backward(dlogits, head_cache)
-    gradients.set_pair("head", dw, db)
+    gradients = parameters.empty_like() if gradients is None else gradients
+    dnormed, _, _ = linear_backward(dlogits, head_cache, *gradients.pair("head"))
     dx, dw, db = layer_norm_backward(dnormed, norm_cache)
     gradients.set_pair("norm", dw, db)
     dx = dx[:, None]  # (B, 1, D): the class token, which alone left the last block
@@ -166,49 +174,55 @@ def vit_backward_to_images(dlogits, cache):
     return gradients, dimages
 
 
-def block_forward(x, parameters, name, config, queries):
+def block_forward(x, parameters, name, config, class_only=False, with_cache=True):
     """One pre-norm block: x + attention(norm1(x)), then x + mlp(norm2(x)).
 
-    x: (B, T, D). queries: how many of the first tokens leave the block. Returns x (B, queries, D) and the cache.
+    x: (B, T, D). Returns x of the same shape and the cache; with class_only, x (B, 1, D), the first token alone.
+    with_cache: whether a backward will follow.
     """
     normed, norm1_cache = layer_norm_forward(x, *parameters.pair(f"{name}.norm1"), config.epsilon)
-    attended, attention_cache = multi_head_attention_forward(
+    attend = class_attention_forward if class_only else multi_head_attention_forward
+    attended, attention_cache = attend(
         normed,
         *parameters.pair(f"{name}.attention.qkv"),
         *parameters.pair(f"{name}.attention.projection"),
         config.heads,
-        queries,
     )
-    attended += x[:, :queries]
+    attended += x[:, : attended.shape[1]]
     x = attended
 
     normed, norm2_cache = layer_norm_forward(x, *parameters.pair(f"{name}.norm2"), config.epsilon)
     hidden, fc1_cache = linear_forward(normed, *parameters.pair(f"{name}.mlp.fc1"))
-    active, gelu_cache = (gelu_forward if config.gelu == "erf" else gelu_tanh_forward)(hidden)
+    active, gelu_cache = (gelu_forward if config.gelu == "erf" else gelu_tanh_forward)(hidden, with_cache)
     out, fc2_cache = linear_forward(active, *parameters.pair(f"{name}.mlp.fc2"))
     out += x
+    if not with_cache:
+        return out, None
     return out, (norm1_cache, attention_cache, norm2_cache, fc1_cache, gelu_cache, fc2_cache)
 
 
 def block_backward(dout, cache, gradients, name):
-    """Write the gradients of block `name` into `gradients` and return dx (B, T, D) for `dout` (B, queries, D)."""
+    """Write the gradients of block `name` into `gradients` and return dx (B, T, D) for `dout`, (B, T or 1, D)."""
     norm1_cache, attention_cache, norm2_cache, fc1_cache, gelu_cache, fc2_cache = cache
 
     # out = x + fc2(gelu(fc1(norm2(x)))), so
-    dactive, dw, db = linear_backward(dout, fc2_cache)
-    gradients.set_pair(f"{name}.mlp.fc2", dw, db)
+    dactive, _, _ = linear_backward(dout, fc2_cache, *gradients.pair(f"{name}.mlp.fc2"))
     dhidden = gelu_backward(dactive, gelu_cache)
-    dnormed, dw, db = linear_backward(dhidden, fc1_cache)
-    gradients.set_pair(f"{name}.mlp.fc1", dw, db)
+    dnormed, _, _ = linear_backward(dhidden, fc1_cache, *gradients.pair(f"{name}.mlp.fc1"))
     dx, dw, db = layer_norm_backward(dnormed, norm2_cache)
     gradients.set_pair(f"{name}.norm2", dw, db)
     dx += dout
 
     # x = x_in + attention(norm1(x_in)), so
     dattended = dx
-    dnormed, dw_qkv, db_qkv, dw_out, db_out = multi_head_attention_backward(dattended, attention_cache)
-    gradients.set_pair(f"{name}.attention.qkv", dw_qkv, db_qkv)
-    gradients.set_pair(f"{name}.attention.projection", dw_out, db_out)
+    class_only = dout.shape[1] == 1  # there is at least one patch, so all tokens are two or more
+    attend_backward = class_attention_backward if class_only else multi_head_attention_backward
+    dnormed, *_ = attend_backward(
+        dattended,
+        attention_cache,
+        *gradients.pair(f"{name}.attention.qkv"),
+        *gradients.pair(f"{name}.attention.projection"),
+    )
     dx, dw, db = layer_norm_backward(dnormed, norm1_cache)
     gradients.set_pair(f"{name}.norm1", dw, db)
     dx[:, : dattended.shape[1]] += dattended  # tokens that did not leave the block have no residual branch
@@ -216,7 +230,7 @@ def block_backward(dout, cache, gradients, name):
 
 
 def block_attention(cache):
-    """Return the attention weights of every block from `vit_forward`'s cache: a list of (B, H, queries, T)."""
+    """Return the attention weights of every block from `vit_forward`'s cache: (B, H, T, T), the last (B, H, 1, T)."""
     return [attention_weights(block_cache[1]) for block_cache in cache[2]]
 
 
@@ -242,13 +256,15 @@ class VisionTransformer:
         """Return logits (B, classes), a NumPy array, for images (B, R, C), uint8 or float in 0 to 1.
 
         The images may lie on the CPU or on the model's device; batch_size of them are computed at a time, by default
-        as many as have 1,700 tokens (100 images of 17), so that caches stay small whatever the patches.
+        as many as have 544 tokens (32 images of 17), so that they stay in the processor's cache whatever the patches.
         """
         check_images(images, self.config)
-        batch_size = batch_size or max(1, 1700 // self.config.tokens)
+        batch_size = batch_size or max(1, 544 // self.config.tokens)
         xp = array_module(self.parameters.flat)
         chunks = (xp.asarray(images[i : i + batch_size]) for i in range(0, len(images), batch_size))
-        return np.concatenate([to_host(vit_forward(c, self.parameters, self.config)[0]) for c in chunks])
+        with Workspace():
+            logits = [vit_forward(chunk, self.parameters, self.config, with_cache=False)[0] for chunk in chunks]
+            return np.concatenate([to_host(part) for part in logits])
 
     def predict_proba(self, images):
         """Return the probability of every class, (B, classes), NumPy, for images as `logits` takes them."""

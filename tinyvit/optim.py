@@ -1,6 +1,9 @@
 """Adam, clipping, averaging and learning-rate schedules, on flat arrays."""
 
+import contextvars
+import itertools
 import math
+from concurrent.futures import ThreadPoolExecutor
 
 from tinyvit.backend import array_module
 
@@ -10,13 +13,13 @@ class Adam:
 
     flat: the (P,) array that will be updated, for its size, dtype and device; beta1, beta2 in [0, 1); epsilon
     above 0; weight_decay: share of a weight taken off per step and unit of learning rate; decayed: (P,) array of
-    ones and zeros saying where, everywhere if None.
+    ones and zeros saying where, everywhere if None; threads: how many update a part of the array each.
     State: `first_moment`, `second_moment` (P,) and `steps`. Raises `ValueError` on a setting out of range.
     Source: Kingma and Ba 2015, "Adam", algorithm 1; Loshchilov and Hutter 2019, "Decoupled Weight Decay
     Regularization", algorithm 2.
     """
 
-    def __init__(self, flat, beta1=0.9, beta2=0.999, epsilon=1e-8, weight_decay=0.0, decayed=None):
+    def __init__(self, flat, beta1=0.9, beta2=0.999, epsilon=1e-8, weight_decay=0.0, decayed=None, threads=1):
         if not (0 <= beta1 < 1 and 0 <= beta2 < 1 and epsilon > 0 and weight_decay >= 0):
             raise ValueError(
                 "Adam needs beta1 and beta2 in [0, 1), epsilon above 0 and weight_decay of at least 0, not "
@@ -29,12 +32,29 @@ class Adam:
         self.second_moment = xp.zeros_like(flat)
         self.steps = 0
         self._scratch = xp.empty_like(flat)
+        edges = [len(flat) * i // threads for i in range(threads + 1)]
+        self._parts = [slice(start, stop) for start, stop in itertools.pairwise(edges)]
+        self._pool = ThreadPoolExecutor(threads) if threads > 1 else None
 
     def step(self, flat, gradient, learning_rate):
         """Update `flat` (P,) in place for `gradient` (P,), which is left as it is."""
-        xp = array_module(flat)
-        m, v, scratch = self.first_moment, self.second_moment, self._scratch
         self.steps += 1
+        if self._pool is None:
+            self._update(flat, gradient, learning_rate, slice(None))
+            return
+        # a copy of the context each: what the caller told NumPy to do about overflow holds in the threads too
+        jobs = [
+            self._pool.submit(contextvars.copy_context().run, self._update, flat, gradient, learning_rate, part)
+            for part in self._parts
+        ]
+        for job in jobs:
+            job.result()
+
+    def _update(self, flat, gradient, learning_rate, part):
+        """Update one part, a slice, in place: every weight goes its own way."""
+        xp = array_module(flat)
+        flat, gradient, scratch = flat[part], gradient[part], self._scratch[part]
+        m, v = self.first_moment[part], self.second_moment[part]
 
         m *= self.beta1  # m = beta1 m + (1 - beta1) g
         m += xp.multiply(gradient, 1 - self.beta1, out=scratch)
@@ -46,7 +66,7 @@ class Adam:
         if self.weight_decay:  # before the gradient's step, as the decay is of the weight that was
             xp.multiply(flat, learning_rate * self.weight_decay, out=scratch)
             if self.decayed is not None:
-                scratch *= self.decayed
+                scratch *= self.decayed[part]
             flat -= scratch
 
         # flat -= learning_rate * m_hat / (sqrt(v_hat) + epsilon), both moments corrected for starting at zero

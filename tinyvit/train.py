@@ -142,13 +142,20 @@ class Training:
         self.parameters = first.with_flat(backend.asarray(first.flat))
         flat = self.parameters.flat
         decayed = matrices_only(self.parameters) if config.weight_decay else None
-        self.adam = Adam(flat, config.beta1, config.beta2, weight_decay=config.weight_decay, decayed=decayed)
         self.average = ExponentialMovingAverage(flat, config.average) if config.average else None
         if backend.device == "gpu":
             self.sharded_gradient = ShardedGradient(model_config, 1, config.smoothing, config.batch_size)
         else:
             self.sharded_gradient = ShardedGradient(model_config, workers, config.smoothing)
         self.workers = self.sharded_gradient.workers
+        self.adam = Adam(
+            flat,
+            config.beta1,
+            config.beta2,
+            weight_decay=config.weight_decay,
+            decayed=decayed,
+            threads=self.workers,
+        )
 
         self.epoch = 0  # finished epochs
         self.place = 0  # images seen of the epoch under way,

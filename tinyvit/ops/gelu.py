@@ -4,78 +4,80 @@ import math
 
 import numpy as np
 
-from tinyvit.backend import array_module, empty, erf
+from tinyvit.backend import array_module, empty_like, erf
 
 
-def gelu_forward(x):
+def gelu_forward(x, with_cache=True):
     """Multiply each x by the probability that a standard normal variable is below it.
 
     x: any shape, float. Returns out of the same shape, and the cache: the derivative, which is cheapest here
-    because it shares the distribution with out.
+    because it shares the distribution with out. Where no backward will follow, with_cache=False spares it: None.
     """
     xp = array_module(x)
-    square = xp.multiply(x, x, out=empty(x.shape, like=x))
-    cdf = normal_cdf(x, square)
-    out = xp.multiply(x, cdf, out=empty(x.shape, like=x))
+    square = xp.multiply(x, x, out=empty_like(x))
 
-    # out = x * cdf(x) and cdf' = density, so the derivative is cdf(x) + x * density(x)
-    density = square  # in its buffer, which is done with; and so the derivative in that of the density
-    density *= -0.5
-    xp.exp(density, out=density)
-    density *= 1 / math.sqrt(2 * math.pi)
-    derivative = density
-    derivative *= x
-    derivative += cdf
-    return out, derivative
+    # out = x * cdf(x) and cdf' = density, so the derivative is x * density(x) + cdf(x)
+    if with_cache:
+        derivative = xp.multiply(square, -0.5, out=empty_like(x))  # for now the exponent of the density
+        xp.exp(derivative, out=derivative)
+        derivative *= 1 / math.sqrt(2 * math.pi)
+        derivative *= x
+    cdf = normal_cdf(x, square)
+    if with_cache:
+        derivative += cdf
+    out = xp.multiply(x, cdf, out=square)  # in the buffer of square, which is done with
+    return out, derivative if with_cache else None
 
 
 def gelu_backward(dout, cache):
     """Return dx, of the shape of `dout`, for the gradient `dout` of `gelu_forward`'s out."""
     derivative = cache
-    return array_module(dout).multiply(dout, derivative, out=empty(dout.shape, like=dout))
+    return array_module(dout).multiply(dout, derivative, out=empty_like(dout))
 
 
-def gelu_tanh_forward(x):
+def gelu_tanh_forward(x, with_cache=True):
     """The tanh form: cdf(x) replaced by (1 + tanh(u)) / 2 with u = sqrt(2/pi) * (x + 0.044715 x**3).
 
-    x: any shape, float. Returns out of the same shape, and the derivative, as `gelu_forward` does.
+    x: any shape, float. Returns out of the same shape, and the derivative or None, as `gelu_forward` does.
     `gelu_backward` serves both, because a cache holds a derivative whatever the formula was.
     """
     xp = array_module(x)
     scale = math.sqrt(2 / math.pi)
-    square = xp.multiply(x, x, out=empty(x.shape, like=x))
-    tanh = xp.multiply(square, 0.044715 * scale, out=empty(x.shape, like=x))  # at first u
+    square = xp.multiply(x, x, out=empty_like(x))
+    tanh = xp.multiply(square, 0.044715 * scale, out=empty_like(x))  # at first u
     tanh += scale
     tanh *= x
     xp.tanh(tanh, out=tanh)
-    out = xp.add(tanh, 1, out=empty(x.shape, like=x))
+    out = xp.add(tanh, 1, out=empty_like(x))
     out *= x
     out *= 0.5
 
     # out = x (1 + tanh(u)) / 2, so its derivative is (1 + tanh(u)) / 2 + x (1 - tanh(u)**2) u' / 2
-    slope = square  # in its buffer, which is done with
-    slope *= 3 * 0.044715 * scale
-    slope += scale  # u'
-    slope *= x
-    derivative = xp.multiply(tanh, tanh, out=empty(x.shape, like=x))
-    xp.subtract(1, derivative, out=derivative)
-    derivative *= slope
-    derivative += tanh
-    derivative += 1
-    derivative *= 0.5
-    return out, derivative
+    if with_cache:
+        slope = square  # in its buffer, which is done with
+        slope *= 3 * 0.044715 * scale
+        slope += scale  # u'
+        slope *= x
+        derivative = xp.multiply(tanh, tanh, out=empty_like(x))
+        xp.subtract(1, derivative, out=derivative)
+        derivative *= slope
+        derivative += tanh
+        derivative += 1
+        derivative *= 0.5
+    return out, derivative if with_cache else None
 
 
 def normal_cdf(x, square):
     """Return the standard normal distribution function at x, (1 + erf(x / sqrt(2))) / 2.
 
-    x: float, any shape; square: x * x. In float32 on the CPU a polynomial inside a tanh (`_TANH_SERIES`)
-    replaces erf: within 1.2e-7 of the true value, which is float32's own precision, and several times as fast.
+    x: float, any shape; square: x * x, which is overwritten. In float32 on the CPU a polynomial inside a tanh
+    (`_TANH_SERIES`) replaces erf: within 1.2e-7 of the true value, which is float32's own precision, and several
+    times as fast.
     """
     xp = array_module(x)
     if xp is np and x.dtype == np.float32:
-        square = xp.minimum(square, _LARGEST_SQUARE, out=empty(x.shape, like=x))
-        cdf = xp.multiply(square, _TANH_SERIES[-1], out=empty(x.shape, like=x))
+        xp.minimum(square, _LARGEST_SQUARE, out=square)
+        cdf = xp.multiply(square, _TANH_SERIES[-1], out=empty_like(x))
         for coefficient in _TANH_SERIES[-2:0:-1]:  # Horner's rule
             cdf += coefficient
             cdf *= square

@@ -1,6 +1,6 @@
 """Layer normalisation over the last axis (Ba, Kiros and Hinton 2016, "Layer Normalization")."""
 
-from tinyvit.backend import array_module, empty
+from tinyvit.backend import array_module, empty_like, matmul, ones
 
 
 def layer_norm_forward(x, w, b, epsilon=1e-6):
@@ -9,35 +9,44 @@ def layer_norm_forward(x, w, b, epsilon=1e-6):
     x: (..., D) float; w, b: (D,); epsilon is added to the variance. Returns out (..., D) and the cache.
     """
     xp = array_module(x)
-    normalised = xp.subtract(x, x.mean(axis=-1, keepdims=True), out=empty(x.shape, like=x))
-    out = xp.multiply(normalised, normalised, out=empty(x.shape, like=x))  # for now the squares
-    variance = out.mean(axis=-1, keepdims=True)  # (..., 1)
-    inverse_deviation = 1 / xp.sqrt(variance + epsilon)  # (..., 1)
+    width = x.shape[-1]
+    rows = x.reshape(-1, width)  # (N, D)
+    normalised = xp.subtract(rows, row_means(rows), out=empty_like(rows))
+    out = xp.multiply(normalised, normalised, out=empty_like(rows))  # for now the squares
+    inverse_deviation = 1 / xp.sqrt(row_means(out) + epsilon)  # (N, 1)
     normalised *= inverse_deviation
     xp.multiply(normalised, w, out=out)
     out += b
-    return out, (normalised, inverse_deviation, w)
+    return out.reshape(x.shape), (normalised, inverse_deviation, w)
 
 
 def layer_norm_backward(dout, cache):
     """Return dx (..., D), dw (D,) and db (D,) for the gradient `dout` (..., D) of `layer_norm_forward`'s out."""
     normalised, inverse_deviation, w = cache
     xp = array_module(dout)
-    width = dout.shape[-1]
-    product = xp.multiply(dout, normalised, out=empty(dout.shape, like=dout))
+    drows = dout.reshape(normalised.shape)  # (N, D)
+    product = xp.multiply(drows, normalised, out=empty_like(normalised))
 
     # out = normalised * w + b, so
-    dw = product.reshape(-1, width).sum(axis=0)
-    db = dout.reshape(-1, width).sum(axis=0)
-    dnormalised = xp.multiply(dout, w, out=empty(dout.shape, like=dout))
+    every_row = ones(len(drows), like=drows)
+    dw = matmul(every_row, product)  # sum over n
+    db = matmul(every_row, drows)
+    dnormalised = xp.multiply(drows, w, out=empty_like(normalised))
 
     # normalised = (x - mean) / deviation: x acts directly, through the mean, and through the deviation, so
     # dx = (dnormalised - mean(dnormalised) - normalised * mean(dnormalised * normalised)) / deviation
-    through_mean = dnormalised.mean(axis=-1, keepdims=True)
-    xp.multiply(dnormalised, normalised, out=product)
-    through_deviation = product.mean(axis=-1, keepdims=True)
+    through_mean = row_means(drows, w)
+    through_deviation = row_means(product, w)
     dx = xp.multiply(normalised, through_deviation, out=product)  # in the buffer of product, which is done with
     xp.subtract(dnormalised, dx, out=dx)
     dx -= through_mean
     dx *= inverse_deviation
-    return dx, dw, db
+    return dx.reshape(dout.shape), dw, db
+
+
+def row_means(x, w=None):
+    """Return the mean (N, 1) of every row of x (N, D), or of x * w for w (D,): as a product, faster than `mean`."""
+    w = ones(x.shape[-1], like=x) if w is None else w
+    sums = matmul(x, w[:, None])
+    sums /= x.shape[-1]
+    return sums

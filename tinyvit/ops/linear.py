@@ -1,6 +1,6 @@
 """The linear layer, out = x @ w + b, and its three gradients."""
 
-from tinyvit.backend import empty, matmul
+from tinyvit.backend import matmul, ones
 
 
 def linear_forward(x, w, b):
@@ -15,16 +15,17 @@ def linear_forward(x, w, b):
     return out.reshape(*x.shape[:-1], w.shape[1]), (x, w)
 
 
-def linear_backward(dout, cache):
-    """Return dx (..., I), dw (I, O) and db (O,) for the gradient `dout` (..., O) of `linear_forward`'s out."""
+def linear_backward(dout, cache, dw=None, db=None):
+    """Return dx (..., I), dw (I, O) and db (O,) for the gradient `dout` (..., O) of `linear_forward`'s out.
+
+    dw and db, if given, are the arrays that are written and returned, as a view of a larger array may be.
+    """
     x, w = cache
     rows = x.reshape(-1, x.shape[-1])  # (N, I)
     drows = dout.reshape(-1, dout.shape[-1])  # (N, O)
 
     # out[n, o] = sum_i x[n, i] w[i, o] + b[o], so
     dx = matmul(drows, w.T)  # sum over o
-    dw = matmul(rows.T, drows)  # sum over n
-    ones = empty(drows.shape[:1], like=drows)
-    ones[...] = 1
-    db = matmul(ones, drows)  # sum over n, at the speed of a matrix product
+    dw = matmul(rows.T, drows, out=dw)  # sum over n
+    db = matmul(ones(len(drows), like=drows), drows, out=db)  # sum over n
     return dx.reshape(x.shape), dw, db

@@ -1,0 +1,205 @@
+"""How long one training step takes, beside PyTorch, JAX and the matrix products alone.
+
+    python benchmarks/train_step.py                                   batch 64, the default model
+    python benchmarks/train_step.py --batch 16 64 256 1024 --mlp 512 3072 --json FILE
+
+A step is forward, backward and Adam in float32 on a batch that is in memory; images are not augmented. Peers that are
+not installed are skipped. All take turns, round by round (`turns.py`), and a ratio is the median over the rounds of
+what two took in the same one. "products" is every matrix product that the plain step needs and nothing else, the
+fastest way this library's BLAS does them on as many threads: the floor, as long as no product is saved.
+"""
+
+import argparse
+import json
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import peers
+from turns import Contestant, compare, conditions, quartiles, ratio
+
+from tinyvit.data import load_mnist
+from tinyvit.model import ViTConfig, initialise
+from tinyvit.optim import Adam
+from tinyvit.parallel import ShardedGradient, available_cores
+
+LEARNING_RATE = 3e-4
+BATCHES = 8  # different ones, in turn
+NAMES = {
+    "tinyvit": "tinyvit",
+    "products": "matrix products alone",
+    "torch": "PyTorch eager",
+    "torch-compiled": "PyTorch torch.compile",
+    "torch-shortcut": "PyTorch torch.compile, with tinyvit's last block",
+    "jax": "JAX jit",
+}
+
+
+def workload(batch, mlp):
+    """Return the model's settings, its first weights, and batches of images (B, 28, 28) float32 and labels."""
+    config = ViTConfig(mlp_width=mlp)
+    data = load_mnist()
+    chosen = np.random.default_rng(0).permutation(len(data.train_images))[: BATCHES * batch]
+    batches = [
+        (data.train_images[part].astype(np.float32) / 255, data.train_labels[part])
+        for part in np.split(chosen, BATCHES)
+    ]
+    return config, initialise(config), batches
+
+
+def normalised(config, batches):
+    """Return the batches with pixels as a framework's user hands them to the model."""
+    return [((x - config.pixel_mean) / config.pixel_deviation, y) for x, y in batches]
+
+
+def tinyvit_step(batch, mlp, threads):
+    """Return this library's training step."""
+    config, parameters, batches = workload(batch, mlp)
+    images = np.concatenate([x for x, _ in batches])
+    labels = np.concatenate([y for _, y in batches])
+    sharded_gradient = ShardedGradient(config, threads).__enter__()
+    adam = Adam(parameters.flat, threads=threads)
+    count = 0
+
+    def step():
+        nonlocal count
+        start = count % BATCHES * batch
+        count += 1
+        loss, _, gradient = sharded_gradient(
+            parameters, lambda i, j: (images[i:j], labels[i:j]), start, start + batch
+        )
+        adam.step(parameters.flat, gradient.flat, LEARNING_RATE)
+        return float(loss)
+
+    return step
+
+
+def products_step(batch, mlp, threads):
+    """Return a function that does the plain step's matrix products, the faster of two ways.
+
+    Either BLAS shares every product among its threads, or each thread does all of them for its share of the batch.
+    """
+    import time
+
+    from threadpoolctl import threadpool_limits
+
+    config, _, _ = workload(batch, mlp)
+    pool = ThreadPoolExecutor(threads)
+
+    def work(images):
+        rng = np.random.default_rng(0)
+        jobs = []
+        for (count, m, n, k), times in peers.matrix_products(config, images).items():
+            shapes = ((m, k), (k, n), (m, n)) if count == 1 else ((count, m, k), (count, k, n), (count, m, n))
+            jobs.append(([rng.standard_normal(shape).astype(np.float32) for shape in shapes], times))
+
+        def run():
+            for (a, b, out), times in jobs:
+                for _ in range(times):
+                    np.matmul(a, b, out=out)
+
+        return run
+
+    whole = work(batch)
+    parts = [work(-(-batch // threads)) for _ in range(threads)]
+
+    def shared():
+        whole()
+
+    def sharded():
+        list(pool.map(lambda part: part(), parts))
+
+    timed = []
+    for way, limit in ((shared, threads), (sharded, 1)):
+        threadpool_limits(limit, user_api="blas")
+        for _ in range(3):
+            way()
+        began = time.perf_counter()
+        for _ in range(5):
+            way()
+        timed.append((time.perf_counter() - began, limit, way))
+    _, limit, way = min(timed, key=lambda entry: entry[0])
+    threadpool_limits(limit, user_api="blas")
+    return way
+
+
+def torch_step(batch, mlp, threads, compiled=False, shortcut=False):
+    config, parameters, batches = workload(batch, mlp)
+    batches = normalised(config, batches)
+    return peers.torch_train_step(config, parameters, batches, LEARNING_RATE, threads, compiled, shortcut)
+
+
+def jax_step(batch, mlp, threads):
+    config, parameters, batches = workload(batch, mlp)
+    return peers.jax_train_step(config, parameters, normalised(config, batches), LEARNING_RATE)
+
+
+BUILT_BY = {
+    "tinyvit": ("tinyvit_step", {}),
+    "products": ("products_step", {}),
+    "torch": ("torch_step", {}),
+    "torch-compiled": ("torch_step", {"compiled": True}),
+    "torch-shortcut": ("torch_step", {"compiled": True, "shortcut": True}),
+    "jax": ("jax_step", {}),
+}
+
+
+def measure(batch, mlp, threads, names, rounds, seconds):
+    """Return a dict of what every contestant took, and how tinyvit's time compares."""
+    contestants = {}
+    for name in names:
+        function, arguments = BUILT_BY[name]
+        entered = Contestant(name, "train_step", function, batch=batch, mlp=mlp, threads=threads, **arguments)
+        if entered.present:
+            contestants[name] = entered
+        else:
+            print(f"{NAMES[name]}: skipped, not installed ({entered.detail})")
+    compare(list(contestants.values()), rounds, seconds)
+    ours = contestants["tinyvit"]
+    record = {"batch": batch, "mlp_width": mlp, "threads": threads, "contestants": {}}
+    for name, entered in contestants.items():
+        record["contestants"][name] = {
+            "milliseconds": [1e3 * value for value in quartiles(entered.seconds)],
+            "times_tinyvit": ratio(entered, ours),
+            "megabytes": round(entered.megabytes),
+            "built_in_seconds": round(entered.detail, 1),
+        }
+    return record
+
+
+def show(record):
+    """Print a record as a table."""
+    print(f"\nbatch {record['batch']}, MLP {record['mlp_width']}, {record['threads']} threads")
+    print(f"{'':50} {'ms a step':>20} {'times tinyvit':>20} {'peak MB':>8}")
+    for name, figures in record["contestants"].items():
+        low, median, high = figures["milliseconds"]
+        below, times, above = figures["times_tinyvit"]
+        print(
+            f"{NAMES[name]:50} {median:7.1f} ({low:.1f}-{high:.1f}) {times:10.2f} ({below:.2f}-{above:.2f})"
+            f" {figures['megabytes']:8}"
+        )
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--batch", nargs="+", type=int, default=[64], metavar="B", help="images a step (64)")
+    parser.add_argument("--mlp", nargs="+", type=int, default=[512], metavar="F", help="hidden width (512)")
+    parser.add_argument("--threads", type=int, default=available_cores(), metavar="N", help="cores to use (all)")
+    parser.add_argument("--rounds", type=int, default=15, metavar="N", help="rounds that count (15)")
+    parser.add_argument("--seconds", type=float, default=0.7, metavar="S", help="a contestant's turn (0.7)")
+    parser.add_argument("--only", nargs="+", choices=list(BUILT_BY), metavar="NAME", help=f"of {', '.join(BUILT_BY)}")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write what was measured here too")
+    options = parser.parse_args()
+    names = ["tinyvit", *(n for n in options.only or BUILT_BY if n != "tinyvit")]
+    records = []
+    for mlp in options.mlp:
+        for batch in options.batch:
+            records.append(measure(batch, mlp, options.threads, names, options.rounds, options.seconds))
+            show(records[-1])
+    if options.json:
+        found = {"conditions": conditions("torch", "jax", "jaxlib"), "records": records}
+        options.json.write_text(json.dumps(found, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

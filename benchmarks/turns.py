@@ -1,0 +1,136 @@
+"""Measure contestants in turns: a process each, one at work while the others wait, round after round.
+
+On a machine that others use too, the fair figure is a ratio of what two took in the same round. Each contestant is
+built by a function of a module, in a process of its own, because thread pools and BLAS limits are a process's: what
+one sets must not slow another. A round asks each for some steps after two that are not counted, which bring its own
+data back into the caches.
+"""
+
+import contextlib
+import importlib
+import multiprocessing
+import os
+import re
+import shlex
+import statistics
+import sys
+import time
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def _serve(connection, module, function, arguments):
+    """Build a contestant and answer: the time of a number of steps, or how much memory it took."""
+    try:
+        sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+        step = getattr(importlib.import_module(module), function)(**arguments)
+        began = time.perf_counter()
+        step()
+        connection.send(("ready", time.perf_counter() - began))
+    except ImportError as error:
+        connection.send(("absent", str(error)))
+        return
+    while (steps := connection.recv()) is not None:
+        for _ in range(2):
+            step()
+        times = []
+        for _ in range(steps):
+            began = time.perf_counter()
+            step()
+            times.append(time.perf_counter() - began)
+        connection.send((statistics.median(times), peak_megabytes()))
+
+
+def peak_megabytes(process="self"):
+    """Return the most megabytes that a process and those it started had resident, each at its time; 0 without /proc.
+
+    What they share is counted for each of them, so that this is too much rather than too little.
+    """
+    try:
+        status = Path(f"/proc/{process}/status").read_text()
+        peak = int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) / 1024
+        started = [child for task in Path(f"/proc/{process}/task").iterdir()
+                   for child in (task / "children").read_text().split()]  # fmt: skip
+    except OSError:
+        return 0.0
+    return peak + sum(peak_megabytes(child) for child in started)
+
+
+class Contestant:
+    """A process that has built `module`.`function`(**arguments), a step, and takes as many of it as one asks for."""
+
+    def __init__(self, name, module, function, **arguments):
+        self.name = name
+        self.seconds = []  # a step, the median of a round's
+        self.megabytes = 0.0  # the process's peak so far
+        context = multiprocessing.get_context("spawn")
+        self._connection, theirs = context.Pipe()
+        self._process = context.Process(target=_serve, args=(theirs, module, function, arguments), daemon=True)
+        self._process.start()
+        theirs.close()
+        try:
+            answer, self.detail = self._connection.recv()
+        except EOFError:
+            raise RuntimeError(f"{name} died while it was being built: its error is above") from None
+        self.present = answer == "ready"
+
+    def run(self, seconds):
+        """Take steps for about `seconds`, at least three, and note the median."""
+        steps = 3 if not self.seconds else max(3, round(seconds / self.seconds[-1]))
+        self._connection.send(steps)
+        median, self.megabytes = self._connection.recv()
+        self.seconds.append(median)
+
+    def close(self):
+        if self.present:
+            self._connection.send(None)
+        self._process.join(10)
+
+
+def compare(contestants, rounds, seconds):
+    """Let the contestants that are present run in turns; the first round warms up and is not kept."""
+    for number in range(rounds + 1):
+        for contestant in contestants:
+            contestant.run(seconds)
+        if number == 0:
+            for contestant in contestants:
+                contestant.seconds = contestant.seconds[-1:]
+    for contestant in contestants:
+        contestant.seconds = contestant.seconds[1:]
+        contestant.close()
+
+
+def quartiles(values):
+    """Return the lower quartile, the median and the upper quartile."""
+    if len(values) == 1:
+        return [values[0]] * 3
+    return statistics.quantiles(values, n=4, method="inclusive")
+
+
+def ratio(slower, faster):
+    """Return quartiles of how many times as long `slower` took as `faster`, round by round."""
+    return quartiles([a / b for a, b in zip(slower.seconds, faster.seconds, strict=True)])
+
+
+def conditions(*packages):
+    """Return what a measurement depends on: machine, versions, BLAS, and the settings of it in the environment."""
+    from tinyvit.backend import get_backend  # here, and so not in the memory of every contestant
+    from tinyvit.results import versions
+
+    found = versions(get_backend("cpu"))
+    for package in packages:
+        with contextlib.suppress(PackageNotFoundError):
+            found[package] = version(package)
+    prefixes = ("OPENBLAS_", "GOTO_", "OMP_", "MKL_", "BLIS_", "VECLIB_")
+    settings = {name: value for name, value in sorted(os.environ.items()) if name.startswith(prefixes)}
+    return found | {"environment": settings, "command": shlex.join(["python", *map(_shortened, sys.argv)])}
+
+
+def _shortened(argument):
+    """Return a path below the project as one from there, and anything else as it is."""
+    try:
+        return str(Path(argument).resolve().relative_to(ROOT)) if os.sep in argument else argument
+    except ValueError:
+        return Path(argument).name
