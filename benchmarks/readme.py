@@ -68,6 +68,75 @@ def accuracy_table():
     return "\n".join([*rows, "", speed])
 
 
+STEP_NAMES = {  # of the contestants of train_step.py
+    "products": "the matrix products of the plain step alone, the floor",
+    "torch": "PyTorch",
+    "torch-compiled": "PyTorch, `torch.compile`",
+    "torch-shortcut": "the same, with tinyvit's shortcut in the last block",
+    "jax": "JAX, `jit`",
+}
+INFERENCE_NAMES = {
+    "torch": "PyTorch",
+    "torch-compiled": "`torch.compile`",
+    "jax": "JAX",
+    "onnx": "ONNX Runtime",
+}
+
+
+def speed_table():
+    """Return the tables of speed, from what train_step.py, inference.py and memory.py recorded."""
+    step = json.loads((RESULTS / "train_step.json").read_text())
+    records = step["records"]
+    heads = [
+        f"batch {record['batch']}" + (f", MLP {record['mlp_width']}" if record["mlp_width"] != 512 else "")
+        for record in records
+    ]
+    rows = [f"| a training step, {records[0]['threads']} cores | " + " | ".join(heads) + " |"]
+    rows.append("| --- |" + " ---: |" * len(records))
+    ours = [record["contestants"]["tinyvit"]["milliseconds"][1] for record in records]
+    rows.append("| **tinyvit** | " + " | ".join(f"**{value:.1f} ms**" for value in ours) + " |")
+    for name, description in STEP_NAMES.items():
+        times = [record["contestants"][name]["times_tinyvit"] for record in records]
+        cells = [f"{median:.2f}x ({low:.2f}-{high:.2f})" for low, median, high in times]
+        rows.append(f"| {description} | " + " | ".join(cells) + " |")
+
+    inference = json.loads((RESULTS / "inference.json").read_text())["records"][0]["contestants"]
+    others = ", ".join(
+        f"{name} {inference[key]['times_tinyvit'][1]:.2f}x" for key, name in INFERENCE_NAMES.items()
+    )
+    memory = json.loads((RESULTS / "memory.json").read_text())
+    conditions = step["conditions"]
+    text = (
+        f"Classifying the 10,000 test images takes {inference['tinyvit']['milliseconds'][1] / 1e3:.2f} s; {others} "
+        f"that time, each at its best batch size. A whole training run, with all it imports, its worker, its evaluation "
+        f"and its pictures, takes {memory['peak_megabytes']} MB at most. {conditions['cpu'].split(',')[0]}, Python "
+        f"{conditions['python']}, NumPy {conditions['numpy']} ({conditions['blas']}), PyTorch {conditions['torch']}, "
+        f"JAX {conditions['jax']}."
+    )
+    return "\n".join([*rows, "", text])
+
+
+def time_table():
+    """Return the table of seconds to an accuracy, from what time_to_accuracy.py recorded."""
+    found = json.loads((RESULTS / "time_to_accuracy.json").read_text())
+    seeds = ", ".join(str(seed) for seed in sorted({run["seed"] for run in found["runs"]}))
+    rows = [f"| test accuracy | seconds of training, median of seeds {seeds} | range | a run of |"]
+    rows.append("| --- | ---: | ---: | --- |")
+    for target in found["summary"]:
+        best = next((length for length in target["lengths"] if length["epochs"] == target["best_epochs"]), None)
+        if best is None:
+            rows.append(f"| {target['target']:g} % | not by most seeds | | |")
+            continue
+        low, high = best["range"]
+        plural = "epoch" if best["epochs"] == 1 else "epochs"
+        reached = sum(value is not None for value in best["seconds"])
+        some = "" if reached == len(best["seconds"]) else f" ({reached} of {len(best['seconds'])} seeds)"
+        length = f"{best['epochs']} {plural}"
+        rows.append(f"| {target['target']:g} % | **{best['median']:.0f} s** | {low:.0f}-{high:.0f} s{some} | {length} |")
+    rows.append("| 97.77 %, the technical note | 1,200 s | | 10 epochs |")
+    return "\n".join(rows)
+
+
 def house():
     """Return the map of the house: each file, its lines, and the first line of its docstring."""
     rows = ["| file | lines | |", "| --- | ---: | --- |"]
@@ -80,7 +149,8 @@ def house():
 
 def generated(text):
     """Return the README's `text` with everything between its markers made anew."""
-    for name, part in {"accuracy": accuracy_table(), "house": house()}.items():
+    parts = {"accuracy": accuracy_table(), "speed": speed_table(), "time": time_table(), "house": house()}
+    for name, part in parts.items():
         pattern = rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)"
         text, count = re.subn(pattern, lambda m, part=part: f"{m[1]}{part}\n{m[2]}", text, flags=re.DOTALL)
         if count != 1:

@@ -1,7 +1,7 @@
 """How long one training step takes, beside PyTorch, JAX and the matrix products alone.
 
-    python benchmarks/train_step.py                                   batch 64, the default model
-    python benchmarks/train_step.py --batch 16 64 256 1024 --mlp 512 3072 --json FILE
+    python benchmarks/train_step.py                                       batch 64, the default model
+    python benchmarks/train_step.py 16 64 256 1024 64x3072 --json FILE    batches, and one with another MLP width
 
 A step is forward, backward and Adam in float32 on a batch that is in memory; images are not augmented. Peers that are
 not installed are skipped. All take turns, round by round (`turns.py`), and a ratio is the median over the rounds of
@@ -180,10 +180,16 @@ def show(record):
         )
 
 
+def case(text):
+    """Return (batch, MLP width) for "64x512" or "64"."""
+    batch, _, mlp = text.partition("x")
+    return int(batch), int(mlp or 512)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--batch", nargs="+", type=int, default=[64], metavar="B", help="images a step (64)")
-    parser.add_argument("--mlp", nargs="+", type=int, default=[512], metavar="F", help="hidden width (512)")
+    parser.add_argument("cases", nargs="*", type=case, default=[(64, 512)], metavar="B[xF]", help="64x512 for batch "
+                        "64 and an MLP of width 512, which is what 64 alone means")  # fmt: skip
     parser.add_argument("--threads", type=int, default=available_cores(), metavar="N", help="cores to use (all)")
     parser.add_argument("--rounds", type=int, default=15, metavar="N", help="rounds that count (15)")
     parser.add_argument("--seconds", type=float, default=0.7, metavar="S", help="a contestant's turn (0.7)")
@@ -192,13 +198,12 @@ def main():
     options = parser.parse_args()
     names = ["tinyvit", *(n for n in options.only or BUILT_BY if n != "tinyvit")]
     records = []
-    for mlp in options.mlp:
-        for batch in options.batch:
-            records.append(measure(batch, mlp, options.threads, names, options.rounds, options.seconds))
-            show(records[-1])
-    if options.json:
-        found = {"conditions": conditions("torch", "jax", "jaxlib"), "records": records}
-        options.json.write_text(json.dumps(found, indent=2) + "\n")
+    for batch, mlp in options.cases:
+        records.append(measure(batch, mlp, options.threads, names, options.rounds, options.seconds))
+        show(records[-1])
+        if options.json:
+            found = {"conditions": conditions("torch", "jax", "jaxlib"), "records": records}
+            options.json.write_text(json.dumps(found, indent=2) + "\n")
 
 
 if __name__ == "__main__":

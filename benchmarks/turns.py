@@ -40,22 +40,24 @@ def _serve(connection, module, function, arguments):
             began = time.perf_counter()
             step()
             times.append(time.perf_counter() - began)
-        connection.send((statistics.median(times), peak_megabytes()))
+        connection.send((statistics.median(times), sum(most for _, most in processes().values())))
 
 
-def peak_megabytes(process="self"):
-    """Return the most megabytes that a process and those it started had resident, each at its time; 0 without /proc.
-
-    What they share is counted for each of them, so that this is too much rather than too little.
-    """
+def processes(process="self"):
+    """Return {process: (megabytes resident now, most so far)} for a process and all it started; {} without /proc."""
     try:
         status = Path(f"/proc/{process}/status").read_text()
-        peak = int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) / 1024
-        started = [child for task in Path(f"/proc/{process}/task").iterdir()
-                   for child in (task / "children").read_text().split()]  # fmt: skip
-    except OSError:
-        return 0.0
-    return peak + sum(peak_megabytes(child) for child in started)
+        threads = list(Path(f"/proc/{process}/task").iterdir())
+        started = [child for thread in threads for child in (thread / "children").read_text().split()]
+    except OSError:  # it has just ended, or the system is not Linux
+        return {}
+    found = {}
+    if "VmRSS" in status:  # not so in its last moment
+        now, most = (int(re.search(rf"{name}:\s+(\d+) kB", status)[1]) / 1024 for name in ("VmRSS", "VmHWM"))
+        found[process] = now, most
+    for child in started:
+        found |= processes(child)
+    return found
 
 
 class Contestant:

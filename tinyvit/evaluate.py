@@ -5,7 +5,6 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 
 import numpy as np
-import sklearn.metrics
 from threadpoolctl import ThreadpoolController
 
 from tinyvit.backend import array_module, to_host
@@ -104,7 +103,9 @@ def classification_report(evaluation, class_names=None):
     names = [str(i) for i in range(classes)] if class_names is None else list(class_names)
     if len(names) != classes:
         raise ValueError(f"{classes} classes need as many names, not {len(names)}")
-    return sklearn.metrics.classification_report(
+    from sklearn import metrics  # here, as it takes 60 MB that training has no use for
+
+    return metrics.classification_report(
         evaluation.labels,
         evaluation.predictions,
         labels=range(classes),
@@ -116,8 +117,10 @@ def classification_report(evaluation, class_names=None):
 
 def confusion(evaluation):
     """Return how many images of each class (rows) were taken for each class (columns): (C, C) integers."""
+    from sklearn import metrics
+
     classes = evaluation.probabilities.shape[1]
-    return sklearn.metrics.confusion_matrix(evaluation.labels, evaluation.predictions, labels=range(classes))
+    return metrics.confusion_matrix(evaluation.labels, evaluation.predictions, labels=range(classes))
 
 
 def misclassified(evaluation, limit=None):

@@ -59,7 +59,6 @@ class ShardedGradient:
         self.workers = available_cores() if workers is None else workers
         if self.workers < 1:
             raise ValueError(f"workers must be at least 1, not {self.workers}")
-        self._workspace = Workspace()
         self._resources = None
 
     def __enter__(self):
@@ -67,6 +66,7 @@ class ShardedGradient:
             raise RuntimeError("this sharded gradient is in use already")
         with contextlib.ExitStack() as stack:
             stack.enter_context(ThreadpoolController().limit(limits=1, user_api="blas"))
+            self._workspace = Workspace()
             self._helpers, self._layout, self._shared = [], None, None
             if self.workers > 1:
                 weights = sum(math.prod(shape) for shape in self.config.shapes().values())
@@ -87,7 +87,8 @@ class ShardedGradient:
         return self
 
     def __exit__(self, *exception):
-        resources, self._resources, self._shared = self._resources, None, None
+        resources, self._resources = self._resources, None
+        self._workspace = self._shared = None  # and with them their memory
         resources.__exit__(*exception)
 
     def __call__(self, parameters, load, start, stop):
