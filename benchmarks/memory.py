@@ -4,8 +4,8 @@
     python benchmarks/memory.py --json FILE -- --epochs 2 --workers 1    what follows -- goes to the training command
 
 Linux only. The memory of all processes is read twenty times a second and added up; pages that they share count for
-each, so that this is rather too much. A peak between two readings is not missed where it is one process's own: the system
-keeps that, and the larger of the two figures is reported.
+each. A peak between two readings is not missed where it is one process's own: the system keeps that, and the larger
+of the two figures is reported.
 """
 
 import argparse

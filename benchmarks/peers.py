@@ -13,7 +13,8 @@ import numpy as np
 def torch_model(config, parameters=None, shortcut=False):
     """Return the Vision Transformer as a PyTorch module, with the weights of `parameters` if they are given.
 
-    shortcut: let only the class token through the last block, as this library does; what users write does not.
+    shortcut: let only the class token ask in the last block and leave it, which users do not write. This library
+    does that too, and makes no keys and values there besides.
     """
     import torch
     from torch import nn

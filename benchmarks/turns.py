@@ -18,6 +18,7 @@ import time
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+PEERS = ("torch", "jax", "jaxlib", "onnx", "onnxruntime")  # may be absent
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -26,10 +27,11 @@ def _serve(connection, module, function, arguments):
     try:
         sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
         step = getattr(importlib.import_module(module), function)(**arguments)
-        began = time.perf_counter()
         step()
-        connection.send(("ready", time.perf_counter() - began))
+        connection.send(("ready", ""))
     except ImportError as error:
+        if (error.name or "").partition(".")[0] not in PEERS:
+            raise
         connection.send(("absent", str(error)))
         return
     while (steps := connection.recv()) is not None:
@@ -82,7 +84,10 @@ class Contestant:
         """Take steps for about `seconds`, at least three, and note the median."""
         steps = 3 if not self.seconds else max(3, round(seconds / self.seconds[-1]))
         self._connection.send(steps)
-        median, self.megabytes = self._connection.recv()
+        try:
+            median, self.megabytes = self._connection.recv()
+        except EOFError:
+            raise RuntimeError(f"{self.name} died at work: its error, if it had time for one, is above") from None
         self.seconds.append(median)
 
     def close(self):
@@ -92,13 +97,10 @@ class Contestant:
 
 
 def compare(contestants, rounds, seconds):
-    """Let the contestants that are present run in turns; the first round warms up and is not kept."""
+    """Let the contestants run in turns, every other round backwards; the first round warms up and is not kept."""
     for number in range(rounds + 1):
-        for contestant in contestants:
+        for contestant in contestants if number % 2 == 0 else reversed(contestants):
             contestant.run(seconds)
-        if number == 0:
-            for contestant in contestants:
-                contestant.seconds = contestant.seconds[-1:]
     for contestant in contestants:
         contestant.seconds = contestant.seconds[1:]
         contestant.close()

@@ -86,7 +86,8 @@ def parse_arguments(arguments=None):
     group.add_argument("--recipe", choices=list(RECIPES), help="where settings come from that no flag gives (tuned)")
     devices, text = ["auto", "cpu", "gpu"], "where to compute; auto is a GPU if one does, else the CPU (auto)"
     group.add_argument("--device", choices=devices, default="auto", help=text)
-    group.add_argument("--workers", type=int, metavar="N", help="shards of a batch side by side (all cores)")
+    text = "processes side by side (one a core, as long as each has 8 images of a batch)"
+    group.add_argument("--workers", type=int, metavar="N", help=text)
     group.add_argument("--out", type=folder_name, metavar="DIR", help="folder for the results (runs/RECIPE-seedN)")
     group.add_argument("--resume", type=folder_name, metavar="DIR", help="go on with the run in DIR, bit for bit")
     group.add_argument("--stop-after", type=int, metavar="N", help="leave after N epochs, to be resumed")

@@ -282,6 +282,32 @@ def test_values_stay_as_long_as_someone_has_them(backend):
     assert to_host(kept).tolist() == [7, 7, 7]
 
 
+def test_memory_of_a_size_that_is_not_asked_for_any_more_is_let_go():
+    like, workspace = np.ones(2), Workspace()
+    for sizes in [(4, 5), (5,), (6,)]:
+        with workspace:
+            for size in sizes:
+                empty((size,), like)
+        assert sorted(workspace._free) == [8 * size for size in sizes]
+
+
+def test_a_workspace_serves_once_at_a_time():
+    workspace = Workspace()
+    with workspace, pytest.raises(RuntimeError, match="this workspace is in use"), workspace:
+        pass
+    with workspace:
+        where = address(empty((2,), np.ones(2)))
+    assert address(empty((2,), np.ones(2))) != where
+
+
+def test_a_copy_of_what_stands_behind_an_array_has_nothing_to_give_back():
+    with Workspace() as workspace:
+        array = empty((2,), np.ones(2))
+        copy = array.base.copy()
+        del copy
+        assert workspace._free == {16: []}
+
+
 def test_workspaces_nest():
     like, outer, inner = np.ones(2), Workspace(), Workspace()
     with outer:
@@ -292,6 +318,7 @@ def test_workspaces_nest():
         assert address(empty((2,), like)) == of_outer
     with inner:
         assert address(empty((2,), like)) not in (of_outer, address(taken))
+    del taken
 
 
 def test_a_workspace_is_left_after_an_error():

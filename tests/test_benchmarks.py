@@ -36,7 +36,7 @@ def no_peers(tmp_path):
     folder = tmp_path / "hidden"
     folder.mkdir()
     for name in ("torch", "jax", "onnx", "onnxruntime"):
-        (folder / f"{name}.py").write_text(f"raise ImportError('{name} is hidden')\n")
+        (folder / f"{name}.py").write_text(f"raise ImportError('{name} is hidden', name='{name}')\n")
     return os.environ | {"PYTHONPATH": str(folder)}
 
 

@@ -1,5 +1,6 @@
 """The commands, run as a stranger runs them: what they print, what they leave, and what they say when it is wrong."""
 
+import contextlib
 import csv
 import fcntl
 import importlib.util
@@ -194,7 +195,11 @@ def test_a_killed_worker_ends_the_run_with_one_clear_error_and_the_run_goes_on(w
     while not (checkpoint.exists() and position(tmp_path / "run") > (0, 0)) and time.monotonic() < deadline:
         time.sleep(0.01)
     threads = Path(f"/proc/{process.pid}/task").iterdir()
-    (worker,) = [int(child) for thread in threads for child in (thread / "children").read_text().split()]
+    workers = []
+    for thread in threads:
+        with contextlib.suppress(OSError):  # a thread that has just ended
+            workers += map(int, (thread / "children").read_text().split())
+    (worker,) = workers
     os.kill(worker, signal.SIGKILL)
     _, err = process.communicate(timeout=30)
     assert process.returncode == 1

@@ -404,4 +404,7 @@ def test_every_mutant_of_a_step_of_adam_is_seen():
             if error < SEEN:
                 unseen.append(description)
     assert len(made) > 140
-    assert unseen == []
+    assert set(unseen) == {  # each waits for the threads if the other is left out; `test_optim.py` has their errors
+        "left out wait(jobs): wait(jobs)",
+        "left out job.result(): job.result()",
+    }

@@ -299,8 +299,8 @@ def test_half_way_down_it_is_half_way():
 
 @pytest.mark.parametrize("threads", [2, 3, 7])
 def test_threads_change_no_bit(threads):
-    weights, gradients = normal(0, (5,), (4, 5))
-    decayed, results = np.array([1.0, 0, 1, 0, 1]), []
+    weights, gradients = normal(0, (10_007,), (4, 10_007), dtype=np.float32)  # no multiple of a vector's length
+    decayed, results = (np.arange(10_007) % 3 > 0).astype(np.float32), []
     for count in (1, threads):
         flat, adam = weights.copy(), Adam(weights, weight_decay=0.1, decayed=decayed, threads=count)
         for gradient in gradients:

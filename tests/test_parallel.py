@@ -1,10 +1,12 @@
 """Sharing out changes nothing: the gradient of the whole batch, the same bits every time, BLAS threads given back."""
 
+import contextlib
 import errno
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 import textwrap
 import threading
 import time
@@ -72,11 +74,16 @@ def test_every_call_uses_the_weights_images_and_types_it_is_given():
 
 @pytest.mark.parametrize("workers", [2, 5])
 def test_the_same_bits_whatever_the_timing(workers):
-    weights = parameters(np.float32)
+    rng, weights = np.random.default_rng(0), parameters(np.float32)
+
+    def late(start, stop):  # some have their part long before others
+        time.sleep(rng.uniform(0, 0.02))
+        return load(start, stop)
+
     with ShardedGradient(CONFIG, workers, shard_size=8) as sharded:
         first = sharded(weights, load, 0, 100)[2].flat.copy()
         for _ in range(20):
-            np.testing.assert_array_equal(sharded(weights, load, 0, 100)[2].flat, first)
+            np.testing.assert_array_equal(sharded(weights, late, 0, 100)[2].flat, first)
 
 
 def test_one_worker_and_two_give_the_same_bits_for_a_batch_of_two_shards():
@@ -113,6 +120,22 @@ def test_blas_has_one_thread_inside_and_its_own_after():
             assert set(threads()) == {1}
         assert threads() == before
 
+        first, second = ShardedGradient(CONFIG, 1), ShardedGradient(CONFIG, 1)
+        with contextlib.ExitStack() as one, contextlib.ExitStack() as other:  # left in the order they were entered
+            one.enter_context(first)
+            other.enter_context(second)
+            one.close()
+            assert set(threads()) == {1}
+        assert threads() == before
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="counts threads in /proc")
+def test_a_helper_has_one_thread():
+    with ShardedGradient(CONFIG, 2) as sharded:
+        sharded(parameters(), load, 0, 64)
+        pid = sharded._helpers[0]._process.pid
+        assert len(list(Path(f"/proc/{pid}/task").iterdir())) == 1
+
 
 # ---- what goes wrong ----
 
@@ -142,24 +165,25 @@ def test_images_that_do_not_fit_the_model_are_an_error_and_the_next_call_is_righ
 def test_an_error_in_another_process_is_told(monkeypatch):
     with ShardedGradient(CONFIG, 2) as sharded:
         right = sharded(parameters(), load, 0, 64)
-        monkeypatch.setattr(parallel, "gradient_of_share", lambda *_: right)  # the error is not found here
+        monkeypatch.setattr(parallel, "gradient_of_part", lambda *_: right)  # the error is not found here
         with pytest.raises(WorkerError, match=r"worker 2 of 2 failed:\n(.|\n)*the model reads images of shape"):
             sharded(parameters(), lambda start, stop: (np.zeros((stop - start, 7, 7)), LABELS[start:stop]), 0, 64)
 
 
 def test_a_worker_that_was_killed_ends_the_step_and_not_the_program():
     with ShardedGradient(CONFIG, 3) as sharded:
-        sharded(parameters(), load, 0, 64)
-        sharded._helpers[1]._process.send_signal(signal.SIGKILL)
+        expected = sharded(parameters(), load, 0, 64)[2].flat.copy()
         for _ in range(2):
+            sharded._helpers[1]._process.send_signal(signal.SIGKILL)
             with pytest.raises(WorkerError, match=r"worker 3 of 3 is gone \(killed by signal 9\).*fewer workers"):
                 sharded(parameters(), load, 0, 64)
+            np.testing.assert_array_equal(sharded(parameters(), load, 0, 64)[2].flat, expected)  # with new ones
 
 
 def test_a_worker_that_is_killed_while_it_is_waited_for_is_no_endless_wait():
-    began = time.monotonic()
     with ShardedGradient(CONFIG, 2) as sharded:
         sharded(parameters(), load, 0, 100)
+        began = time.monotonic()
         process = sharded._helpers[0]._process
         process.send_signal(signal.SIGSTOP)
         threading.Timer(0.3, process.send_signal, [signal.SIGKILL]).start()
@@ -168,10 +192,97 @@ def test_a_worker_that_is_killed_while_it_is_waited_for_is_no_endless_wait():
     assert time.monotonic() - began < 10
 
 
-def test_a_worker_that_does_not_start_is_told(monkeypatch, capfd):
-    monkeypatch.setattr(sys, "executable", "/bin/false")
-    with pytest.raises(WorkerError, match=r"worker 2 of 2 is gone \(ended with status 1\)"):
+def open_files():
+    return sorted(os.listdir("/proc/self/fd")) if Path("/proc/self/fd").is_dir() else []
+
+
+@pytest.mark.parametrize(
+    ("executable", "expected"),
+    [
+        ("/bin/false", r"worker 2 of 3 is gone \(ended with status 1\)"),
+        ("/bin/true", r"worker 2 of 3 is gone \(ended with status 0\)"),
+        ("", "no Python to start: train with one worker"),
+        (None, "no Python to start: train with one worker"),
+    ],
+)
+def test_a_worker_that_does_not_start_is_told(monkeypatch, executable, expected):
+    before = open_files()
+    monkeypatch.setattr(sys, "executable", executable)
+    sharded = ShardedGradient(CONFIG, 3)
+    with pytest.raises(WorkerError, match=expected):
+        sharded.__enter__()
+    assert sharded._helpers == []
+    assert open_files() == before
+
+
+def test_a_worker_that_hangs_at_its_start_is_told(monkeypatch, tmp_path):
+    program = tmp_path / "python"
+    program.write_text("#!/bin/sh\nexec sleep 60\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(program))
+    monkeypatch.setattr(parallel, "START_SECONDS", 0.3)
+    with pytest.raises(WorkerError, match="killed by signal 9"):
         ShardedGradient(CONFIG, 2).__enter__()
+
+
+def test_a_program_that_cannot_be_read_by_python_is_told(monkeypatch):
+    config = ViTConfig(image_size=8, patch_size=4, width=8, depth=1, heads=2, mlp_width=12, classes=5)
+    monkeypatch.setattr(ViTConfig, "as_dict", lambda self: {"width": -1})  # so that only the helper fails
+    with pytest.raises(WorkerError, match=r"worker 2 of 2 failed:\n(.|\n)*width must be a whole number"):
+        ShardedGradient(config, 2).__enter__()
+
+
+def test_what_a_library_prints_is_no_answer(tmp_path, monkeypatch, capfd):
+    (tmp_path / "sitecustomize.py").write_text("import os; os.write(1, b'printed\\n{}\\ntinyvit is not JSON')\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with ShardedGradient(CONFIG, 2) as sharded:
+        _, _, gradient = sharded(parameters(), load, 3, 68)
+    np.testing.assert_allclose(gradient.flat, whole(3, 68, 0.0)[2].flat, rtol=1e-9, atol=1e-13)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # Python loses one within a __del__
+def test_an_interrupt_at_any_moment_leaves_no_wrong_answer_behind():
+    weights = parameters()
+    expected = whole(3, 68, 0.0)[2].flat
+    with ShardedGradient(CONFIG, 2) as sharded:
+        for delay in np.linspace(0, 0.01, 8):
+            interrupt = threading.Timer(delay, signal.raise_signal, [signal.SIGINT])
+            with contextlib.suppress(KeyboardInterrupt):
+                interrupt.start()
+                while interrupt.is_alive():
+                    sharded(weights, load, 0, 100)
+                time.sleep(0.1)
+            _, _, gradient = sharded(weights, load, 3, 68)
+            np.testing.assert_allclose(gradient.flat, expected, rtol=1e-9, atol=1e-13)
+
+
+def test_opposite_infinities_are_no_warning():
+    weights = parameters(np.float32)
+    weights.flat *= 1e30
+    with ShardedGradient(CONFIG, 2) as sharded, ShardedGradient(CONFIG, 1) as alone:
+        for gradient_of in (sharded, alone):
+            loss, _, _ = gradient_of(weights, load, 0, 64)
+            assert not np.isfinite(loss)
+
+
+def test_images_of_two_types_in_one_batch_are_refused():
+    def mixed(start, stop):
+        images, labels = load(start, stop)
+        return (images if start > 40 else images.astype(np.uint8)), labels
+
+    with ShardedGradient(CONFIG, 3) as sharded, pytest.raises(ValueError, match=r"the images of one batch .* uint8"):
+        sharded(parameters(), mixed, 0, 64)
+
+
+def test_two_threads_are_refused():
+    with ShardedGradient(CONFIG, 1) as sharded:
+
+        def within(start, stop):
+            with pytest.raises(RuntimeError, match="one thread of one process"):
+                sharded(parameters(), load, 0, 10)
+            return load(start, stop)
+
+        sharded(parameters(), within, 0, 10)
 
 
 def test_no_room_to_share_is_told(monkeypatch):
@@ -184,12 +295,18 @@ def test_no_room_to_share_is_told(monkeypatch):
 
 
 def test_nothing_is_left_behind():
+    folders = {Path("/dev/shm"), Path(tempfile.gettempdir())}
+    before = {folder: set(os.listdir(folder)) for folder in folders if folder.is_dir()}
+    descriptors = open_files()
     with ShardedGradient(CONFIG, 3) as sharded:
         sharded(parameters(), load, 0, 64)
-        assert not Path(sharded._memory.path).exists()  # in use, but without a name: a kill would leave nothing
+        assert sharded._memory.address in sharded._memory.descriptors  # a number: a kill would leave no name behind
         processes = [helper._process for helper in sharded._helpers]
         assert all(process.poll() is None for process in processes)
-    assert all(process.poll() == 0 for process in processes)
+    assert all(process.poll() is not None for process in processes)
+    assert open_files() == descriptors
+    named = {name for folder in before for name in set(os.listdir(folder)) - before[folder] if "tinyvit" in name}
+    assert not named
 
 
 PROGRAM = """
@@ -247,9 +364,13 @@ def test_workers_end_with_the_program_however_it_ends(program, how):
     program.wait(10)
 
 
-def test_no_workers_are_refused():
+def test_settings_that_make_no_sense_are_refused():
     with pytest.raises(ValueError, match="workers must be at least 1, not 0"):
         ShardedGradient(CONFIG, 0)
+    with pytest.raises(ValueError, match="shard_size must be at least 1, not 0"):
+        ShardedGradient(CONFIG, 1, shard_size=0)
+    with ShardedGradient(CONFIG, 1) as sharded, pytest.raises(ValueError, match="places 5 to 5 are none"):
+        sharded(parameters(), load, 5, 5)
 
 
 def test_it_works_as_a_context_only_and_one_at_a_time():

@@ -5,14 +5,16 @@ An operation never asks where it runs: it takes its array module from the array 
 unless a `Workspace` is active in the thread: then it is memory that an earlier array has no more use for.
 """
 
+import contextlib
 import importlib
 import math
 import sys
 import threading
 from dataclasses import dataclass
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
+from threadpoolctl import ThreadpoolController
 
 
 class DeviceError(RuntimeError):
@@ -104,6 +106,29 @@ def erf(x):
     return erf(x)
 
 
+@contextlib.contextmanager
+def one_blas_thread():
+    """Keep BLAS to one thread in this process, for work that is side by side already; it gets its threads back after.
+
+    Contexts may overlap in any order, in any threads: the first to be entered sets the limit, the last to be left
+    lifts it.
+    """
+    with _limit.lock:
+        _limit.users += 1
+        if _limit.users == 1:
+            _limit.own = ThreadpoolController().limit(limits=1, user_api="blas")
+    try:
+        yield
+    finally:
+        with _limit.lock:
+            _limit.users -= 1
+            if _limit.users == 0:
+                _limit.own.restore_original_limits()
+
+
+_limit = SimpleNamespace(lock=threading.Lock(), users=0, own=None)
+
+
 class Workspace:
     """Keeps the memory of arrays that are done with, so that a step allocates next to nothing.
 
@@ -114,20 +139,30 @@ class Workspace:
 
     def __init__(self):
         self._free = {}  # bytes -> memory blocks of that size
+        self._serves = False
 
     def __enter__(self):
+        """Serve this thread. Raises `RuntimeError` if it serves already."""
+        if self._serves:
+            raise RuntimeError("this workspace is in use: it can serve one thread at a time, and once")
+        self._serves = True
+        self._asked_for = set()
         self._outer = getattr(_thread, "workspace", None)
         _thread.workspace = self
         return self
 
     def __exit__(self, *exception):
         _thread.workspace = self._outer
+        self._serves = False
+        # sizes that nobody asked for this time belong to another batch size: a step of a new size may need the room
+        self._free = {size: free for size, free in self._free.items() if size in self._asked_for}
 
     def empty(self, shape, dtype, xp):
         """Return an uninitialised C-ordered array."""
         if xp is not np:
             return xp.empty(shape, dtype=dtype)
         size = math.prod(shape) * dtype.itemsize
+        self._asked_for.add(size)
         free = self._free.get(size)
         if free is None:
             free = self._free[size] = []
@@ -140,8 +175,11 @@ class Workspace:
 class _Lease(np.ndarray):
     """Stands behind an array, and so lives as long as the array or a view of it; then it gives the memory back."""
 
+    memory = free = None  # as a copy of one has no memory to give back
+
     def __del__(self):
-        self.free.append(self.memory)
+        if self.free is not None:
+            self.free.append(self.memory)
 
 
 def _new_memory(size, line=64):

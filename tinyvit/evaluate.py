@@ -5,9 +5,8 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 
 import numpy as np
-from threadpoolctl import ThreadpoolController
 
-from tinyvit.backend import array_module, to_host
+from tinyvit.backend import array_module, one_blas_thread, to_host
 from tinyvit.model import block_attention, check_images, vit_forward
 from tinyvit.ops import cross_entropy_forward, softmax_forward
 
@@ -53,7 +52,7 @@ def evaluate(model, images, labels, batch_size=CHUNK, workers=1, progress=None):
 
     chunks = []
     with ExitStack() as stack:
-        stack.enter_context(ThreadpoolController().limit(limits=1, user_api="blas"))
+        stack.enter_context(one_blas_thread())
         run = map if workers == 1 else stack.enter_context(ThreadPoolExecutor(workers)).map
         for logits in run(chunk_logits, range(0, len(images), batch_size)):
             chunks.append(logits)

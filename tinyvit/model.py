@@ -259,7 +259,9 @@ class VisionTransformer:
         as many as have 544 tokens (32 images of 17), so that they stay in the processor's cache whatever the patches.
         """
         check_images(images, self.config)
-        batch_size = batch_size or max(1, 544 // self.config.tokens)
+        batch_size = max(1, 544 // self.config.tokens) if batch_size is None else batch_size
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, not {batch_size}")
         xp = array_module(self.parameters.flat)
         chunks = (xp.asarray(images[i : i + batch_size]) for i in range(0, len(images), batch_size))
         with Workspace():

@@ -3,7 +3,7 @@
 import contextvars
 import itertools
 import math
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 
 from tinyvit.backend import array_module
 
@@ -20,6 +20,8 @@ class Adam:
     """
 
     def __init__(self, flat, beta1=0.9, beta2=0.999, epsilon=1e-8, weight_decay=0.0, decayed=None, threads=1):
+        if threads < 1:
+            raise ValueError(f"Adam needs at least one thread, not {threads}")
         if not (0 <= beta1 < 1 and 0 <= beta2 < 1 and epsilon > 0 and weight_decay >= 0):
             raise ValueError(
                 "Adam needs beta1 and beta2 in [0, 1), epsilon above 0 and weight_decay of at least 0, not "
@@ -47,6 +49,7 @@ class Adam:
             self._pool.submit(contextvars.copy_context().run, self._update, flat, gradient, learning_rate, part)
             for part in self._parts
         ]
+        wait(jobs)  # all of them, even if one fails: nobody writes into flat any more when this returns
         for job in jobs:
             job.result()
 

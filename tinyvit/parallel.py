@@ -7,6 +7,8 @@ to each goes one line a step, which says what images are its own, and one comes 
 """
 
 import contextlib
+import errno
+import io
 import itertools
 import json
 import math
@@ -16,13 +18,13 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import traceback
 from pathlib import Path
 
 import numpy as np
-from threadpoolctl import ThreadpoolController
 
-from tinyvit.backend import Workspace, array_module
+from tinyvit.backend import Workspace, array_module, one_blas_thread
 from tinyvit.model import ViTConfig, vit_backward, vit_forward
 from tinyvit.ops import cross_entropy_backward, cross_entropy_forward
 from tinyvit.parameters import Parameters
@@ -30,59 +32,56 @@ from tinyvit.parameters import Parameters
 SHARD_TOKENS = 1088  # 64 images of 17: enough for matrix products to run well, and little enough for the memory
 
 
+START_SECONDS = 60  # for a helper to answer for the first time: it imports NumPy, and disks may be slow
+
+
 class WorkerError(RuntimeError):
-    """A process that computed a share of a step failed or died; the message has what is known."""
+    """A process that computed a part of a step failed or died; the message has what is known."""
 
 
 def available_cores():
     """Return how many cores this process may use: by its affinity, and by a container's limit."""
-    import joblib  # imported here alone: a helper process has no use for it
+    import joblib  # imported here alone: a helper has no use for it
 
     return joblib.cpu_count()
 
 
 class ShardedGradient:
-    """Computes a batch's loss and gradient, a share of it in each of `workers` processes. Use it as a context.
+    """Computes a batch's loss and gradient, a part of it in each of `workers` processes. Use it as a context.
 
     config: `ViTConfig`; workers: how many, by default the cores there are; smoothing: of the labels; shard_size:
-    images computed at once, by default as many as have `SHARD_TOKENS` tokens. Raises `ValueError` if workers is
-    below 1. Inside the context BLAS keeps to one thread a process, and gets its threads back on leaving.
+    images computed at once, by default as many as have `SHARD_TOKENS` tokens. Raises `ValueError` if one of them is
+    below what makes sense, and on entering `WorkerError` or `OSError` if a process or the memory that they share
+    cannot be had. Inside the context BLAS keeps to one thread a process, and gets its threads back on leaving.
 
     The batch is cut and the gradients are summed in an order that depends on its size and the number of workers
-    alone: the same bits whatever the timing. The first worker is the process itself: one worker needs no other, and
-    is what a GPU needs, with a shard_size of the whole batch.
+    alone: the same bits whatever the timing. The first worker is the process itself, the others are its helpers: one
+    worker needs no other process, and is what a GPU needs, with a shard_size of the whole batch.
     """
 
     def __init__(self, config, workers=None, smoothing=0.0, shard_size=None):
-        self.config, self.smoothing = config, smoothing
+        self.config, self.smoothing = config, float(smoothing)
         self.shard_size = max(1, SHARD_TOKENS // config.tokens) if shard_size is None else shard_size
         self.workers = available_cores() if workers is None else workers
         if self.workers < 1:
             raise ValueError(f"workers must be at least 1, not {self.workers}")
+        if self.shard_size < 1:
+            raise ValueError(f"shard_size must be at least 1, not {self.shard_size}")
+        self._turn = threading.Lock()
         self._resources = None
 
     def __enter__(self):
         if self._resources is not None:
             raise RuntimeError("this sharded gradient is in use already")
         with contextlib.ExitStack() as stack:
-            stack.enter_context(ThreadpoolController().limit(limits=1, user_api="blas"))
-            self._workspace = Workspace()
+            stack.enter_context(one_blas_thread())
+            self._workspace, self._process = Workspace(), os.getpid()
             self._helpers, self._layout, self._shared = [], None, None
             if self.workers > 1:
                 weights = sum(math.prod(shape) for shape in self.config.shapes().values())
                 self._memory = stack.enter_context(_SharedMemory(8 * weights * self.workers))
-                settings = {
-                    "memory": self._memory.path,
-                    "config": self.config.as_dict(),
-                    "smoothing": self.smoothing,
-                    "shard_size": self.shard_size,
-                }
-                for number in range(1, self.workers):
-                    settings["number"] = number
-                    self._helpers.append(stack.enter_context(_Helper(number, self.workers, settings)))
-                for helper in self._helpers:
-                    helper.end()  # it has opened the memory
-                self._memory.forget_path()
+                stack.callback(self._stop_helpers)
+                self._start_helpers()
             self._resources = stack.pop_all()
         return self
 
@@ -91,38 +90,85 @@ class ShardedGradient:
         self._workspace = self._shared = None  # and with them their memory
         resources.__exit__(*exception)
 
+    def _start_helpers(self):
+        settings = {
+            "config": self.config.as_dict(),
+            "smoothing": self.smoothing,
+            "shard_size": self.shard_size,
+            "memory": self._memory.address,
+        }
+        try:
+            for number in range(2, self.workers + 1):
+                self._helpers.append(_Helper(f"worker {number} of {self.workers}", self._memory.descriptors))
+            for index, helper in enumerate(self._helpers):
+                helper.start(settings | {"index": index})
+        except BaseException:
+            self._stop_helpers()
+            raise
+
+    def _stop_helpers(self):
+        while self._helpers:
+            self._helpers.pop().stop()
+
     def __call__(self, parameters, load, start, stop):
         """Return loss, how many were classified rightly, and the gradient, for places `start` to `stop`.
 
         load(start, stop) gives images and labels, as `Epoch.load` does. loss and the count are 0-d arrays; the
-        gradient is `Parameters`. Raises `WorkerError` if another process failed or died.
+        gradient is `Parameters`. Raises `WorkerError` if another process failed or died, `OSError` if there is no
+        room for what they share, `ValueError` on places, images or labels that do not fit, and `RuntimeError` outside
+        the context or if another thread is at it. After an error the next call begins with new helpers.
         """
         if self._resources is None:
             raise RuntimeError("use a sharded gradient as a context: with ShardedGradient(...) as sharded_gradient:")
+        if stop <= start:
+            raise ValueError(f"a batch has at least one image: places {start} to {stop} are none")
         if self.workers > 1 and array_module(parameters.flat) is not np:
             raise ValueError(f"a GPU computes a batch as a whole: it needs one worker, not {self.workers}")
+        if os.getpid() != self._process or not self._turn.acquire(blocking=False):
+            raise RuntimeError("a sharded gradient serves one thread of one process: give each its own")
+        try:
+            if self.workers > 1 and not self._helpers:
+                self._start_helpers()
+            return self._compute(parameters, load, start, stop)
+        except BaseException:  # a helper may be at work yet, and its answer must not be taken for the next one
+            self._stop_helpers()
+            raise
+        finally:
+            self._turn.release()
+
+    def _compute(self, parameters, load, start, stop):
         batch_size = stop - start
         mine, *others = cut(0, batch_size, min(self.workers, batch_size))
         helpers = self._helpers[: len(others)]
         for helper, (first, last) in zip(helpers, others, strict=True):
             images, labels = load(start + first, start + last)
             if helper is helpers[0]:
-                self._share(parameters, images, labels, batch_size)
-            self._shared["images"][first:last], self._shared["labels"][first:last] = images, labels
-            helper.begin({"layout": self._layout, "first": first, "last": last, "batch_size": batch_size})
+                self._publish(parameters, images, labels, batch_size)
+            for name, array in (("images", images), ("labels", labels)):
+                if array.dtype != self._shared[name].dtype:
+                    kinds = f"{self._shared[name].dtype} and {array.dtype}"
+                    raise ValueError(f"the {name} of one batch must be of one type, not {kinds}")
+                self._shared[name][first:last] = array
+            helper.send({"layout": self._layout, "first": first, "last": last, "batch_size": batch_size})
 
         with self._workspace:
-            loss, correct, gradient = gradient_of_share(
-                *load(start, start + mine[1]), parameters, self.config, self.smoothing, self.shard_size, batch_size
+            loss, correct, gradient = gradient_of_part(
+                *load(start, start + mine[1]),
+                parameters,
+                self.config,
+                self.smoothing,
+                self.shard_size,
+                batch_size,
             )
-        for number, helper in enumerate(helpers):
-            answer = helper.end()
-            loss = loss + answer["loss"]
-            correct = correct + answer["correct"]
-            gradient.flat += self._shared["gradients"][number]
+        for index, helper in enumerate(helpers):
+            answer = helper.receive()
+            with np.errstate(over="ignore", invalid="ignore"):  # as in `gradient_of_part`
+                loss = loss + answer["loss"]
+                correct = correct + answer["correct"]
+                gradient.flat += self._shared["gradients"][index]
         return loss, correct, gradient
 
-    def _share(self, parameters, images, labels, batch_size):
+    def _publish(self, parameters, images, labels, batch_size):
         """Copy the weights to where the helpers read them; the shared memory is laid out anew if it does not fit."""
         flat = parameters.flat
         wanted = {
@@ -132,15 +178,16 @@ class ShardedGradient:
             "labels": ((batch_size,), labels.dtype.str),
         }
         if self._layout is None or not _serves(self._layout, wanted):
-            self._layout, self._shared = wanted, self._memory.arrays(wanted)
+            self._shared = self._memory.arrays(wanted)
+            self._layout = wanted
         self._shared["weights"][...] = flat
 
 
-def gradient_of_share(images, labels, parameters, config, smoothing, shard_size, batch_size, total=None):
-    """Return loss, count of right answers and gradient of some of a batch of batch_size, a shard after the other.
+def gradient_of_part(images, labels, parameters, config, smoothing, shard_size, batch_size, total=None):
+    """Return loss, count of right answers and gradient of a part of a batch of batch_size, a shard after the other.
 
-    Loss and gradient are parts of the mean over the whole batch: those of all shares add up to it. total: the
-    `Parameters` to write the gradient into, new ones by default.
+    images: (N, R, C); labels: (N,). Loss and gradient are parts of the mean over the whole batch: those of all parts
+    add up to it. total: the `Parameters` to write the gradient into, new ones by default.
     """
     total_loss, total_correct = 0, 0
     for start, stop in cut(0, len(images), -(-len(images) // shard_size)):
@@ -148,13 +195,13 @@ def gradient_of_share(images, labels, parameters, config, smoothing, shard_size,
         with np.errstate(over="ignore", invalid="ignore"):
             logits, cache = vit_forward(images[start:stop], parameters, config)
             loss, loss_cache = cross_entropy_forward(logits, labels[start:stop], smoothing)
-            share = (stop - start) / batch_size  # the batch's mean is the shards' means, weighted so
-            dlogits = cross_entropy_backward(share, loss_cache)
+            weight = (stop - start) / batch_size  # the batch's mean is the shards' means, weighted so
+            dlogits = cross_entropy_backward(weight, loss_cache)
             if start == 0:
                 total = vit_backward(dlogits, cache, total)
             else:
                 total.flat += vit_backward(dlogits, cache).flat
-        total_loss = total_loss + loss * share
+        total_loss = total_loss + loss * weight
         total_correct = total_correct + (logits.argmax(axis=1) == labels[start:stop]).sum()
     return total_loss, total_correct, total
 
@@ -166,141 +213,170 @@ def cut(start, stop, parts):
 
 
 class _Helper:
-    """Another process that computes shares of batches, from the side of the one that asks. A context."""
+    """Another process that computes parts of batches, as the one that asks sees it."""
 
-    def __init__(self, number, workers, settings):
-        self._name = f"worker {number + 1} of {workers}"
-        program = f"import sys; sys.path[:] = {sys.path!r}; from tinyvit.parallel import serve; serve()"
+    def __init__(self, name, descriptors):
+        if not sys.executable or getattr(sys, "frozen", False):
+            raise WorkerError(f"{name} cannot be started, as there is no Python to start: train with one worker")
+        self._name = name
+        here = str(Path(__file__).resolve().parent.parent)  # first, so that the helper has this very library
+        path = [here, *(entry for entry in sys.path if isinstance(entry, str))]
+        program = f"import sys; sys.path[:] = {path!r}; from tinyvit.parallel import serve; serve()"
+        threads = ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS", "BLIS_NUM_THREADS")
         self._process = subprocess.Popen(
             [sys.executable, "-c", program],
+            bufsize=0,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
+            pass_fds=descriptors,
+            env=os.environ | dict.fromkeys(threads, "1"),
             start_new_session=True,  # Ctrl-C is for the process that asks
         )
-        self._owes = 0  # answers that were not read, because something went wrong before
-        self._send(settings)
+        self._answers = io.BufferedReader(self._process.stdout)
 
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *exception):
-        with contextlib.suppress(OSError):
-            self._process.stdin.close()  # it leaves when it reads the end
+    def start(self, settings):
+        """Tell it what it is to do, and wait until it is ready."""
+        patience = threading.Timer(START_SECONDS, self._process.kill)
+        patience.start()
         try:
-            self._process.wait(5)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-        self._process.stdout.close()
+            self.send(settings)
+            self.receive()
+        finally:
+            patience.cancel()
 
-    def begin(self, request):
-        """Ask for the gradient of a share; `end` waits for the answer."""
-        while self._owes:
-            self._receive()
-        self._send(request)
+    def stop(self):
+        """End it, whatever it is doing."""
+        self._process.kill()  # it has nothing that could be lost
+        self._process.wait()
+        self._process.stdin.close()
+        self._answers.close()
 
-    def end(self):
-        """Return the answer to `begin`, a dict; raise `WorkerError` if there is none."""
-        answer = self._receive()
-        if "error" in answer:
-            raise WorkerError(f"{self._name} failed:\n{answer['error']}")
-        return answer
-
-    def _send(self, message):
+    def send(self, message):
+        """Ask for something, a dict; `receive` waits for the answer."""
         with contextlib.suppress(BrokenPipeError):  # whoever reads the answer finds out
             self._process.stdin.write(json.dumps(message).encode() + b"\n")
-            self._process.stdin.flush()
-        self._owes += 1
 
-    def _receive(self):
-        line = self._process.stdout.readline()
-        if not line:
-            code = self._process.wait()
-            how = f"killed by signal {-code}" if code < 0 else f"ended with status {code}"
-            raise WorkerError(
-                f"{self._name} is gone ({how}); if that was for want of memory, try fewer workers or a smaller batch"
-            )
-        self._owes -= 1
-        return json.loads(line)
+    def receive(self):
+        """Return the answer, a dict; raise `WorkerError` if there is none."""
+        while line := self._answers.readline():
+            if line.startswith(_ANSWER) and line.endswith(b"\n"):  # and is not what some library has printed
+                answer = json.loads(line.removeprefix(_ANSWER))
+                if "error" in answer:
+                    raise WorkerError(f"{self._name} failed:\n{answer['error']}")
+                return answer
+        self._process.kill()  # in case it has closed its end and lives
+        code = self._process.wait()
+        how = f"killed by signal {-code}" if code < 0 else f"ended with status {code}"
+        raise WorkerError(
+            f"{self._name} is gone ({how}); if that was for want of memory, fewer workers or a smaller batch need "
+            "less, and one worker needs no other process"
+        )
+
+
+_ANSWER = b"\x02tinyvit "  # what a helper's lines begin with, and nothing that libraries print does
 
 
 def serve():
     """Answer a `_Helper`, on standard input and output, until there is nothing more to read."""
-    requests, answers = sys.stdin.buffer, sys.stdout.buffer
-    sys.stdout = sys.stderr  # what is printed must not get among the answers
+    requests = sys.stdin.buffer
+    answers = os.dup(1)
+    os.dup2(2, 1)  # whatever is printed from now on, by whatever library, is no answer
 
     def answer(message):
         with contextlib.suppress(BrokenPipeError):  # nobody listens any more: the next read will tell
-            answers.write(json.dumps(message).encode() + b"\n")
-            answers.flush()
+            os.write(answers, b"\n" + _ANSWER + json.dumps(message).encode() + b"\n")
 
-    settings = json.loads(requests.readline())
-    config, workspace, layout = ViTConfig(**settings["config"]), Workspace(), None
-    one_thread = ThreadpoolController().limit(limits=1, user_api="blas")
-    with open(settings["memory"], "r+b") as memory, one_thread, workspace:
+    layout = None
+    first_line = requests.readline()
+    if not first_line:  # whoever was to ask is gone already
+        return
+    try:
+        settings = json.loads(first_line)
+        config, workspace = ViTConfig(**settings["config"]), Workspace()
+        memory = open(settings["memory"], "r+b")  # noqa: SIM115  open as long as the process
         answer({"ready": True})
+    except Exception:
+        answer({"error": traceback.format_exc()})
+        return
+    with one_blas_thread():
         for line in requests:
             request = json.loads(line)
             try:
                 if layout != request["layout"]:
-                    layout = request["layout"]
-                    shared = _arrays(memory, layout)
+                    shared = _arrays(memory, request["layout"])
                     parameters = Parameters(config.shapes(), shared["weights"])
-                    gradients = parameters.with_flat(shared["gradients"][settings["number"] - 1])
-                share = slice(request["first"], request["last"])
-                loss, correct, _ = gradient_of_share(
-                    shared["images"][share],
-                    shared["labels"][share],
-                    parameters,
-                    config,
-                    settings["smoothing"],
-                    settings["shard_size"],
-                    request["batch_size"],
-                    gradients,
-                )
+                    gradients = parameters.with_flat(shared["gradients"][settings["index"]])
+                    layout = request["layout"]
+                part = slice(request["first"], request["last"])
+                with workspace:
+                    loss, correct, _ = gradient_of_part(
+                        shared["images"][part],
+                        shared["labels"][part],
+                        parameters,
+                        config,
+                        settings["smoothing"],
+                        settings["shard_size"],
+                        request["batch_size"],
+                        gradients,
+                    )
                 answer({"loss": float(loss), "correct": int(correct)})
             except Exception:
-                answer({"error": traceback.format_exc()})
+                answer({"error": traceback.format_exc()[-3000:]})  # a line that a pipe takes at once
 
 
 class _SharedMemory:
-    """A file that all processes map into their memory; it lies in memory itself, where there is a folder for such."""
+    """A file that all processes map into their memory. A context.
+
+    It has no name, so that nothing is left of it when they end, however they end; where the system cannot pass it on
+    without one, it is removed on leaving. On Linux it is in a folder that is kept in memory, if that has room.
+    """
 
     def __init__(self, expected):
-        folder = Path("/dev/shm")  # absent but on Linux, and small in some containers
+        folder = Path("/dev/shm")  # small in some containers
         roomy = folder.is_dir() and os.access(folder, os.W_OK) and shutil.disk_usage(folder).free > 2 * expected
-        handle, self.path = tempfile.mkstemp(prefix="tinyvit-", dir=folder if roomy else None)
-        self._file = os.fdopen(handle, "r+b")
+        self._folder = str(folder) if roomy else tempfile.gettempdir()
+        if os.name == "posix":
+            self._file = tempfile.TemporaryFile(dir=self._folder)  # noqa: SIM115  closed on leaving
+            self.address = self._file.fileno()  # the same number there, as it is passed on
+            self.descriptors = (self.address,)
+        else:
+            self._file = tempfile.NamedTemporaryFile(dir=self._folder, delete=False)  # noqa: SIM115
+            self.address, self.descriptors = self._file.name, ()
 
     def __enter__(self):
         return self
 
     def __exit__(self, *exception):
         self._file.close()
-        self.forget_path()
-
-    def forget_path(self):
-        """Remove the file's name, once all who need the file have opened it: then it cannot outlive them."""
-        with contextlib.suppress(OSError):  # gone already, or the system keeps names of open files
-            os.unlink(self.path)
+        if isinstance(self.address, str):
+            with contextlib.suppress(OSError):
+                os.unlink(self.address)
 
     def arrays(self, layout):
         """Return arrays of this layout, a dict from name to (shape, dtype), in place of all that there were."""
         size = sum(_rounded(math.prod(shape) * np.dtype(dtype).itemsize) for shape, dtype in layout.values())
         if size > os.fstat(self._file.fileno()).st_size:
             try:
-                if hasattr(os, "posix_fallocate"):
-                    os.posix_fallocate(self._file.fileno(), 0, size)  # fails for want of room, so no write does
-                else:
-                    self._file.truncate(size)
+                self._file.truncate(size)
+                _reserve(self._file.fileno(), size)
             except OSError as error:
                 raise OSError(
                     error.errno,
                     f"no room for {size / 1e6:.0f} MB that the workers share ({error.strerror}): "
                     "make some, or train with one worker",
-                    str(Path(self.path).parent),
+                    self._folder,
                 ) from error
         return _arrays(self._file, layout)
+
+
+def _reserve(descriptor, size):
+    """Take all the room that a file of `size` bytes needs: `OSError` if there is none, and not a crash later."""
+    if hasattr(os, "posix_fallocate"):
+        try:
+            os.posix_fallocate(descriptor, 0, size)
+        except OSError as error:
+            if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):  # some file systems cannot say
+                raise
 
 
 def _serves(layout, wanted):

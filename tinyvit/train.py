@@ -24,11 +24,12 @@ from tinyvit.optim import (
     matrices_only,
     warmup_cosine,
 )
-from tinyvit.parallel import ShardedGradient
+from tinyvit.parallel import ShardedGradient, available_cores
 
 CHECKPOINT = "checkpoint.safetensors"
 CHECKPOINT_FORMAT = 1
 CHECKPOINT_SECONDS = 20  # a killed run loses at most this, and the time of one step
+IMAGES_A_WORKER = 8  # at least, if nobody says how many workers: for less it is not worth a process
 AVERAGE_EVERY = 4  # steps, and at an epoch's end; an average over hundreds of steps does not need every one
 
 
@@ -121,7 +122,8 @@ class Training:
     """A training run: its settings, its data and all that changes, so that it can stop anywhere and go on.
 
     model_config: `ViTConfig`; config: `TrainingConfig`; images: (N, R, C) uint8; labels: (N,) integers in
-    0..classes-1; backend: a `Backend`; workers: shards side by side, by default the cores there are (a GPU: one).
+    0..classes-1; backend: a `Backend`; workers: processes side by side, by default as many as there are
+    cores and eights of images in a batch (a GPU: one).
 
     Everything random follows from (seed, epoch), so what a checkpoint keeps is small: weights, moments, the average
     and the place in the epoch. Going on from one gives the same bits as never having stopped, on the same machine
@@ -146,6 +148,8 @@ class Training:
         if backend.device == "gpu":
             self.sharded_gradient = ShardedGradient(model_config, 1, config.smoothing, config.batch_size)
         else:
+            if workers is None:
+                workers = max(1, min(available_cores(), config.batch_size // IMAGES_A_WORKER))
             self.sharded_gradient = ShardedGradient(model_config, workers, config.smoothing)
         self.workers = self.sharded_gradient.workers
         self.adam = Adam(

@@ -135,8 +135,8 @@ def class_attention_backward(dout, cache, dw_qkv=None, db_qkv=None, dw_out=None,
     """Return what `multi_head_attention_backward` does, for the gradient `dout` (B, 1, D) of out."""
     attention_cache, q, seen, w_qkv, q_cache, out_cache, heads = cache
     batch = len(q)
-    if dw_qkv is None:
-        dw_qkv, db_qkv = empty_like(w_qkv), empty(w_qkv.shape[1:], like=w_qkv)
+    dw_qkv = empty_like(w_qkv) if dw_qkv is None else dw_qkv
+    db_qkv = empty(w_qkv.shape[1:], like=w_qkv) if db_qkv is None else db_qkv
     _, w_k, w_v = (split_heads(part, heads) for part in thirds(w_qkv))  # (H, D, K)
     dw_q, dw_k, dw_v = thirds(dw_qkv)
     db_q, db_k, db_v = thirds(db_qkv)
