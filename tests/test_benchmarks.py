@@ -319,3 +319,21 @@ def test_inference_beside_a_peer(tmp_path):
     record = one_record(path)
     assert list(record["contestants"]) == ["tinyvit", "torch"]
     assert_rising(record["contestants"]["torch"]["times_tinyvit"])
+
+
+# ---- what a stranger reads first ----
+
+SCRIPTS = [path.stem for path in sorted((ROOT / "benchmarks").glob("*.py")) if "argparse" in path.read_text()]
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_help_can_be_read(script):
+    assert "usage: " in run(script, "--help").stdout
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="reads /proc")
+def test_memory(tmp_path):
+    path, small = tmp_path / "found.json", ("--epochs", 1, "--train-limit", 200, "--test-limit", 50, "--workers", 2)
+    run("memory", "--json", path, "--", *small)
+    found = json.loads(path.read_text())
+    assert 100 < max(found["processes"]) <= found["peak_megabytes"] < 350
