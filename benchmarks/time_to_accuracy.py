@@ -201,7 +201,7 @@ def main():
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="N", help="runs a length (0 1 2)")
     parser.add_argument("--every", type=int, default=100, metavar="N", help="steps from test to test (100)")
     targets = [NOTE_ACCURACY, 99, 99.3]
-    parser.add_argument("--targets", nargs="+", type=float, default=targets, metavar="X", help="in %% (97.77 99 99.3)")
+    parser.add_argument("--targets", nargs="+", type=float, default=targets, metavar="X", help="%% (97.77 99 99.3)")
     parser.add_argument("--workers", type=int, default=available_cores(), metavar="N", help="cores to use (all)")
     parser.add_argument("--limit", type=int, metavar="N", help="use the first N training and test images only")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write what was measured here too, run by run")
