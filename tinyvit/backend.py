@@ -34,6 +34,10 @@ class Backend:
             array = to_host(array)
         return self.xp.asarray(array, dtype=dtype)
 
+    def compute_capability(self):
+        """Return the card's compute capability as a whole number, 90 for 9.0; of a CPU None."""
+        return int(self.xp.cuda.Device().compute_capability) if self.device == "gpu" else None
+
     def synchronise(self):
         """Wait until the device has done all it was asked; a CPU always has."""
         if self.device == "gpu":
