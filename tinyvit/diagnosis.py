@@ -10,10 +10,9 @@ import re
 # At most one of these can be installed: all of them put their files into the same folder, `cupy`.
 PACKAGES = ("cupy", *(f"cupy-cuda{major}x" for major in range(11, 16)), "cupy-rocm-7-0", "cupy-rocm-7-1", "amd-cupy")
 INSTALL = (
-    "'pip install -e \".[gpu]\"' if nvidia-smi shows CUDA 13 or newer, 'pip install -e \".[gpu-cuda12]\"' if it shows "
-    "CUDA 12"
+    "'pip install -e \".[gpu]\"' if nvidia-smi shows CUDA 13 or newer, "
+    "'pip install -e \".[gpu-cuda12]\"' if it shows CUDA 12"
 )
-DETAIL = 160  # characters of an error's own text that are quoted
 
 # What CUDA says by the name of an error: what is wrong with device 'gpu', and what to do
 CUDA_ERRORS = {
@@ -54,8 +53,9 @@ def cupy_packages():
 
 def two_packages(packages):
     """Return the message for several of CuPy's packages in one environment."""
+    names = ", ".join(packages)
     return _message(
-        f"cannot be used with {len(packages)} CuPy packages, which overwrite each other's files: {', '.join(packages)}",
+        f"cannot be used with {len(packages)} CuPy packages, which overwrite each other's files: {names}",
         f"Type 'pip uninstall -y {' '.join(packages)}', then {INSTALL}",
     )
 
@@ -64,12 +64,12 @@ def not_importable(error, packages):
     """Return the message for an `import cupy` that raised `error`, with these packages installed."""
     if packages:
         return _message(
-            f"needs CuPy, which is installed as {packages[0]} but cannot be imported ({_detail(error)})",
+            f"needs CuPy, which is installed as {packages[0]} but cannot be imported ({one_line(error)})",
             f"Type 'pip uninstall -y {packages[0]}', then {INSTALL}",
         )
     if isinstance(error, ModuleNotFoundError):
         return _message("needs CuPy, which is not installed", f"Type {INSTALL}")
-    return _message(f"needs CuPy, which cannot be imported ({_detail(error)})", f"Type {INSTALL}")
+    return _message(f"needs CuPy, which cannot be imported ({one_line(error)})", f"Type {INSTALL}")
 
 
 def not_cupy(module):
@@ -96,13 +96,19 @@ def explain(error, cupy):
         free, total = _call(cupy, "cuda.runtime.memGetInfo") or (0, 0)
         room = f": {free / 1e6:,.0f} MB of {total / 1e6:,.0f} MB are free" if total else ""
         what, todo = f"has no memory left{room}", "See with nvidia-smi which programs hold it, and end them or wait"
-    return _message(f"{what} ({_detail(error)})", todo)
+    return _message(f"{what} ({one_line(error)})", todo)
 
 
 def is_out_of_memory(error):
     """Return whether an exception says, in any of the ways CuPy knows, that there is not enough memory."""
     texts = r"cudaErrorMemoryAllocation|CUDA_ERROR_OUT_OF_MEMORY|CUBLAS_STATUS_ALLOC_FAILED"
     return isinstance(error, MemoryError) or re.search(texts, str(error)) is not None
+
+
+def one_line(error, limit=160):
+    """Return an exception's type and text on one line, cut to `limit` characters."""
+    text = " ".join(f"{type(error).__name__}: {error}".split()).rstrip(": ")
+    return text if len(text) <= limit else text[:limit].rstrip() + "..."
 
 
 def cuda_version(number):
@@ -149,7 +155,7 @@ def _cause(text, cupy):
     for name, known in CUDA_ERRORS.items():
         if name in text:
             return known
-    return "was found but does not compute", "Check the driver with nvidia-smi and all else with python -m tinyvit doctor"
+    return "was found but fails", "Check the driver with nvidia-smi, and all with python -m tinyvit doctor"
 
 
 def _driver(cupy):
@@ -183,10 +189,10 @@ def _no_device():
 
 def _unknown_card(cupy):
     what = f"is a card that CUDA {cuda_version(runtime_version(cupy))} does not compile for"
+    packages = " ".join(cupy_packages() or ["cupy"])
     if runtime_version(cupy) >= 13000:  # which needs compute capability 7.5: CUDA 12 knows older cards too
-        packages = " ".join(cupy_packages() or ["cupy"])
-        return what, f"Type 'pip uninstall -y {packages}' and 'pip install -e \".[gpu-cuda12]\"', for cards from before 2018"
-    return what, f"Type 'pip install --upgrade {' '.join(cupy_packages() or ['cupy'])}', which may know newer cards"
+        return what, f"Type 'pip uninstall -y {packages}' and 'pip install -e \".[gpu-cuda12]\"', which may know it"
+    return what, f"Type 'pip install --upgrade {packages}', which may know it"
 
 
 def _names(text, library):
@@ -204,12 +210,6 @@ def _call(cupy, path):
         return function()
     except Exception:  # whatever it is: this is asked when all is broken already
         return None
-
-
-def _detail(error):
-    """Return an exception's type and text on one line, cut to what a line can bear."""
-    text = " ".join(f"{type(error).__name__}: {error}".split()).rstrip(": ")
-    return text if len(text) <= DETAIL else text[:DETAIL].rstrip() + "..."
 
 
 def _message(what, todo):
