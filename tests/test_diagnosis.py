@@ -1,6 +1,8 @@
 """Every cause for which a GPU does not compute gets its own line, which says what is wrong and what to type."""
 
+import os
 import re
+import subprocess
 import sys
 import warnings
 from types import ModuleType
@@ -253,6 +255,20 @@ def test_something_else_under_the_name(installed, monkeypatch):
     other.__file__, other.__path__ = None, ["/somewhere/cupy"]  # a folder without an __init__.py
     with pytest.raises(DeviceError, match="is another: /somewhere/cupy"):
         import_cupy()
+
+
+def test_auto_says_it_in_one_line_on_standard_error(tmp_path):
+    program = "from tinyvit.backend import get_backend; print(get_backend('auto').device)"
+    paths = os.pathsep.join([str(tmp_path), *sys.path])
+
+    def said():
+        command, environment = [sys.executable, "-c", program], os.environ | {"PYTHONPATH": paths}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+        assert done.stdout == "cpu\n"
+        return done.stderr
+
+    (tmp_path / "cupy.py").write_text("raise ImportError('two\\nlines')")
+    assert re.fullmatch(r"note: the CPU computes, as device 'gpu' needs CuPy, .*ImportError: two lines.*\n", said())
 
 
 def test_auto_says_nothing_of_a_gpu_that_computes(installed, monkeypatch, caplog):

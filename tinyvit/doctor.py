@@ -152,7 +152,7 @@ def data_set():
     try:
         data = load_mnist()
     except DataError as error:
-        return None, Finding(FAILED, "data", f"{error}. Type: pip install --force-reinstall --no-deps .")
+        return None, Finding(FAILED, "data", f"{error}. Type: git checkout {HERE / 'data' / 'mnist'}")
     counts = f"{len(data.train_images):,} training and {len(data.test_images):,} test images"
     return data, Finding(OK, "data", f"{data.name}, {counts}, all {len(SHA256)} checksums hold, in {data.source}")
 
