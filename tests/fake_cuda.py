@@ -80,6 +80,9 @@ class LazyCuda:
         self._cublas_error = cublas_error
         vars(self).update(parts)
 
+    def __getattr__(self, name):  # for whatever it has not: the stand-in's own
+        return getattr(strict_cupy.cupy.cuda, name)
+
     @property
     def cublas(self):
         if self._cublas_error:
