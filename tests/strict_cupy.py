@@ -17,7 +17,7 @@ from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import scipy.special
-from emulate import Emulated
+from emulate import Emulated, owner_of
 
 synchronisations = 0  # how often the host has waited for the device so far
 _forbidden = 0
@@ -170,6 +170,8 @@ class ndarray:
     itemsize = property(lambda self: self._values.itemsize)
     strides = property(lambda self: self._values.strides)
     flags = property(lambda self: Flags(self._values.flags))
+    data = property(lambda self: SimpleNamespace(ptr=self._values.ctypes.data))
+    base = property(lambda self: None if self._values.base is None else _wrap(owner_of(self._values)))
     T = property(lambda self: _wrap(self._values.T))
     mT = property(lambda self: _wrap(self._values.mT))
 
@@ -612,10 +614,7 @@ class _Address:
     """Where an array lies, how it looks, and whose memory it is, without keeping that alive."""
 
     def __init__(self, array):
-        owner = array
-        while isinstance(owner.base, np.ndarray):
-            owner = owner.base
-        self._owner = weakref.ref(owner)
+        self._owner = weakref.ref(owner_of(array))
         self._interface = array.__array_interface__
 
     def array(self):
