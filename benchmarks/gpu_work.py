@@ -511,7 +511,7 @@ class TorchSteps:
     def turn(self, count):
         """Take two steps that are not counted, then `count`; return the seconds of one of these and the last loss."""
         self.steps(2)
-        return self.steps(count), float(self.loss)
+        return self.steps(count), float(self.loss.detach())
 
     def _wait(self):
         if self.device == "cuda":

@@ -140,7 +140,7 @@ class Remote:
     def _answer(self, when, seconds):
         try:
             if not self._connection.poll(max(0.0, seconds)):
-                raise self._failed("ended", f"ended, as it took longer than {seconds:.0f} s {when}")
+                raise self._failed("ended", f"ended, as it took longer than {seconds:.3g} s {when}")
             state, *rest = self._connection.recv()
         except (EOFError, OSError):
             self._process.join(10)
@@ -150,10 +150,11 @@ class Remote:
         return rest[0]
 
     def _failed(self, kind, text):
-        with open(self._log, encoding="utf-8", errors="replace") as log:
-            lines = log.read().splitlines()
+        printed = ""
+        with contextlib.suppress(OSError), open(self._log, encoding="utf-8", errors="replace") as log:
+            printed = log.read()
         self.close()
-        return RemoteError(kind, text, "\n".join(lines[-25:]))
+        return RemoteError(kind, text, "\n".join(printed.splitlines()[-25:]))
 
     def close(self):
         """End the process, whatever it is at."""
