@@ -170,7 +170,7 @@ class Benchmark:
             limit = BUILD
             if name == "torch-compiled":
                 case = len(names) * (options.rounds + 2) * options.seconds + len(names) * BETWEEN
-                spare = self.left() - (after + 1) * case - 20
+                spare = self.left() - (after + 1) * (case + 4) - 20
                 if spare < 1.2 * self.compiling:
                     record[name] = {"left_out": f"no time for it in {options.minutes:g} minutes"}
                     continue
@@ -180,7 +180,8 @@ class Benchmark:
                 building = self.crew.ask(name, "build", *given, seconds=limit)
             except RemoteError as error:
                 record[name] = trouble(error)
-                say(f"batch {batch}, {precision}: {CONTESTANTS[name][2]}: {error}")
+                if error.kind != "absent":
+                    say(f"batch {batch}, {precision}: {CONTESTANTS[name][2]}: {error}")
                 continue
             if name == "torch-compiled":
                 self.compiling = max(building, 20.0)

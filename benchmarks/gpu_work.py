@@ -141,7 +141,7 @@ class Ours(_OnGPU):
         config, backend = ViTConfig(depth=depth), self.backend
         images, labels = self._data(batch, limit)
         parameters, adam = self._weights(config)
-        gradient_of = ShardedGradient(config, 1, NOTE.smoothing, batch)
+        gradient_of = ShardedGradient(config, 1, NOTE.smoothing, batch).__enter__()
         self.count, self._wait = len(images), backend.synchronise
 
         def begin():
