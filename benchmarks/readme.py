@@ -38,6 +38,17 @@ PARTS = (
     "tinyvit/parallel.py",
     "tinyvit/files.py",
     "tinyvit/checkpoint.py",
+    "tinyvit/kernels/launch.py",
+    "tinyvit/kernels/step.py",
+    "tinyvit/kernels/linear.cu",
+    "tinyvit/kernels/layer_norm.cu",
+    "tinyvit/kernels/attention.cu",
+    "tinyvit/kernels/cross_entropy.cu",
+    "tinyvit/kernels/patches.cu",
+    "tinyvit/kernels/adam.cu",
+    "tinyvit/kernels/matmul.cuh",
+    "tinyvit/kernels/tensor_cores.cuh",
+    "tinyvit/kernels/warp.cuh",
     "tinyvit/train.py",
     "tinyvit/evaluate.py",
     "tinyvit/plots.py",
@@ -200,7 +211,10 @@ def house():
     rows = ["| file | lines | |", "| --- | ---: | --- |"]
     for part in PARTS:
         text = (ROOT / part).read_text()
-        sentence = ast.get_docstring(ast.parse(text)).splitlines()[0].rstrip(".")
+        if part.endswith(".py"):
+            sentence = ast.get_docstring(ast.parse(text)).splitlines()[0].rstrip(".")
+        else:
+            sentence = text.splitlines()[0].removeprefix("// ").rstrip(".")
         rows.append(f"| [`{part.removeprefix('tinyvit/')}`]({part}) | {len(text.splitlines())} | {sentence} |")
     return "\n".join(rows)
 
