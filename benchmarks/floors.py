@@ -30,6 +30,7 @@ class Card:
     rates: dict  # operations a second, by precision
     cache_bandwidth: float = 5.5e12  # of the level-2 cache: no data sheet says; measured so by others, roughly
     processors: int = 132
+    shared: int = 227 * 1024  # bytes of shared memory that a block has at most, and a processor one such block
 
 
 _HOPPER = {"float32": 66.9e12, "tf32": 494.7e12, "bfloat16": 989.4e12}
@@ -92,12 +93,11 @@ def launches(config, batch, augmented=True, clip=False, decayed=False, average=F
         ]
     forward += [_norm("norm", batch, width), _product("head", batch, width, config.classes)]
     backward += [_norm_gradients("norm", batch, width), _gradients("head", batch, width, config.classes)]
-    numbers = sum(_size(shape) for shape in config.shapes().values())
     loss = Launch(
         *("cross_entropy", "loss", (1,), 256),
         bytes=NUMBER * (2 * batch * config.classes + batch) + 2 * 16,
     )
-    return [*forward, loss, *reversed(backward), *_update(numbers, clip, decayed, average)]
+    return [*forward, loss, *reversed(backward), *_update(_numbers(config), clip, decayed, average)]
 
 
 def _size(shape):
@@ -105,6 +105,11 @@ def _size(shape):
     for length in shape:
         size *= length
     return size
+
+
+def _numbers(config):
+    """How many parameters a model has."""
+    return sum(_size(shape) for shape in config.shapes().values())
 
 
 def _tiles(count, size):
@@ -210,7 +215,7 @@ def persistent(config, batch, card, precision, images=1, cluster=2, barriers=5):
     shapes = [launch.shape for launch in step if launch.name == "linear_backward"]
     gradients = sum(2 * _size(shape) for shape in shapes)  # operations of the weights' gradients
     there_and_back = sum(launch.operations for launch in step) - gradients
-    numbers = sum(_size(shape) for shape in config.shapes().values())
+    numbers = _numbers(config)
     clusters = _tiles(batch, images)
     waves = _tiles(clusters, max(1, card.processors // cluster))  # not all clusters of a large batch fit at once
     share = cluster / card.processors
@@ -276,9 +281,13 @@ def show(batch, gap):
     card = CARDS["H100 SXM"]
     by_tiles = sum(launch.fetched for launch in step) / card.cache_bandwidth
     print(f"\nwhat the tiles fetch, at {card.cache_bandwidth / 1e12:.1f} TB/s of the cache: {1e6 * by_tiles:.0f} us")
-    print(f"what forward leaves for backward: {activations(config) / 1e6:.2f} MB an image")
+    kept, weights = activations(config) / 1e6, NUMBER * _numbers(config) / 1e6
+    print(f"what forward leaves for backward: {kept:.2f} MB an image; all weights: {weights:.1f} MB")
     for images, cluster in ((1, 2), (2, 4)):
-        print(f"\none persistent kernel on an H100, {cluster} processors for every {images} of the images")
+        read = 2 * weights * _tiles(batch, images)
+        print(f"\none persistent kernel on an H100, images to a cluster of {cluster} processors: {images}")
+        shared = cluster * card.shared / 1e6
+        print(f"  with {shared:.2f} MB of shared memory; all clusters together read {read:.0f} MB of weights")
         for precision in PRECISIONS:
             found = persistent(config, batch, card, precision, images, cluster)
             parts = ", ".join(f"{part} {1e6 * seconds:.0f}" for part, seconds in found.items() if part != "total")

@@ -44,7 +44,7 @@ def no_peers(tmp_path):
     folder.mkdir()
     for name in ("torch", "jax", "onnx", "onnxruntime"):
         (folder / f"{name}.py").write_text(f"raise ImportError('{name} is hidden', name='{name}')\n")
-    return os.environ | {"PYTHONPATH": str(folder)}
+    return os.environ | {"PYTHONPATH": os.pathsep.join([str(folder), str(ROOT)])}
 
 
 def run(script, *arguments, env=None, expect=0):
@@ -492,7 +492,7 @@ sys.modules.update(strict_cupy.modules)
 @pytest.fixture
 def stand_in(tmp_path, no_peers):
     folders = [folder_with(tmp_path, "stand_in", STAND_IN), str(ROOT / "tests"), no_peers["PYTHONPATH"]]
-    return os.environ | {"PYTHONPATH": os.pathsep.join([*folders, str(ROOT)])}
+    return os.environ | {"PYTHONPATH": os.pathsep.join(folders)}
 
 
 def test_gpu_measures_everything_there_is(tmp_path, stand_in):
