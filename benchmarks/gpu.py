@@ -464,6 +464,10 @@ def parse_arguments():
     for name in ("epochs", "trainings", "rounds", "depth", "side", "copy"):
         if getattr(options, name) < 1:
             parser.error(f"--{name} must be at least 1, not {getattr(options, name)}")
+    if options.json and not options.json.resolve().parent.is_dir():
+        parser.error(f"--json: there is no folder {options.json.parent}")
+    if options.recorded and not options.recorded.is_file():
+        parser.error(f"--recorded: there is no file {options.recorded}")
     if min(options.batches) < 1 or (options.limit or 60_000) < 2 * max(options.batches):
         parser.error(f"--batches must be at least 1 and twice in the images, not {options.batches}")
     return options

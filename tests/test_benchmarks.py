@@ -538,6 +538,24 @@ def test_gpu_measures_everything_there_is(tmp_path, stand_in):
         assert line in printed
 
 
+def test_gpu_leaves_out_what_it_has_no_time_for(tmp_path, stand_in):
+    path = tmp_path / "found.json"
+    small = ("--batches", 2, "--precisions", "float32", "--depth", 1, "--limit", 100, "--epochs", 1, "--rounds", 1)
+    few = ("--only", "graph", "torch-compiled", "--side", 64, "--copy", 1, "--minutes", 0.01, "--json", path)
+    run("gpu", *small, *few, env=stand_in)
+    found = json.loads(path.read_text())
+    (record,), (kernels,) = found["steps"], found["kernels"]
+    assert record["contestants"]["torch-compiled"] == {"left_out": "no time for it in 0.01 minutes"}
+    assert_rising(record["contestants"]["graph"]["milliseconds"])
+    assert kernels["left_out"] == "no time for it in 0.01 minutes"
+
+
+def test_gpu_finds_out_at_once_that_a_file_cannot_be(tmp_path):
+    lost = tmp_path / "lost" / "found.json"
+    assert "--json: there is no folder" in run("gpu", "--json", lost, expect=2).stderr
+    assert "--recorded: there is no file" in run("gpu", "--recorded", lost, expect=2).stderr
+
+
 def made_up():
     """Return a run as gpu.py keeps it, of a card that there never was."""
 
