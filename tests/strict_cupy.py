@@ -11,6 +11,7 @@ a device array (CuPy redirects them), iteration over an array (counted as a wait
 """
 
 import threading
+import time
 import weakref
 from contextlib import contextmanager
 from types import ModuleType, SimpleNamespace
@@ -666,6 +667,28 @@ class Graph:
             launch.run()
 
 
+class Event:
+    """A point of a stream that the clock is read at. Work is done at once here, so that is when it is recorded."""
+
+    def __init__(self):
+        self._time = None
+
+    def record(self, stream=None):
+        if _captured is not None:
+            raise NotImplementedError("the stand-in records no events in a graph")
+        self._time = time.perf_counter()
+
+    def synchronize(self):
+        _synchronise("an event")
+
+
+def _elapsed_time(start_event, end_event):
+    """The milliseconds from one event to another."""
+    if start_event._time is None or end_event._time is None:
+        raise RuntimeError("cudaErrorInvalidResourceHandle: invalid resource handle")
+    return 1e3 * (end_event._time - start_event._time)
+
+
 class Device:
     """The one device."""
 
@@ -706,6 +729,7 @@ cupy.ndarray, cupy.ufunc = ndarray, ufunc
 cupy.matmul, cupy.amax, cupy.amin = _matmul, _function(ndarray.max), _function(ndarray.min)
 cupy.RawModule = RawModule
 cupy.cuda = SimpleNamespace(get_current_stream=lambda: _streams[-1], Stream=Stream, Graph=Graph, Device=Device)
+cupy.cuda.Event, cupy.cuda.get_elapsed_time = Event, _elapsed_time
 for _name in _METHODS.split():
     setattr(cupy, _name, _function(getattr(ndarray, _name)))
 for _name in _UFUNCS.split():
