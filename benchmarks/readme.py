@@ -169,8 +169,9 @@ def gpu_table(found):
     cuda = f", CUDA {runtime // 1000}.{runtime % 1000 // 10}" if runtime else ""
     torch = f", PyTorch {conditions['torch']}" if conditions.get("torch") else ""
     text = (
-        "All at the same precision, in turns in one run. A step of tinyvit gathers its images from the training set and "
-        "changes them, those of PyTorch lie ready; and of the last block it computes what the class token needs alone. "
+        "All at the same precision, in turns in one run. A step of tinyvit gathers its images from the training set "
+        "and changes them, those of PyTorch lie ready; and of the last block it computes only what the class token "
+        "needs. "
         f"{conditions['card']}{driver}, CuPy {conditions['cupy']}{cuda}{torch}: `python benchmarks/gpu.py`."
     )
     return "\n".join([*rows, "", text])
