@@ -135,7 +135,8 @@ class Ours(_OnGPU):
         steps = -(-self.count // self.batch)
         order = np.random.default_rng(self.epochs).permutation(self.count)
         draw = (NOTE.augmentation, (0, self.epochs), 0)
-        self.step.begin_epoch(order, draw, schedule(self.epochs * steps, steps))
+        totals = [float(total) for total in self.step.totals.get()]  # a turn may be longer than an epoch
+        self.step.begin_epoch(order, draw, schedule(self.epochs * steps, steps), totals=totals)
 
     def _build_plain(self, batch, depth, limit):
         config, backend = ViTConfig(depth=depth), self.backend
@@ -277,7 +278,7 @@ class KernelTimes(_OnGPU):
         if precision == "tf32":
             compute = cublas.CUBLAS_COMPUTE_32F_FAST_TF32
         elif precision == "bfloat16":
-            kind, numbers = runtime.CUDA_R_16BF, (numbers.view(np.uint32) >> 16).astype(np.uint16)
+            kind, numbers = getattr(runtime, "CUDA_R_16BF", 14), (numbers.view(np.uint32) >> 16).astype(np.uint16)
         a, b = (self.backend.asarray(half) for half in numbers)
         out = xp.empty_like(a)
         one, zero = np.ones(1, np.float32), np.zeros(1, np.float32)  # on the host, where cuBLAS looks for them
@@ -349,6 +350,7 @@ class KernelTimes(_OnGPU):
         def begin(step_number):
             order = np.arange(count)
             step.begin_epoch(order, (NOTE.augmentation, (0, 0), 0), schedule(0, steps), step=step_number)
+            step.synchronise()  # what is timed runs on another stream
 
         begin(0)
         recorded = recorded_launches(step, batch)

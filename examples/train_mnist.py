@@ -220,7 +220,8 @@ def resume(options, backend):
         found = "{} x {}".format(*data.train_images.shape[1:])
         raise ValueError(f"{data.source}: the run reads images of another size, found {found} pixels")
     before = origin.get("precision", "float32")
-    origin["precision"] = options.precision or (before if backend.device == "gpu" else "float32")
+    kept = before if backend.device == "gpu" and options.kernels != "off" else "float32"
+    origin["precision"] = options.precision or kept
     if origin["precision"] != before:
         print(f"note: from here on in {origin['precision']}, not {before} as before", file=sys.stderr)
     run = Training.resume(

@@ -78,10 +78,15 @@ def _operand(value):
     return _device(value)
 
 
-def _compute(function, *args, out=None, **kwargs):
-    """Run a NumPy function as a kernel: without warnings; the result is new, in C order, never a scalar."""
+def _refuse_while_captured():
+    """Refuse what CuPy refuses during capture, and what it would record without keeping the memory alive."""
     if _captured is not None:
         raise RuntimeError("an operation of CuPy's own while a stream is captured")
+
+
+def _compute(function, *args, out=None, **kwargs):
+    """Run a NumPy function as a kernel: without warnings; the result is new, in C order, never a scalar."""
+    _refuse_while_captured()
     with np.errstate(all="ignore"):
         result = np.asarray(function(*args, **kwargs), order="C")
     return _wrap(result) if out is None else _write(out, result)
@@ -307,6 +312,7 @@ class ndarray:
         return _compute(np.array, self._values[found]) if by_arrays else _wrap(self._values[found])
 
     def __setitem__(self, key, value):
+        _refuse_while_captured()
         found, by_arrays, _ = self._key(key)
         value = _operand(value)
         with np.errstate(all="ignore"):
@@ -412,6 +418,7 @@ class ndarray:
 
 
 def asarray(a, dtype=None, order=None, *, copy=None, blocking=False):
+    _refuse_while_captured()
     if order not in (None, "K") or copy is False:
         raise NotImplementedError("the stand-in keeps the order and copies if need be")
     if isinstance(a, ndarray):

@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 import strict_cupy
 
-from tinyvit.checkpoint import load_model
+from tinyvit.checkpoint import load_arrays, load_model, save_arrays
 from tinyvit.data import write_idx
 from tinyvit.train import CHECKPOINT, read_info
 
@@ -443,3 +443,34 @@ def test_every_setting_has_a_flag():
     assert set(module.MODEL_SETTINGS) == set(ViTConfig().as_dict()) - fixed_by_the_data_or_the_method
     assert set(module.TRAINING_SETTINGS) == set(TrainingConfig().as_dict()) - {"augmentation"}
     assert set(module.AUGMENTATION_SETTINGS) == set(vars(Augmentation()))
+
+
+def test_a_precision_reaches_the_run_and_its_record(gpu, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    train_mnist = load_example("train_mnist")
+    asked = []
+
+    class Asked(Exception):
+        pass
+
+    def training(*arguments):
+        asked.append(arguments[-2:])
+        raise Asked
+
+    monkeypatch.setattr(train_mnist, "Training", training)
+    with pytest.raises(Asked):
+        train_mnist.main([*TINY, "--device", "gpu", "--precision", "tf32"])
+    assert asked == [("tf32", None)]
+    monkeypatch.undo()
+
+    monkeypatch.chdir(tmp_path)
+    assert train_mnist.main([*TINY, "--device", "cpu", "--epochs", "2", "--stop-after", "1"]) == 0
+    folder = next((tmp_path / "runs").glob("*/checkpoint.safetensors")).parent
+    arrays, info = load_arrays(folder / "checkpoint.safetensors")
+    info["origin"]["precision"] = "tf32"
+    save_arrays(folder / "checkpoint.safetensors", arrays, info)
+    capsys.readouterr()
+    assert train_mnist.main(["--resume", str(folder), "--device", "cpu"]) == 0
+    assert "note: from here on in float32, not tf32 as before" in capsys.readouterr().err
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert (metrics["precision"], metrics["kernels"]) == ("float32", "off")

@@ -523,6 +523,25 @@ def test_an_epoch_in_kernels_never_waits_for_the_device(accelerator):
         for _ in range(3):
             run.step(epoch)
     assert run.place == len(run.images)
+    with pytest.raises(IndexError, match="0 images of the epoch are left"):  # a kernel would read on
+        epoch(48)
+
+
+def test_a_step_in_kernels_before_its_epoch_or_of_another_size_is_refused(accelerator):
+    run = in_kernels(accelerator)
+    with pytest.raises(IndexError, match="0 images of the epoch are left"):
+        run.kernel_step(48)
+    epoch = run._begin_epoch_in_kernels()
+    with pytest.raises(IndexError, match="138 images of the epoch are left: its next step takes 48, not 42"):
+        epoch(42)
+
+
+def test_a_place_between_two_batches_is_refused(tmp_path):
+    stop_after_steps(training(SHORT), tmp_path, 2)
+    arrays, info = load_arrays(tmp_path / CHECKPOINT)
+    save_arrays(tmp_path / CHECKPOINT, arrays, info | {"place": 50})
+    with pytest.raises(CheckpointError, match="place 50 is not between two batches of 48"):
+        resumed(tmp_path)
 
 
 @pytest.mark.parametrize("kernels", ["graph", "launches"])

@@ -96,15 +96,15 @@ def matrices_only(parameters):
 def clip_by_global_norm(gradient, limit):
     """Scale `gradient` (P,) in place so that its Euclidean norm is at most `limit`; return the norm before.
 
-    The norm is a 0-d array of the same device: nothing waits for it. If it is not finite the gradient is of no use,
-    and it is for the caller to look. Raises `ValueError` unless limit is above 0.
+    The norm is a 0-d array of the same device: nothing waits for it. If it is not finite the gradient becomes
+    not-a-number, so that nobody takes it for one. Raises `ValueError` unless limit is above 0.
     Source: Pascanu et al. 2013, "On the difficulty of training recurrent neural networks", algorithm 1.
     """
     if limit <= 0:
         raise ValueError(f"the limit of the gradient's norm must be above 0, not {limit}")
     xp = array_module(gradient)
     norm = xp.sqrt(xp.dot(gradient, gradient))
-    gradient *= xp.minimum(1, limit / xp.maximum(norm, 1e-12))
+    gradient *= xp.where(xp.isfinite(norm), xp.minimum(1, limit / xp.maximum(norm, 1e-12)), xp.nan)
     return norm
 
 

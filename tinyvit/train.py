@@ -247,12 +247,13 @@ class Training:
             epoch = self._begin_epoch_in_kernels()
         while self.place < len(self.images):
             self.step(epoch)
-            if self.place == len(self.images):
-                self._wait()
+            due = self.stop_requested or time.monotonic() - saved > CHECKPOINT_SECONDS
+            if due or self.place == len(self.images):
+                self._wait()  # in the time that counts
             self.seconds += time.perf_counter() - began
             if on_step:
                 on_step(self)
-            if self.stop_requested or time.monotonic() - saved > CHECKPOINT_SECONDS:
+            if due or self.stop_requested:
                 self.save(folder)
                 saved = time.monotonic()
             self._stop_if_asked()
@@ -426,6 +427,8 @@ class Training:
                 raise CheckpointError(f"{path}: {name} does not fit the model: {array.dtype} {array.shape}")
         if not 0 <= info["place"] <= len(run.images):
             raise CheckpointError(f"{path}: place {info['place']} is outside an epoch of {len(run.images)} images")
+        if info["place"] % config.batch_size and info["place"] != len(run.images):
+            raise CheckpointError(f"{path}: place {info['place']} is not between two batches of {config.batch_size}")
         run.parameters.flat[...] = backend.asarray(arrays["parameters"])
         run.adam.first_moment[...] = backend.asarray(arrays["adam.first_moment"])
         run.adam.second_moment[...] = backend.asarray(arrays["adam.second_moment"])

@@ -36,7 +36,7 @@ class KernelStep:
         self.images, self.labels = images, labels
         self.batch_size, self.smoothing, self.clip = batch_size, smoothing, clip
         self.totals = xp.zeros(2, np.float64)
-        self.stream = xp.cuda.Stream()  # it waits for the default stream, and that one for it
+        self.stream = xp.cuda.Stream()  # it waits for the (legacy) default stream, and that one for it
         self._record = graph
         self._graphs, self._buffers = {}, {}  # by the number of images in the batch
 
@@ -53,6 +53,7 @@ class KernelStep:
         self._schedule = xp.empty((steps, 4), np.float32)
         self._counter = xp.zeros(1, np.int32)
         self._augmented = None
+        self._place = len(images)  # no epoch has begun
         kernels.backend.synchronise()  # all that was made is there before another stream reads it
 
     def synchronise(self):
@@ -76,6 +77,7 @@ class KernelStep:
         if self._augmented is not None and self._augmented != (draw is not None):
             raise ValueError("images are changed in all epochs or in none: the graph is recorded for one of them")
         self._augmented = draw is not None
+        self._place = min(step * self.batch_size, count)
         to_device = self.kernels.backend.asarray
         with self.stream:
             self._order[...] = to_device(order.astype(np.int32))
@@ -87,7 +89,16 @@ class KernelStep:
                 self.kernels.draw_maps(self._maps, key, first, augmentation)
 
     def __call__(self, count):
-        """Take the next step of the epoch, on `count` images: the batch size, or what is left at the epoch's end."""
+        """Take the next step of the epoch, on `count` images: the batch size, or what is left at the epoch's end.
+
+        Raises `IndexError` on another count, and after the epoch's end: the kernels would not notice, and read on.
+        """
+        left = len(self.images) - self._place
+        if left == 0 or count != min(self.batch_size, left):
+            raise IndexError(
+                f"{left} images of the epoch are left: its next step takes {min(self.batch_size, left)}, not {count}"
+            )
+        self._place += count
         with self.stream:
             graph = self._graphs.get(count)
             if graph is not None:
