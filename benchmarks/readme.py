@@ -20,6 +20,7 @@ RECORDS = RESULTS / "accuracy"
 PICTURE = RESULTS / "learning_and_looking.png"
 PARTS = (
     "tinyvit/backend.py",
+    "tinyvit/diagnosis.py",
     "tinyvit/ops/linear.py",
     "tinyvit/ops/layer_norm.py",
     "tinyvit/ops/gelu.py",
@@ -41,6 +42,8 @@ PARTS = (
     "tinyvit/evaluate.py",
     "tinyvit/plots.py",
     "tinyvit/results.py",
+    "tinyvit/doctor.py",
+    "tinyvit/__main__.py",
 )
 
 

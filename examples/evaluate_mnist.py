@@ -11,6 +11,7 @@ from pathlib import Path
 from tinyvit.backend import DeviceError, get_backend
 from tinyvit.checkpoint import CheckpointError, load_model
 from tinyvit.data import DataError, load_mnist
+from tinyvit.diagnosis import is_out_of_memory, one_line
 from tinyvit.results import MODEL, read_metrics, versions, write_evaluation, write_metrics
 
 
@@ -60,6 +61,11 @@ def main(arguments=None):
         return 130
     except (DataError, DeviceError, CheckpointError, ArithmeticError, ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
+        return 2
+    except (MemoryError, RuntimeError) as error:  # a GPU's may be either
+        if not is_out_of_memory(error):
+            raise
+        print(f"error: not enough memory: try fewer --workers, or --device cpu ({one_line(error)})", file=sys.stderr)
         return 2
     print(
         f"test accuracy {100 * evaluation.accuracy:.2f} %, loss {evaluation.loss:.4f}, on {len(labels):,} images; "

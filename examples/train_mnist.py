@@ -18,6 +18,7 @@ from tinyvit.backend import DeviceError, get_backend
 from tinyvit.checkpoint import CheckpointError, save_model
 from tinyvit.data import DataError, load_mnist
 from tinyvit.data.augment import Augmentation
+from tinyvit.diagnosis import is_out_of_memory, one_line
 from tinyvit.model import ViTConfig
 from tinyvit.parallel import WorkerError
 from tinyvit.results import (
@@ -204,8 +205,8 @@ def resume(options, backend):
         options.resume, data.train_images, data.train_labels, backend, options.epochs, options.workers
     )
     run.origin = origin
-    if run.workers != info["workers"]:
-        print(f"note: --workers {run.workers}, not {info['workers']} as before: not the same bits", file=sys.stderr)
+    if (workers := run.cpu_workers) != info["workers"]:
+        print(f"note: --workers {workers}, not {info['workers']} as before: not the same bits", file=sys.stderr)
     if run.config.epochs != info["training"]["epochs"] and run.config.schedule == "cosine":
         print(
             f"note: the learning rate was to fall over {info['training']['epochs']} epochs and now falls over "
@@ -292,8 +293,19 @@ def finish(run, data, folder, backend):
     )
 
 
+def too_little_memory(error, options, run):
+    """Return what to say of an error for want of memory; run: the `Training`, None if it had not come to be."""
+    size = run.config.batch_size if run else options.batch_size or RECIPES[options.recipe or "tuned"].batch_size
+    text = "not enough memory: try a smaller model or batch"
+    if size > 1:
+        text += f", such as --batch-size {size // 2}, half of the present {size}"
+    if options.resume:
+        text += ", which takes a new run, as --resume keeps both"
+    return f"{text} ({one_line(error)})"
+
+
 def main(arguments=None):
-    options = parse_arguments(arguments)
+    options, run = parse_arguments(arguments), None
     try:
         if options.stop_after is not None and options.stop_after < 1:
             raise ValueError(f"--stop-after must be at least 1, not {options.stop_after}")
@@ -333,11 +345,13 @@ def main(arguments=None):
     except KeyboardInterrupt:
         print("interrupted; if training had begun, --resume goes on from its last checkpoint", file=sys.stderr)
         return 130
-    except MemoryError:
-        print("error: not enough memory: try a smaller model or batch", file=sys.stderr)
-        return 2
     except (DataError, DeviceError, CheckpointError, ArithmeticError, ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
+        return 2
+    except (MemoryError, RuntimeError) as error:  # a GPU's may be either
+        if not is_out_of_memory(error):
+            raise
+        print(f"error: {too_little_memory(error, options, run)}", file=sys.stderr)
         return 2
     return 0
 

@@ -84,3 +84,9 @@ def to_device(backend, *arrays):
     """Return the NumPy arrays on the backend's device: one as it is, several as a tuple."""
     moved = tuple(backend.asarray(array) for array in arrays)
     return moved[0] if len(moved) == 1 else moved
+
+
+@pytest.fixture
+def cpu():
+    """The backend "cpu", to compare with."""
+    return Backend("cpu", np)

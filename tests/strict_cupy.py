@@ -11,11 +11,13 @@ a device array (CuPy redirects them), iteration over an array (counted as a wait
 """
 
 import threading
+import weakref
 from contextlib import contextmanager
 from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import scipy.special
+from emulate import Emulated
 
 synchronisations = 0  # how often the host has waited for the device so far
 _forbidden = 0
@@ -77,6 +79,8 @@ def _operand(value):
 
 def _compute(function, *args, out=None, **kwargs):
     """Run a NumPy function as a kernel: without warnings; the result is new, in C order, never a scalar."""
+    if _captured is not None:
+        raise RuntimeError("an operation of CuPy's own while a stream is captured")
     with np.errstate(all="ignore"):
         result = np.asarray(function(*args, **kwargs), order="C")
     return _wrap(result) if out is None else _write(out, result)
@@ -553,8 +557,124 @@ def get_array_module(*args):
     return cupy if any(isinstance(arg, ndarray) for arg in args) else np
 
 
-def _synchronise_stream():
-    _synchronise("the stream")
+# kernels from text, streams and graphs
+
+
+class RawModule:
+    """The kernels of a CUDA text, emulated on the CPU (`emulate.py`)."""
+
+    def __init__(self, *, code, options=(), backend="nvrtc"):
+        if backend != "nvrtc":
+            raise NotImplementedError("the stand-in has NVRTC alone")
+        self._emulated = Emulated(code, options)
+
+    def get_function(self, name):
+        if name not in self._emulated.signatures:
+            raise RuntimeError(f"CUDA_ERROR_NOT_FOUND: named symbol not found: {name}")
+        return Function(self._emulated, name)
+
+
+class Function:
+    """One kernel: `function(grid, block, arguments)`, recorded if the current stream is being captured."""
+
+    def __init__(self, emulated, name):
+        self._emulated, self._name = emulated, name
+
+    def __call__(self, grid, block, args, *, shared_mem=0, stream=None):
+        if shared_mem or stream is not None:
+            raise NotImplementedError("the stand-in launches on the current stream, without dynamic shared memory")
+        launch = _Launch(self._emulated, self._name, grid, block, args)
+        if _captured is not None:
+            _captured.append(launch)
+        else:
+            launch.run()
+
+
+class _Launch:
+    """A kernel and its arguments as a graph keeps them: addresses, which keep no array alive."""
+
+    def __init__(self, emulated, name, grid, block, args):
+        self._call = emulated, name, grid, block
+        arguments = [arg._values if isinstance(arg, ndarray) else arg for arg in args]
+        for argument in arguments:
+            if not isinstance(argument, np.ndarray | np.generic):
+                raise TypeError(f"{name}: {argument!r} would be passed in a size that the kernel may not expect")
+        self._arguments = [_Address(x) if isinstance(x, np.ndarray) else x for x in arguments]
+        emulated.check(name, arguments)
+
+    def run(self):
+        emulated, name, grid, block = self._call
+        arguments = [x.array() if isinstance(x, _Address) else x for x in self._arguments]
+        emulated.launch(name, grid, block, arguments)
+
+
+class _Address:
+    """Where an array lies, how it looks, and whose memory it is, without keeping that alive."""
+
+    def __init__(self, array):
+        owner = array
+        while isinstance(owner.base, np.ndarray):
+            owner = owner.base
+        self._owner = weakref.ref(owner)
+        self._interface = array.__array_interface__
+
+    def array(self):
+        if self._owner() is None:
+            raise RuntimeError("a graph reads memory that has been given back")
+        return np.asarray(SimpleNamespace(__array_interface__=self._interface))
+
+
+class Stream:
+    """A stream that can be captured. Work happens at once and in order, as where streams wait for each other."""
+
+    def __init__(self, null=False, non_blocking=False):
+        if non_blocking:
+            raise NotImplementedError("the stand-in knows streams only that wait for the default stream")
+        self.null = null
+
+    def __enter__(self):
+        _streams.append(self)
+        return self
+
+    def __exit__(self, *exception):
+        _streams.pop()
+
+    def synchronize(self):
+        _synchronise("the stream")
+
+    def begin_capture(self, mode=None):
+        global _captured
+        if self.null:
+            raise RuntimeError("cannot capture the default stream")
+        if _captured is not None or _streams[-1] is not self:
+            raise RuntimeError("capture one stream at a time, and the current one")
+        _captured = []
+
+    def end_capture(self):
+        global _captured
+        launches, _captured = _captured, None
+        return Graph(launches)
+
+
+class Graph:
+    """Launches that were captured."""
+
+    def __init__(self, launches):
+        self._launches = launches
+
+    def launch(self, stream=None):
+        for launch in self._launches:
+            launch.run()
+
+
+class Device:
+    """The one device."""
+
+    compute_capability = "90"
+
+
+_streams = [Stream(null=True)]
+_captured = None
 
 
 def _function(method):
@@ -585,7 +705,8 @@ cupy = ModuleType("cupy", "What `import cupy` gives while `modules` are in `sys.
 cupy.__version__ = "14.0.0+strict.stand.in"
 cupy.ndarray, cupy.ufunc = ndarray, ufunc
 cupy.matmul, cupy.amax, cupy.amin = _matmul, _function(ndarray.max), _function(ndarray.min)
-cupy.cuda = SimpleNamespace(get_current_stream=lambda: SimpleNamespace(synchronize=_synchronise_stream))
+cupy.RawModule = RawModule
+cupy.cuda = SimpleNamespace(get_current_stream=lambda: _streams[-1], Stream=Stream, Graph=Graph, Device=Device)
 for _name in _METHODS.split():
     setattr(cupy, _name, _function(getattr(ndarray, _name)))
 for _name in _UFUNCS.split():

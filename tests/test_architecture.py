@@ -19,7 +19,8 @@ FILES = sorted(LIBRARY.rglob("*.py"))
 
 # What each file of the library may import from the library. A new file needs a line: what does it stand on?
 MAY_IMPORT = {
-    "backend": set(),
+    "diagnosis": set(),
+    "backend": {"diagnosis"},
     "gradcheck": {"backend"},
     "files": set(),
     "parameters": {"backend"},
@@ -45,10 +46,12 @@ MAY_IMPORT = {
     "kernels": {"backend", "ops", "parameters", "model", "kernels"},
     "train": {"backend", "files", "parameters", "model", "optim", "parallel", "data", "checkpoint", "evaluate",
               "kernels"},
+    "doctor": {"diagnosis", "backend", "data", "model", "parallel", "train"},
+    "__main__": {"doctor"},
 }  # fmt: skip
 ONLY_FILE_WITH = {"cupy": "backend", "cupyx": "backend", "matplotlib": "plots", "joblib": "parallel"}
 NEVER = {"torch", "jax", "tensorflow", "keras", "pickle", "dill", "lessons", "tests", "examples"}
-NEVER |= {"benchmarks", "conftest", "strategies", "strict_cupy"}
+NEVER |= {"benchmarks", "conftest", "strategies", "strict_cupy", "fake_cuda"}
 
 
 def name_of(path):

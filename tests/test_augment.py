@@ -2,10 +2,13 @@
 
 import numpy as np
 import pytest
+from conftest import to_device
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.ndimage import affine_transform
+from strict_cupy import no_synchronisation
 
+from tinyvit.backend import to_host
 from tinyvit.data.augment import Augmentation, warp
 
 IDENTITY = np.array([[1, 0, 0], [0, 1, 0]], np.float32)
@@ -114,3 +117,21 @@ def test_a_range_that_cannot_be_is_refused_by_name(name, value):
 def test_maps_must_be_one_an_image():
     with pytest.raises(ValueError, match=r"3 images need maps of shape \(3, 2, 3\), not \(2, 2, 3\)"):
         warp(random_images(3), draw(2))
+
+
+def test_a_map_that_leads_nowhere_raises():
+    for value in (np.nan, np.inf):
+        maps = draw(3)
+        maps[1, 0, 1] = value
+        with pytest.raises(ValueError, match="entries that are not finite numbers"):
+            warp(random_images(3), maps)
+
+
+def test_a_map_that_leads_nowhere_spoils_its_image_alone_on_a_device(accelerator):
+    images, maps = random_images(3), draw(3)
+    maps[1, 0, 1] = np.nan
+    with no_synchronisation():
+        moved = warp(*to_device(accelerator, images, maps))
+    moved = to_host(moved)
+    assert np.isnan(moved[1]).all()
+    np.testing.assert_allclose(moved[[0, 2]], images[[0, 2]] / 255, atol=1e-6)

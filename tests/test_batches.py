@@ -1,6 +1,9 @@
 """An epoch is a pure function of (seed, number): every image once, changed as drawn, however it is cut."""
 
 import numpy as np
+import pytest
+from conftest import to_device
+from strict_cupy import no_synchronisation
 
 from tinyvit.backend import get_backend
 from tinyvit.data.augment import Augmentation
@@ -45,3 +48,24 @@ def test_what_is_augmented_is_float_in_0_to_1():
     assert images.dtype == np.float32
     assert images.min() >= 0
     assert 0.5 < images.max() <= 1 + 1e-6
+
+
+@pytest.mark.parametrize(("start", "stop"), [(-1, 5), (-5, -1), (0, 51), (50, 51), (60, 70), (9, 8)])
+def test_places_outside_the_epoch_raise_on_every_device(backend, start, stop):
+    made = Epoch(*to_device(backend, IMAGES, LABELS), STRONG, 0, 0, backend)
+    said = f"places {start} to {stop} are not within an epoch of 50 images"
+    with no_synchronisation(), pytest.raises(IndexError, match=said):
+        made.load(start, stop)
+
+
+def test_the_last_place_is_within_and_no_places_are_no_images(backend):
+    made = Epoch(*to_device(backend, IMAGES, LABELS), STRONG, 0, 0, backend)
+    assert len(made.load(49, 50)[0]) == 1
+    assert len(made.load(50, 50)[1]) == 0
+
+
+@pytest.mark.parametrize("labels", [LABELS[:-1], np.arange(51), LABELS[:, None], LABELS[:0]])
+def test_one_label_an_image_on_every_device(backend, labels):
+    images, labels = to_device(backend, IMAGES, labels)
+    with pytest.raises(ValueError, match="50 images need as many labels, not labels of shape"):
+        Epoch(images, labels, STRONG, 0, 0, backend)

@@ -4,10 +4,13 @@ import numpy as np
 import pytest
 import scipy.special
 import sklearn.metrics
+from conftest import to_device
 from hypothesis import example, given
 from hypothesis import strategies as st
 from strategies import SHAPES, VALUES, assert_float32_agrees, assert_gradients_right, normal, seeds
+from strict_cupy import no_synchronisation
 
+from tinyvit.backend import to_host
 from tinyvit.gradcheck import gradient_error
 from tinyvit.ops import cross_entropy_backward, cross_entropy_forward
 
@@ -107,6 +110,30 @@ def test_float32_agrees_with_float64():
         return loss, cross_entropy_backward(np.float32(0.7), cache)
 
     assert_float32_agrees(both, [logits], tolerance=1e-6)
+
+
+WRONG_LABELS = pytest.mark.parametrize("wrong", [-1, 6, 255, 2.5])
+
+
+@WRONG_LABELS
+def test_a_label_out_of_range_raises(wrong):
+    logits, labels = draw(0, (4, 6))
+    labels = labels.astype(np.float64 if wrong == 2.5 else np.int64)
+    labels[2] = wrong
+    with pytest.raises(ValueError, match=f"a label is {wrong}, but there are the classes 0 to 5"):
+        cross_entropy_forward(logits, labels, 0.1)
+
+
+@WRONG_LABELS
+def test_a_label_out_of_range_is_no_number_on_a_device_which_is_not_waited_for(accelerator, wrong):
+    logits, labels = draw(0, (4, 6))
+    labels = labels.astype(np.float64 if wrong == 2.5 else np.int64)
+    labels[2] = wrong
+    with no_synchronisation():
+        loss, cache = cross_entropy_forward(*to_device(accelerator, logits, labels), 0.1)
+        dlogits = cross_entropy_backward(1.0, cache)
+    assert np.isnan(float(loss))
+    np.testing.assert_array_equal(np.isnan(to_host(dlogits)).all(axis=1), [False, False, True, False])
 
 
 @pytest.mark.parametrize(

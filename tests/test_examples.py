@@ -16,8 +16,10 @@ import termios
 import time
 from pathlib import Path
 
+import fake_cuda
 import numpy as np
 import pytest
+import strict_cupy
 
 from tinyvit.checkpoint import load_model
 from tinyvit.data import write_idx
@@ -320,7 +322,8 @@ def test_what_is_wrong_is_said_in_one_line(whole, tmp_path, monkeypatch, capsys,
     broken = tmp_path / "cut" / "train-images-idx3-ubyte"
     broken.write_bytes(broken.read_bytes()[:-100])
     (tmp_path / "whole").symlink_to(whole[0])
-    monkeypatch.setitem(sys.modules, "cupy", None)  # as if it were not installed, even where it is
+    monkeypatch.setattr("tinyvit.diagnosis.PACKAGES", ())  # as if it were not installed, even where it is
+    monkeypatch.setitem(sys.modules, "cupy", None)
     assert expected in error_within(capsys, load_example("train_mnist"), [*TINY, *arguments.split()])
     assert not (tmp_path / "runs").exists()
 
@@ -347,6 +350,55 @@ def test_too_little_memory_is_said_in_one_line(monkeypatch, capsys):
     train_mnist = load_example("train_mnist")
     monkeypatch.setattr(train_mnist, "load_data", refuse)
     assert "not enough memory: try a smaller model or batch" in error_within(capsys, train_mnist, [])
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """A fake GPU, which `--device gpu` gets, until the test ends."""
+    monkeypatch.setattr("tinyvit.diagnosis.PACKAGES", ())
+    for name, module in strict_cupy.modules.items():
+        monkeypatch.setitem(sys.modules, name, module)
+    monkeypatch.setitem(sys.modules, "cupy", fake_cuda.make())
+
+
+OUT_OF_MEMORY = [
+    fake_cuda.OutOfMemoryError(),
+    fake_cuda.CUDARuntimeError("cudaErrorMemoryAllocation: out of memory"),
+    fake_cuda.CUBLASError("CUBLAS_STATUS_ALLOC_FAILED"),
+]
+
+
+@pytest.mark.parametrize("error", OUT_OF_MEMORY)
+def test_a_gpu_without_memory_suggests_half_the_batch(gpu, tmp_path, monkeypatch, capsys, error):
+    monkeypatch.chdir(tmp_path)
+    train_mnist = load_example("train_mnist")
+    monkeypatch.setattr(train_mnist.Training, "step", fake_cuda.raising(error))
+    for size, expected in ((None, "--batch-size 32, half of the present 64"), (24, "--batch-size 12, half of the")):
+        flags = [] if size is None else ["--batch-size", size]
+        text = error_within(capsys, train_mnist, [*TINY, "--device", "gpu", *flags])
+        assert "error: not enough memory: try a smaller model or batch, such as " + expected in text
+        assert type(error).__name__ in text
+    text = error_within(capsys, train_mnist, [*TINY, "--device", "gpu", "--batch-size", 1])
+    assert "try a smaller model or batch (" in text  # a batch of none is no advice
+    text = error_within(capsys, train_mnist, ["--device", "gpu", "--resume", tmp_path / "runs" / "tuned-seed0-2"])
+    assert "--batch-size 12, half of the present 24, which takes a new run, as --resume keeps both (" in text
+
+
+def test_other_errors_of_a_gpu_are_not_taken_for_want_of_memory(gpu, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    train_mnist = load_example("train_mnist")
+    error = fake_cuda.CUDARuntimeError("cudaErrorIllegalAddress: an illegal memory access was encountered")
+    monkeypatch.setattr(train_mnist.Training, "step", fake_cuda.raising(error))
+    with pytest.raises(fake_cuda.CUDARuntimeError):
+        train_mnist.main([*TINY, "--device", "gpu"])
+
+
+@pytest.mark.parametrize("error", [MemoryError(), *OUT_OF_MEMORY])
+def test_an_evaluation_without_memory_is_said_in_one_line(whole, monkeypatch, capsys, error):
+    evaluate_mnist = load_example("evaluate_mnist")
+    monkeypatch.setattr(evaluate_mnist, "write_evaluation", fake_cuda.raising(error))
+    expected = f"not enough memory: try fewer --workers, or --device cpu ({type(error).__name__}"
+    assert expected in error_within(capsys, evaluate_mnist, [whole[0], "--device", "cpu"])
 
 
 def test_what_is_wrong_with_an_evaluation_is_said_in_one_line(whole, tmp_path, capsys):

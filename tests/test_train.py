@@ -418,6 +418,68 @@ def test_training_runs_on_the_stand_in_for_a_gpu_and_its_checkpoint_on_the_cpu(s
     np.testing.assert_allclose(back.model().logits(IMAGES), on_cpu.model().logits(IMAGES), rtol=1e-3, atol=1e-3)
 
 
+def moved(folder, backend, **arguments):
+    return Training.resume(folder, IMAGES, LABELS, backend, **arguments)
+
+
+def stop_after_steps(run, folder, steps):
+    """Train, and stop in the middle of an epoch, with a checkpoint in `folder`."""
+    run.stop_after = run.adam.steps + steps
+
+    def on_step(run):
+        run.stop_requested = run.adam.steps == run.stop_after
+
+    with pytest.raises(TrainingStopped):
+        run.run(folder, on_step)
+
+
+@pytest.mark.parametrize("workers", [1, 2, None])
+def test_a_checkpoint_is_the_same_file_on_every_device(accelerator, tmp_path, workers):
+    begin = {device: Training(SMALL, RECIPE, IMAGES, LABELS, device, workers) for device in (CPU, accelerator)}
+    for name, run in zip("ab", begin.values(), strict=True):
+        (tmp_path / name).mkdir()
+        run.save(tmp_path / name)
+    assert (tmp_path / "a" / CHECKPOINT).read_bytes() == (tmp_path / "b" / CHECKPOINT).read_bytes()
+    for first, second in ((CPU, accelerator), (accelerator, CPU)):
+        folder = tmp_path / first.device
+        stop_after_steps(Training(SMALL, RECIPE, IMAGES, LABELS, first, workers), folder, 13)  # in the second epoch
+        written = (folder / CHECKPOINT).read_bytes()
+        for device in (second, first):
+            run = moved(folder, device)
+            assert (run.epoch, run.place) == (1, 64)
+            assert isinstance(run.parameters.flat, device.xp.ndarray)
+            run.save(folder)
+            assert (folder / CHECKPOINT).read_bytes() == written
+
+
+@pytest.mark.parametrize("there_and_back", [False, True])
+@pytest.mark.parametrize("from_cpu", [True, False])
+def test_a_run_that_moves_goes_on_with_the_same_numbers(accelerator, tmp_path, from_cpu, there_and_back):
+    recipe = replace(RECIPE, epochs=3)
+    stayed = training(recipe, workers=1)
+    stayed.run()
+    devices = [CPU, accelerator] if from_cpu else [accelerator, CPU]
+    run = Training(SMALL, recipe, IMAGES, LABELS, devices[0], workers=1)
+    for stop in range(2 if there_and_back else 1):  # after steps 5 and 12 of 9 an epoch
+        stop_after_steps(run, tmp_path, 5 + 2 * stop)
+        run = moved(tmp_path, devices[(stop + 1) % 2])
+    run.run(tmp_path)
+    assert len(run.history) == 3
+    for mine, theirs in zip(run.history, stayed.history, strict=True):
+        for name in set(theirs) - {"seconds"}:
+            assert mine[name] == pytest.approx(theirs[name], rel=1e-3), name
+    # not the weights: see `test_training_runs_on_the_stand_in_for_a_gpu_and_its_checkpoint_on_the_cpu`
+    np.testing.assert_allclose(run.model().logits(IMAGES), stayed.model().logits(IMAGES), rtol=1e-3, atol=1e-3)
+
+
+def test_a_run_that_was_on_a_gpu_has_its_workers_again(accelerator, tmp_path):
+    stop_after_steps(training(workers=3), tmp_path, 2)
+    run = moved(tmp_path, accelerator)
+    assert (run.workers, run.cpu_workers) == (1, 3)
+    stop_after_steps(run, tmp_path, 2)
+    assert resumed(tmp_path).workers == 3
+
+
 def test_a_short_run_on_mnist_learns():
     data = load_mnist()
     recipe = replace(TUNED, epochs=1, batch_size=32, validation=1000, average=0.0, augmentation=Augmentation())

@@ -7,6 +7,7 @@ unless a `Workspace` is active in the thread: then it is memory that an earlier 
 
 import contextlib
 import importlib
+import logging
 import math
 import sys
 import threading
@@ -16,9 +17,15 @@ from types import ModuleType, SimpleNamespace
 import numpy as np
 from threadpoolctl import ThreadpoolController
 
+from tinyvit import diagnosis
+
 
 class DeviceError(RuntimeError):
-    """The device that was asked for cannot compute; the message says why and what to do."""
+    """The device that was asked for cannot compute; the message says in one line why, and what to type."""
+
+
+class CuPyMissing(DeviceError):
+    """CuPy is not installed at all, which is as it should be where there is no GPU."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +41,10 @@ class Backend:
             array = to_host(array)
         return self.xp.asarray(array, dtype=dtype)
 
+    def compute_capability(self):
+        """Return the card's compute capability as a whole number, 90 for 9.0; of a CPU None."""
+        return int(self.xp.cuda.Device().compute_capability) if self.device == "gpu" else None
+
     def synchronise(self):
         """Wait until the device has done all it was asked; a CPU always has."""
         if self.device == "gpu":
@@ -43,7 +54,8 @@ class Backend:
 def get_backend(device="auto"):
     """Return the `Backend` for "cpu", "gpu", or "auto" (a GPU if one really computes, else the CPU).
 
-    Raises `ValueError` on another name, and `DeviceError` if "gpu" is asked for and cannot compute.
+    "auto" logs in one line why a GPU is not used, unless CuPy is not installed. Raises `ValueError` on another name,
+    and `DeviceError` if "gpu" is asked for and cannot compute.
     """
     if device not in ("auto", "cpu", "gpu"):
         raise ValueError(f"device {device!r} is unknown: give 'auto', 'cpu' or 'gpu'")
@@ -51,33 +63,44 @@ def get_backend(device="auto"):
         return Backend("cpu", np)
     try:
         return _gpu_backend()
-    except DeviceError:
+    except DeviceError as error:
         if device == "gpu":
             raise
+        if not isinstance(error, CuPyMissing):
+            logging.getLogger("tinyvit").warning("note: the CPU computes, as %s", error)
         return Backend("cpu", np)
 
 
 def _gpu_backend():
-    try:
-        cupy = importlib.import_module("cupy")
-    except ImportError as error:
-        raise DeviceError(
-            f"device 'gpu' needs CuPy, which cannot be imported ({error}). Install it with "
-            "'pip install -e \".[gpu]\"' (CUDA 13) or '.[gpu-cuda12]' (CUDA 12), or train with --device cpu."
-        ) from error
+    cupy = import_cupy()
     try:  # an import proves little: launch a kernel and a matrix product, and read the result back
         ones = cupy.ones((2, 2), dtype=cupy.float32)
         result = float(cupy.exp(ones @ ones).sum())
-        if not 29.5 < result < 29.6:
-            raise DeviceError(f"device 'gpu' computes wrong results: four times exp(2) is 29.556, not {result}")
-    except DeviceError:
-        raise
     except Exception as error:  # CuPy raises many kinds: no driver, no device, no cuBLAS, no compiler
-        raise DeviceError(
-            f"device 'gpu' was found but does not compute ({type(error).__name__}: {error}). "
-            "Check the driver with nvidia-smi, or train with --device cpu."
-        ) from error
+        raise DeviceError(diagnosis.explain(error, cupy)) from error
+    expected = 4 * math.exp(2)
+    if not abs(result - expected) < 0.05:
+        raise DeviceError(diagnosis.wrong_result(expected, result))
     return Backend("gpu", cupy)
+
+
+def import_cupy():
+    """Return CuPy's module, which may be whole and yet find no GPU.
+
+    Raises `CuPyMissing` if there is none, and `DeviceError` if it cannot be imported or two of its packages are
+    installed.
+    """
+    packages = diagnosis.cupy_packages()
+    if len(packages) > 1:
+        raise DeviceError(diagnosis.two_packages(packages))
+    try:
+        cupy = importlib.import_module("cupy")
+    except Exception as error:  # a package that is not whole raises anything
+        missing = isinstance(error, ModuleNotFoundError) and not packages
+        raise (CuPyMissing if missing else DeviceError)(diagnosis.not_importable(error, packages)) from error
+    if not hasattr(cupy, "ndarray"):  # a folder that an old package has left, or somebody's own cupy.py
+        raise DeviceError(diagnosis.not_cupy(cupy))
+    return cupy
 
 
 def array_module(array):

@@ -123,7 +123,7 @@ class Training:
 
     model_config: `ViTConfig`; config: `TrainingConfig`; images: (N, R, C) uint8; labels: (N,) integers in
     0..classes-1; backend: a `Backend`; workers: processes side by side, by default as many as there are
-    cores and eights of images in a batch (a GPU: one).
+    cores and eights of images in a batch (a GPU has one, and keeps the number for a CPU that may go on with its run).
 
     Everything random follows from (seed, epoch), so what a checkpoint keeps is small: weights, moments, the average
     and the place in the epoch. Going on from one gives the same bits as never having stopped, on the same machine
@@ -145,11 +145,12 @@ class Training:
         flat = self.parameters.flat
         decayed = matrices_only(self.parameters) if config.weight_decay else None
         self.average = ExponentialMovingAverage(flat, config.average) if config.average else None
+        if workers is None:
+            workers = max(1, min(available_cores(), config.batch_size // IMAGES_A_WORKER))
+        self.cpu_workers = workers
         if backend.device == "gpu":
             self.sharded_gradient = ShardedGradient(model_config, 1, config.smoothing, config.batch_size)
         else:
-            if workers is None:
-                workers = max(1, min(available_cores(), config.batch_size // IMAGES_A_WORKER))
             self.sharded_gradient = ShardedGradient(model_config, workers, config.smoothing)
         self.workers = self.sharded_gradient.workers
         self.adam = Adam(
@@ -314,7 +315,7 @@ class Training:
             "model": self.model_config.as_dict(),
             "training": self.config.as_dict(),
             "origin": self.origin,
-            "workers": self.workers,
+            "workers": self.cpu_workers,
             "data": self.fingerprint,
             "adam_steps": self.adam.steps,
             "average_steps": self.average.steps if self.average else 0,

@@ -63,12 +63,15 @@ def warp(images, maps):
     """Move every image through its map with bilinear interpolation; what comes from outside is black.
 
     images: (B, R, C) uint8 0 to 255; maps: (B, 2, 3) float32 from `Augmentation.draw`, on the same device.
-    Returns (B, R, C) float32 in 0 to 1. Raises `ValueError` if there is not one map an image.
+    Returns (B, R, C) float32 in 0 to 1. Raises `ValueError` if there is not one map an image and, on a CPU, if a map
+    is not finite; a GPU would have to be waited for, and makes such an image black or not-a-number.
     """
     xp = array_module(images)
     batch, rows, columns = images.shape
     if maps.shape != (batch, 2, 3):
         raise ValueError(f"{batch} images need maps of shape ({batch}, 2, 3), not {maps.shape}")
+    if xp is np and not np.isfinite(maps).all():
+        raise ValueError("a map has entries that are not finite numbers, and leads to no place of an image")
 
     # a black frame, two pixels wide below and to the right: a place outside is clipped onto it, and needs no test
     height, width = rows + 3, columns + 3

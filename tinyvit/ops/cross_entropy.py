@@ -1,5 +1,7 @@
 """Softmax cross-entropy with optional label smoothing (Szegedy et al. 2016, section 7)."""
 
+import numpy as np
+
 from tinyvit.backend import array_module
 
 
@@ -8,8 +10,8 @@ def cross_entropy_forward(logits, labels, smoothing=0.0):
 
     logits: (B, C) float; labels: (B,) integers in 0..C-1; smoothing in [0, 1) moves that share of the target
     from the label to all C classes evenly. Returns the loss, a 0-d array, and the cache.
-    Raises `ValueError` on shapes that do not fit. Labels are checked where data comes in, not here: a label
-    out of range has no target at all, and the loss would be wrong by that much.
+    Raises `ValueError` on shapes that do not fit and, on a CPU, on a label out of range. On a GPU looking would mean
+    to wait for it: there the loss of such a label is not-a-number, which training never takes for a result.
     """
     xp = array_module(logits)
     if logits.ndim != 2 or labels.shape != logits.shape[:1]:
@@ -18,6 +20,11 @@ def cross_entropy_forward(logits, labels, smoothing=0.0):
         )
     classes = logits.shape[1]
     target = (labels[:, None] == xp.arange(classes)).astype(logits.dtype)  # (B, C), one row a one-hot vector
+    hits = target.sum(axis=1, keepdims=True)  # 1 in every row, but 0 for a label that is no class
+    if xp is np and not hits.all():
+        wrong = labels[hits[:, 0] == 0][0]
+        raise ValueError(f"a label is {wrong}, but there are the classes 0 to {classes - 1}")
+    target /= hits
     target *= 1 - smoothing
     target += smoothing / classes
 

@@ -1,0 +1,113 @@
+"""A training step in kernels is the step of the plain operations; K steps of the graph are K launched ones."""
+
+import numpy as np
+import pytest
+from conftest import to_device
+from strict_cupy import no_synchronisation
+
+from tinyvit.backend import to_host
+from tinyvit.data.augment import Augmentation, warp
+from tinyvit.kernels import Kernels, KernelStep
+from tinyvit.model import ViTConfig, initialise, vit_backward, vit_forward
+from tinyvit.ops import cross_entropy_backward, cross_entropy_forward
+from tinyvit.optim import Adam, ExponentialMovingAverage, clip_by_global_norm, matrices_only
+
+SMALL = ViTConfig(image_size=8, patch_size=4, width=40, depth=3, heads=2, mlp_width=72, classes=5)
+EVERYTHING = Augmentation(rotation=20, scale=0.2, shear=10, shift=1.5, flip=0.3)
+STEPS, BATCH, LAST = 3, 6, 4
+
+
+class Run:
+    """Weights, moments, data and an epoch's schedule, the same for whoever takes the steps."""
+
+    def __init__(self, backend, config, augmentation=EVERYTHING, seed=0, smoothing=0.1, clip=0.5):
+        rng = np.random.default_rng(seed)
+        count = BATCH * (STEPS - 1) + LAST
+        self.config, self.smoothing, self.clip, self.backend = config, smoothing, clip, backend
+        side = config.image_size
+        self.host_images = rng.integers(0, 256, (count, side, side), dtype=np.uint8)
+        self.host_labels = rng.integers(0, config.classes, count, dtype=np.uint8)
+        self.images, self.labels = to_device(backend, self.host_images, self.host_labels)
+        first = initialise(config, seed)
+        first.flat[...] += rng.normal(0, 0.05, first.flat.shape)
+        self.parameters = first.with_flat(backend.asarray(first.flat))
+        self.adam = Adam(self.parameters.flat, weight_decay=0.1, decayed=matrices_only(self.parameters))
+        self.average = ExponentialMovingAverage(self.parameters.flat, 0.9)
+        self.order = rng.permutation(count)
+        self.philox = np.random.Philox(np.random.SeedSequence([seed, 3]))
+        self.augmentation = augmentation
+        self.rates = [1e-3, 7e-4, 5e-4]
+
+    def draw(self):
+        state = self.philox.state
+        first = 4 * int(state["state"]["counter"][0]) + state["buffer_pos"]
+        return self.augmentation, tuple(int(k) for k in state["state"]["key"]), first
+
+    def schedule(self):
+        rows = []
+        for i, rate in enumerate(self.rates, 1):
+            decay = min(0.9, (i - 1) / (i + 8))
+            rows.append([rate, rate / (1 - 0.9**i), 1 / np.sqrt(1 - 0.999**i), 1 - decay])
+        return np.array(rows, np.float32)
+
+    def plain(self):
+        """Take the steps of the epoch with the plain operations; return the totals."""
+        totals = np.zeros(2)
+        maps = None
+        if self.augmentation:
+            maps = self.augmentation.draw(np.random.Generator(self.philox), len(self.order))
+        for i, rate in enumerate(self.rates):
+            places = slice(i * BATCH, min((i + 1) * BATCH, len(self.order)))
+            chosen = self.order[places]
+            images, labels = self.host_images[chosen], self.host_labels[chosen]
+            if maps is not None:
+                images = warp(images, maps[places])
+            logits, cache = vit_forward(images, self.parameters, self.config)
+            loss, ce_cache = cross_entropy_forward(logits, labels, self.smoothing)
+            gradient = vit_backward(cross_entropy_backward(1.0, ce_cache), cache).flat
+            if self.clip:
+                clip_by_global_norm(gradient, self.clip)
+            self.adam.step(self.parameters.flat, gradient, rate)
+            self.average.step(self.parameters.flat)
+            totals += [float(loss) * len(labels), (logits.argmax(axis=1) == labels).sum()]
+        return totals
+
+    def kernels(self, precision="float32", graph=False):
+        """Take the steps of the epoch in kernels; return the totals."""
+        step = KernelStep(
+            Kernels(self.backend, self.config, precision),
+            *(self.parameters, self.adam, self.average.average, self.images, self.labels, BATCH),
+            *(self.smoothing, self.clip, graph),
+        )
+        step.begin_epoch(self.order, self.draw() if self.augmentation else None, self.schedule())
+        with no_synchronisation():
+            for _ in range(STEPS - 1):
+                step(BATCH)
+            step(LAST)
+        return to_host(step.totals)
+
+    def state(self):
+        arrays = self.parameters.flat, self.adam.first_moment, self.adam.second_moment, self.average.average
+        return [to_host(array).copy() for array in arrays]
+
+
+def relative(a, b):
+    return float(np.linalg.norm(a.astype(np.float64) - b) / np.linalg.norm(b))
+
+
+@pytest.mark.parametrize("augmentation", [EVERYTHING, None], ids=["augmented", "as they are"])
+@pytest.mark.parametrize("gelu", ["erf", "tanh"])
+def test_a_step_in_kernels_is_the_plain_step(accelerator, cpu, augmentation, gelu):
+    config = ViTConfig(**{**SMALL.as_dict(), "gelu": gelu})
+    plain, kernels = Run(cpu, config, augmentation), Run(accelerator, config, augmentation)
+    before = plain.state()
+    expected, got = plain.plain(), kernels.kernels()
+    np.testing.assert_allclose(got, expected, rtol=1e-5)
+    changes = [
+        relative(mine - start, theirs - start)
+        for mine, theirs, start in zip(kernels.state(), plain.state(), before, strict=True)
+    ]
+    weights, first_moment, second_moment, average = changes
+    assert max(first_moment, second_moment) < 1e-5, changes
+    # Adam divides by the gradient's size: where the true gradient is zero, as a key's bias has it, rounding decides
+    assert max(weights, average) < 5e-3, changes

@@ -1,0 +1,87 @@
+// Twins of clip_by_global_norm, Adam and ExponentialMovingAverage in optim.py, over the flat array.
+
+#include "warp.cuh"
+
+const int THREADS = 256;
+const int WARPS = THREADS / 32;
+const int EACH = 4;  // numbers that a thread adds up or updates
+
+__device__ __forceinline__ float block_sum(float value, float* parts) {
+    value = warp_sum(value);
+    if (threadIdx.x % 32 == 0) parts[threadIdx.x / 32] = value;
+    __syncthreads();
+    float sum = 0.0f;
+    for (int warp = 0; warp < WARPS; warp++) sum += parts[warp];
+    return sum;
+}
+
+// gradient (count,) = the sum over `shards` arrays that lie shard_step apart; squares[block] = that block's part of the
+// gradient's squared norm. counter[0], the steps of this epoch that are done, goes up by one: nobody reads it here.
+//
+// grid: ceil(count / 1024) blocks.
+extern "C" __global__ void __launch_bounds__(256) sum_shards(const float* __restrict__ shard_gradients,
+                                                             float* __restrict__ gradient, float* __restrict__ squares,
+                                                             int* __restrict__ counter, int count, int shards,
+                                                             int shard_step) {
+    __shared__ float parts[WARPS];
+    float square = 0.0f;
+#pragma unroll
+    for (int i = 0; i < EACH; i++) {
+        int place = ((int)blockIdx.x * EACH + i) * THREADS + (int)threadIdx.x;
+        if (place < count) {
+            float sum = 0.0f;
+            for (int shard = 0; shard < shards; shard++) {
+                sum += shard_gradients[(size_t)shard * (size_t)shard_step + (size_t)place];
+            }
+            gradient[place] = sum;
+            square += sum * sum;
+        }
+    }
+    square = block_sum(square, parts);
+    if (threadIdx.x == 0) squares[blockIdx.x] = square;
+    if (blockIdx.x == 0 && threadIdx.x == 0) counter[0] += 1;
+}
+
+// One step of Adam with decoupled weight decay, for the gradient scaled so that its norm is at most `clip` (0: any norm).
+//
+// schedule: (steps, 4), a row for every step of the epoch, of which row counter[0] - 1 counts: the learning rate, the
+// learning rate over 1 - beta1**t, 1 / sqrt(1 - beta2**t), and how much of the weights goes into their average.
+// rest1, rest2: 1 - beta1 and 1 - beta2, which float32 could not tell from the betas well enough.
+// decayed: (count,) ones and zeros, or null if all is decayed; average: (count,), or null if there is none.
+// grid: as sum_shards, whose squares are read.
+extern "C" __global__ void __launch_bounds__(256) adam_step(float* __restrict__ weights, const float* __restrict__ gradient,
+                                                            float* __restrict__ first_moment,
+                                                            float* __restrict__ second_moment,
+                                                            const float* __restrict__ decayed, float* __restrict__ average,
+                                                            const float* __restrict__ squares,
+                                                            const float* __restrict__ schedule,
+                                                            const int* __restrict__ counter, int count, float clip,
+                                                            float beta1, float rest1, float beta2, float rest2,
+                                                            float epsilon, float weight_decay) {
+    __shared__ float parts[WARPS];
+    float square = 0.0f, scale = 1.0f;
+    if (clip > 0.0f) {
+        for (int i = (int)threadIdx.x; i < (int)gridDim.x; i += THREADS) square += squares[i];
+        float norm = sqrtf(block_sum(square, parts));
+        // written so that a norm that is not a number makes the weights none: then the run is found out
+        scale = clip / (norm < 1e-12f ? 1e-12f : norm);
+        if (scale > 1.0f) scale = 1.0f;
+    }
+    const float* row = schedule + 4 * (counter[0] - 1);
+    float rate = row[0], step_size = row[1], v_correction = row[2], average_share = row[3];
+#pragma unroll
+    for (int i = 0; i < EACH; i++) {
+        int place = ((int)blockIdx.x * EACH + i) * THREADS + (int)threadIdx.x;
+        if (place >= count) continue;
+        float g = gradient[place] * scale;
+        float m = first_moment[place] * beta1 + g * rest1;
+        float v = second_moment[place] * beta2 + g * g * rest2;
+        first_moment[place] = m;
+        second_moment[place] = v;
+        float weight = weights[place];
+        if (weight_decay > 0.0f) weight -= weight * (rate * weight_decay * (decayed ? decayed[place] : 1.0f));
+        weight -= m / (sqrtf(v) * v_correction + epsilon) * step_size;
+        weights[place] = weight;
+        if (average && average_share > 0.0f) average[place] += (weight - average[place]) * average_share;
+    }
+}

@@ -1,0 +1,113 @@
+// Twins of ops/layer_norm.py: each row of x (rows, WIDTH) to mean 0 and variance 1, then times w and plus b.
+
+#include "warp.cuh"
+
+#ifndef WIDTH
+#define WIDTH 128
+#endif
+
+const int PER_LANE = (WIDTH + 31) / 32;  // numbers of a row that a lane keeps in registers
+const int WARPS = 8;                     // of a block
+
+// A warp to a row. Writes out, and what backward needs: normalised (rows, WIDTH) and inverse_deviation (rows,).
+extern "C" __global__ void __launch_bounds__(256) layer_norm_forward(const float* __restrict__ x, const float* __restrict__ w,
+                                                                     const float* __restrict__ b, float* __restrict__ out,
+                                                                     float* __restrict__ normalised,
+                                                                     float* __restrict__ inverse_deviation, int rows,
+                                                                     float epsilon) {
+    int row = (int)blockIdx.x * WARPS + (int)threadIdx.x / 32, lane = (int)threadIdx.x % 32;
+    if (row >= rows) return;  // a whole warp: nobody waits for it
+    float kept[PER_LANE], sum = 0.0f, squares = 0.0f;
+#pragma unroll
+    for (int i = 0; i < PER_LANE; i++) {
+        int column = lane + 32 * i;
+        kept[i] = column < WIDTH ? x[row * WIDTH + column] : 0.0f;
+        sum += kept[i];
+    }
+    float mean = warp_sum(sum) / WIDTH;
+#pragma unroll
+    for (int i = 0; i < PER_LANE; i++) {
+        kept[i] -= mean;
+        if (lane + 32 * i < WIDTH) squares += kept[i] * kept[i];
+    }
+    float inverse = 1.0f / sqrtf(warp_sum(squares) / WIDTH + epsilon);
+#pragma unroll
+    for (int i = 0; i < PER_LANE; i++) {
+        int column = lane + 32 * i;
+        if (column < WIDTH) {
+            float value = kept[i] * inverse;
+            normalised[row * WIDTH + column] = value;
+            out[row * WIDTH + column] = value * w[column] + b[column];
+        }
+    }
+    if (lane == 0) inverse_deviation[row] = inverse;
+}
+
+// The gradients for dout (rows, WIDTH), with what the residual branch brings added to dx:
+//
+//     dx = (dnormalised - mean(dnormalised) - normalised * mean(dnormalised * normalised)) / deviation + residual
+//     dw = sum over the rows of dout * normalised,  db = sum over the rows of dout, by shards as in linear.cu
+//
+// residual may be null; its row r goes to row r * residual_every of dx: to all of them, or to every class token.
+// grid: ceil(rows / 8) blocks for dx, then shards * ceil(WIDTH / 32) for dw and db.
+extern "C" __global__ void __launch_bounds__(256) layer_norm_backward(
+    const float* __restrict__ dout, const float* __restrict__ normalised, const float* __restrict__ inverse_deviation,
+    const float* __restrict__ w, const float* __restrict__ residual, float* __restrict__ dx, float* __restrict__ dw,
+    float* __restrict__ db, int rows, int residual_every, int shard_rows, int shard_step) {
+    __shared__ float dw_parts[WARPS * 32];
+    __shared__ float db_parts[WARPS * 32];
+    int warp = (int)threadIdx.x / 32, lane = (int)threadIdx.x % 32;
+    int row_blocks = (rows + WARPS - 1) / WARPS;
+
+    if ((int)blockIdx.x < row_blocks) {
+        int row = (int)blockIdx.x * WARPS + warp;
+        if (row >= rows) return;
+        float slope[PER_LANE], unit[PER_LANE], through_mean = 0.0f, through_deviation = 0.0f;
+#pragma unroll
+        for (int i = 0; i < PER_LANE; i++) {
+            int column = lane + 32 * i;
+            slope[i] = column < WIDTH ? dout[row * WIDTH + column] * w[column] : 0.0f;  // dnormalised
+            unit[i] = column < WIDTH ? normalised[row * WIDTH + column] : 0.0f;
+            through_mean += slope[i];
+            through_deviation += slope[i] * unit[i];
+        }
+        through_mean = warp_sum(through_mean) / WIDTH;
+        through_deviation = warp_sum(through_deviation) / WIDTH;
+        float inverse = inverse_deviation[row];
+#pragma unroll
+        for (int i = 0; i < PER_LANE; i++) {
+            int column = lane + 32 * i;
+            if (column < WIDTH) {
+                float value = (slope[i] - through_mean - unit[i] * through_deviation) * inverse;
+                if (residual && row % residual_every == 0) value += residual[row / residual_every * WIDTH + column];
+                dx[row * WIDTH + column] = value;
+            }
+        }
+        return;
+    }
+
+    int part = (int)blockIdx.x - row_blocks;
+    const int column_groups = (WIDTH + 31) / 32;
+    int shard = part / column_groups, column = part % column_groups * 32 + lane;
+    int first_row = min(rows, shard * shard_rows), end_row = min(rows, first_row + shard_rows);
+    float dw_sum = 0.0f, db_sum = 0.0f;
+    if (column < WIDTH) {
+        for (int row = first_row + warp; row < end_row; row += WARPS) {
+            float change = dout[row * WIDTH + column];
+            dw_sum += change * normalised[row * WIDTH + column];
+            db_sum += change;
+        }
+    }
+    dw_parts[threadIdx.x] = dw_sum;
+    db_parts[threadIdx.x] = db_sum;
+    __syncthreads();
+    if (warp == 0 && column < WIDTH) {
+        for (int other = 1; other < WARPS; other++) {
+            dw_sum += dw_parts[other * 32 + lane];
+            db_sum += db_parts[other * 32 + lane];
+        }
+        size_t place = (size_t)shard * (size_t)shard_step + (size_t)column;
+        dw[place] = dw_sum;
+        db[place] = db_sum;
+    }
+}

@@ -1,0 +1,132 @@
+// Twins of ops/linear.py: out = x @ w + b with what follows it, and its three gradients.
+//
+// Every matrix is float32 and row-major. A block computes a tile of 32 x 32.
+
+#include "matmul.cuh"
+
+__device__ __forceinline__ void forward_tile(const float* x, const float* w, int rows, int inputs, int outputs,
+                                             Word* a_slab, Word* b_slab, float sums[TILE_SUMS]) {
+    Operand a = {x, 1, inputs, rows};      // a(m, k) = x[m, k]
+    Operand b = {w, outputs, 1, outputs};  // b(k, n) = w[k, n]
+    tile_product(a, b, 0, inputs, (int)blockIdx.y * TILE, (int)blockIdx.x * TILE, a_slab, b_slab, sums);
+}
+
+// out (rows, outputs) = x (rows, inputs) @ w (inputs, outputs) + b (outputs,) + residual.
+//
+// b and residual may be null. Row r of the residual lies at r * residual_step. grid: (tiles of columns, tiles of rows).
+extern "C" __global__ void __launch_bounds__(128) linear_forward(const float* __restrict__ x, const float* __restrict__ w,
+                                                                 const float* __restrict__ b,
+                                                                 const float* __restrict__ residual, float* __restrict__ out,
+                                                                 int rows, int inputs, int outputs, int residual_step) {
+    __shared__ __align__(16) Word a_slab[SLAB];
+    __shared__ __align__(16) Word b_slab[SLAB];
+    float sums[TILE_SUMS];
+    forward_tile(x, w, rows, inputs, outputs, a_slab, b_slab, sums);
+#pragma unroll
+    for (int i = 0; i < TILE_SUMS; i++) {
+        int row = (int)blockIdx.y * TILE + tile_row(i), column = (int)blockIdx.x * TILE + tile_column(i);
+        if (row < rows && column < outputs) {
+            float value = sums[i];
+            if (b) value += b[column];
+            if (residual) value += residual[row * residual_step + column];
+            out[row * outputs + column] = value;
+        }
+    }
+}
+
+// out = gelu(h) and derivative = gelu'(h) for h = x @ w + b: twin of linear_forward and gelu_forward in one.
+//
+// With GELU_TANH defined, of gelu_tanh_forward.
+extern "C" __global__ void __launch_bounds__(128) linear_gelu_forward(const float* __restrict__ x,
+                                                                      const float* __restrict__ w,
+                                                                      const float* __restrict__ b, float* __restrict__ out,
+                                                                      float* __restrict__ derivative, int rows, int inputs,
+                                                                      int outputs) {
+    __shared__ __align__(16) Word a_slab[SLAB];
+    __shared__ __align__(16) Word b_slab[SLAB];
+    float sums[TILE_SUMS];
+    forward_tile(x, w, rows, inputs, outputs, a_slab, b_slab, sums);
+#pragma unroll
+    for (int i = 0; i < TILE_SUMS; i++) {
+        int row = (int)blockIdx.y * TILE + tile_row(i), column = (int)blockIdx.x * TILE + tile_column(i);
+        if (row < rows && column < outputs) {
+            float h = sums[i] + b[column];
+#ifdef GELU_TANH
+            const float scale = 0.7978845608f;  // sqrt(2 / pi)
+            float tanh_u = tanhf(scale * (h + 0.044715f * h * h * h));
+            float slope = scale * (1.0f + 3.0f * 0.044715f * h * h);
+            float value = 0.5f * h * (1.0f + tanh_u);
+            float change = 0.5f * (1.0f + tanh_u) + 0.5f * h * (1.0f - tanh_u * tanh_u) * slope;
+#else
+            float cdf = 0.5f * (1.0f + erff(h * 0.7071067812f));
+            float value = h * cdf;
+            float change = cdf + h * 0.3989422804f * expf(-0.5f * h * h);  // cdf + h * density(h)
+#endif
+            out[row * outputs + column] = value;
+            derivative[row * outputs + column] = change;
+        }
+    }
+}
+
+// The gradients for dout (rows, outputs) of out = x @ w + b:
+//
+//     dx = dout @ w.T      (rows, inputs), multiplied by derivative (rows, inputs) if that is given
+//     dw = x.T @ dout      (inputs, outputs), one for each of `shards` parts of the rows
+//     db = ones @ dout     (outputs,), likewise
+//
+// Shard s takes the rows from s * shard_rows, and writes to dw + s * shard_step and db + s * shard_step: the sum over
+// the rows is long, and a block alone would take long for it. Who adds the shards up is sum_shards in adam.cu.
+// dx or db may be null, if nobody wants it. grid: (tiles of dx) + (tiles of dw) * shards; the first are left out
+// if dx is null.
+extern "C" __global__ void __launch_bounds__(128) linear_backward(const float* __restrict__ dout, const float* __restrict__ x,
+                                                                  const float* __restrict__ w,
+                                                                  const float* __restrict__ derivative,
+                                                                  float* __restrict__ dx, float* __restrict__ dw,
+                                                                  float* __restrict__ db, int rows, int inputs, int outputs,
+                                                                  int shard_rows, int shard_step) {
+    __shared__ __align__(16) Word a_slab[SLAB];
+    __shared__ __align__(16) Word b_slab[SLAB];
+    __shared__ float column_sums[TILE_THREADS];
+    float sums[TILE_SUMS];
+    int input_tiles = (inputs + TILE - 1) / TILE, output_tiles = (outputs + TILE - 1) / TILE;
+    int dx_tiles = dx ? (rows + TILE - 1) / TILE * input_tiles : 0;
+
+    if ((int)blockIdx.x < dx_tiles) {
+        int first_row = (int)blockIdx.x / input_tiles * TILE, first_input = (int)blockIdx.x % input_tiles * TILE;
+        Operand a = {dout, 1, outputs, rows};  // a(m, k) = dout[m, k]
+        Operand b = {w, 1, outputs, inputs};   // b(k, n) = w[n, k]
+        tile_product(a, b, 0, outputs, first_row, first_input, a_slab, b_slab, sums);
+#pragma unroll
+        for (int i = 0; i < TILE_SUMS; i++) {
+            int row = first_row + tile_row(i), input = first_input + tile_column(i);
+            if (row < rows && input < inputs) {
+                int place = row * inputs + input;
+                dx[place] = derivative ? sums[i] * derivative[place] : sums[i];
+            }
+        }
+        return;
+    }
+
+    int tile = (int)blockIdx.x - dx_tiles;
+    int shard = tile / (input_tiles * output_tiles);
+    int first_input = tile / output_tiles % input_tiles * TILE, first_output = tile % output_tiles * TILE;
+    int first_row = min(rows, shard * shard_rows), end_row = min(rows, first_row + shard_rows);
+    Operand a = {x, inputs, 1, inputs};       // a(m, k) = x[k, m]
+    Operand b = {dout, outputs, 1, outputs};  // b(k, n) = dout[k, n]
+    float part = tile_product(a, b, first_row, end_row, first_input, first_output, a_slab, b_slab, sums);
+    size_t shard_start = (size_t)shard * (size_t)shard_step;
+#pragma unroll
+    for (int i = 0; i < TILE_SUMS; i++) {
+        int input = first_input + tile_row(i), output = first_output + tile_column(i);
+        if (input < inputs && output < outputs) dw[shard_start + (size_t)(input * outputs + output)] = sums[i];
+    }
+    if (db && first_input == 0) {  // one of the tiles that read these columns is enough
+        column_sums[threadIdx.x] = part;
+        __syncthreads();
+        int output = first_output + (int)threadIdx.x;
+        if ((int)threadIdx.x < TILE && output < outputs) {
+            const float* four = column_sums + threadIdx.x;
+            db[shard_start + (size_t)output] = four[0] + four[TILE] + four[2 * TILE] + four[3 * TILE];
+        }
+    }
+}

@@ -1,0 +1,178 @@
+// One tile of a matrix product, 32 x 32, by the 128 threads of a block: what all linear layers are made of.
+//
+//     sums(m, n) = sum over k of a(m, k) b(k, n)
+//
+// Both operands come 32 steps of k at a time from global into shared memory, where each number is read by 32 others.
+// While a slab is multiplied the next one is on its way into registers. In shared memory a slab lies as [k][m] and
+// [k][n], with rows 40 words apart, so that the 32 lanes of a warp read from 32 different banks.
+//
+// PRECISION: 0 float32, by the ordinary units; 1 TF32 and 2 bfloat16, by tensor cores (from compute capability 8.0).
+// Operands are float32 in global memory and are rounded on their way into shared memory; sums are float32 always.
+
+#pragma once
+
+#ifndef PRECISION
+#define PRECISION 0
+#endif
+
+#include "tensor_cores.cuh"
+
+#if !defined(EMULATED) && PRECISION > 0 && defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
+#error "TF32 and bfloat16 need a GPU of compute capability 8.0 or above"
+#endif
+
+const int TILE = 32;           // rows and columns of a tile
+const int DEPTH = 32;          // steps of k in a slab
+const int TILE_THREADS = 128;  // of a block; four warps
+const int TILE_SUMS = 8;       // sums that a thread owns: 128 threads times 8 are 32 x 32
+
+#if PRECISION == 2
+const int WORD = 2;  // numbers in a word
+#else
+const int WORD = 1;
+#endif
+#if PRECISION == 0
+typedef float Word;
+#else
+typedef unsigned int Word;
+#endif
+const int PITCH = TILE + 8;                               // words from one row of a slab to the next
+const int SLAB = DEPTH / WORD * PITCH;                    // words
+const int LOADS = DEPTH * TILE / (WORD * TILE_THREADS);   // words that a thread carries of a slab
+
+// An operand: the number at step k of the summed axis and at place j of the other one lies at k * k_step + j * j_step.
+struct Operand {
+    const float* numbers;
+    int k_step, j_step;
+    int j_count;  // places there are; beyond them is zero
+};
+
+// The word that a thread carries in round i: which step of k it begins with and which place j it has. Neighbouring
+// lanes take what is next to each other in global memory.
+__device__ __forceinline__ void carried(const Operand& operand, int i, int& k, int& j) {
+    int e = i * TILE_THREADS + (int)threadIdx.x;
+    if (operand.k_step == 1) {  // eight numbers along k from each of four places or more
+        const int lanes = 8 / WORD;
+        j = e / lanes % TILE;
+        k = (e % lanes + e / (lanes * TILE) * lanes) * WORD;
+    } else {
+        j = e % TILE;
+        k = e / TILE * WORD;
+    }
+}
+
+__device__ __forceinline__ void fetch(const Operand& operand, int first_k, int end_k, int first_j,
+                                      float carry[LOADS * WORD]) {
+#pragma unroll
+    for (int i = 0; i < LOADS; i++) {
+        int k, j;
+        carried(operand, i, k, j);
+        k += first_k;
+        j += first_j;
+#pragma unroll
+        for (int half = 0; half < WORD; half++) {
+            bool inside = j < operand.j_count && k + half < end_k;
+            carry[i * WORD + half] = inside ? operand.numbers[(k + half) * operand.k_step + j * operand.j_step] : 0.0f;
+        }
+    }
+}
+
+__device__ __forceinline__ void put_down(const Operand& operand, const float carry[LOADS * WORD], Word* slab) {
+#pragma unroll
+    for (int i = 0; i < LOADS; i++) {
+        int k, j;
+        carried(operand, i, k, j);
+#if PRECISION == 0
+        Word word = carry[i];
+#elif PRECISION == 1
+        Word word = to_tf32(carry[i]);
+#else
+        Word word = to_bfloat16_pair(carry[2 * i], carry[2 * i + 1]);
+#endif
+        slab[k / WORD * PITCH + j] = word;
+    }
+}
+
+// Which row and column of the tile the sum i of this thread belongs to.
+__device__ __forceinline__ int tile_row(int i) {
+#if PRECISION == 0
+    return (int)threadIdx.x / 8 * 2 + i / 4;
+#else
+    return (int)threadIdx.x / 64 * 16 + (int)threadIdx.x % 32 / 4 + i % 4 / 2 * 8;
+#endif
+}
+
+__device__ __forceinline__ int tile_column(int i) {
+#if PRECISION == 0
+    return (int)threadIdx.x % 8 * 4 + i % 4;
+#else
+    return (int)threadIdx.x / 32 % 2 * 16 + i / 4 * 8 + (int)threadIdx.x % 4 * 2 + i % 2;
+#endif
+}
+
+__device__ __forceinline__ void multiply(const Word* a_slab, const Word* b_slab, float sums[TILE_SUMS]) {
+#if PRECISION == 0
+    const Word* a = a_slab + tile_row(0);
+    const Word* b = b_slab + tile_column(0);
+#pragma unroll
+    for (int k = 0; k < DEPTH; k++) {
+        float2 two = *(const float2*)(a + k * PITCH);
+        float4 four = *(const float4*)(b + k * PITCH);
+        sums[0] += two.x * four.x;
+        sums[1] += two.x * four.y;
+        sums[2] += two.x * four.z;
+        sums[3] += two.x * four.w;
+        sums[4] += two.y * four.x;
+        sums[5] += two.y * four.y;
+        sums[6] += two.y * four.z;
+        sums[7] += two.y * four.w;
+    }
+#else
+    // a warp has 16 rows and 16 columns, as two fragments of 16 x 8
+    int group = (int)threadIdx.x % 32 / 4, place = (int)threadIdx.x % 4;
+    const Word* a = a_slab + (int)threadIdx.x / 64 * 16 + group;
+    const Word* b = b_slab + (int)threadIdx.x / 32 % 2 * 16 + group;
+#pragma unroll
+    for (int k = 0; k < DEPTH / WORD; k += 8) {
+        const Word* near = a + (k + place) * PITCH;
+        const Word* far = near + 4 * PITCH;
+        Word a_fragment[4] = {near[0], near[8], far[0], far[8]};
+#pragma unroll
+        for (int half = 0; half < 2; half++) {
+            const Word* column = b + (k + place) * PITCH + 8 * half;
+            Word b_fragment[2] = {column[0], column[4 * PITCH]};
+#if PRECISION == 1
+            mma_tf32(sums + 4 * half, a_fragment, b_fragment);
+#else
+            mma_bfloat16(sums + 4 * half, a_fragment, b_fragment);
+#endif
+        }
+    }
+#endif
+}
+
+// The sums of one tile over the steps first_k to end_k, for the rows from first_m and the columns from first_n. All
+// threads of the block must call it together. Returns the sum of b over the k that this thread carried, unrounded:
+// if b's columns lie side by side that is a part of the sum of column threadIdx.x % 32.
+__device__ __forceinline__ float tile_product(const Operand& a, const Operand& b, int first_k, int end_k, int first_m,
+                                              int first_n, Word* a_slab, Word* b_slab, float sums[TILE_SUMS]) {
+    float a_carry[LOADS * WORD], b_carry[LOADS * WORD], carried_sum = 0.0f;
+#pragma unroll
+    for (int i = 0; i < TILE_SUMS; i++) sums[i] = 0.0f;
+    fetch(a, first_k, end_k, first_m, a_carry);
+    fetch(b, first_k, end_k, first_n, b_carry);
+    for (int k = first_k; k < end_k; k += DEPTH) {
+        __syncthreads();  // the slab before is done with
+        put_down(a, a_carry, a_slab);
+        put_down(b, b_carry, b_slab);
+#pragma unroll
+        for (int i = 0; i < LOADS * WORD; i++) carried_sum += b_carry[i];
+        __syncthreads();
+        if (k + DEPTH < end_k) {
+            fetch(a, k + DEPTH, end_k, first_m, a_carry);
+            fetch(b, k + DEPTH, end_k, first_n, b_carry);
+        }
+        multiply(a_slab, b_slab, sums);
+    }
+    return carried_sum;
+}

@@ -1,0 +1,113 @@
+// Twins of Augmentation.draw, warp and the pixels of patch_embedding_forward: from images as they are stored to rows for
+// the first matrix product.
+
+// Philox4x64-10 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3", section 3.3): ten rounds turn a
+// counter and a key into four random words, and any counter can be asked for at once. It is the generator that
+// numpy.random.Philox is, so that both backends draw the same numbers.
+typedef unsigned long long word64;
+
+struct Words {
+    word64 word[4];
+};
+
+__device__ __forceinline__ Words philox(word64 counter, word64 key0, word64 key1) {
+    Words c = {{counter, 0, 0, 0}};
+    for (int round = 0; round < 10; round++) {
+        const word64 m0 = 0xD2E7470EE14C6C93ull, m1 = 0xCA5A826395121157ull;
+        word64 high0 = __umul64hi(m0, c.word[0]), low0 = m0 * c.word[0];
+        word64 high1 = __umul64hi(m1, c.word[2]), low1 = m1 * c.word[2];
+        c = {{high1 ^ c.word[1] ^ key0, low1, high0 ^ c.word[3] ^ key1, low0}};
+        key0 += 0x9E3779B97F4A7C15ull;
+        key1 += 0xBB67AE8584CAA73Bull;
+    }
+    return c;
+}
+
+// Number `index` of the stream, uniform in [-1, 1): what numpy.random.Generator.uniform(-1, 1) draws.
+__device__ __forceinline__ double uniform(word64 index, word64 key0, word64 key1) {
+    Words words = philox(index / 4, key0, key1);
+    return -1.0 + 2.0 * ((double)(words.word[index % 4] >> 11) * (1.0 / 9007199254740992.0));
+}
+
+// The maps of Augmentation.draw: (count, 2, 3) float32. key0, key1, first: Philox's key, and which word of its stream
+// comes next. rotation and shear in radians; log_scale: log1p of the scale. A thread to an image.
+extern "C" __global__ void draw_maps(float* __restrict__ maps, int count, word64 key0, word64 key1, word64 first,
+                                     double rotation, double log_scale, double shear, double shift, double flip) {
+    int i = (int)(blockIdx.x * blockDim.x + threadIdx.x);
+    if (i >= count) return;
+    double drawn[6];
+    for (int range = 0; range < 6; range++) {
+        drawn[range] = uniform(first + (word64)range * (word64)count + (word64)i, key0, key1);
+    }
+    double angle = rotation * drawn[0], zoom = exp(log_scale * drawn[1]), lean = tan(shear * drawn[2]);
+    double mirror = drawn[5] < 2.0 * flip - 1.0 ? -1.0 : 1.0;
+    double c = cos(angle) / zoom, s = sin(angle) / zoom;
+    float* map = maps + 6 * i;
+    map[0] = (float)c;
+    map[1] = (float)((c * lean - s) * mirror);
+    map[2] = (float)(shift * drawn[3]);
+    map[3] = (float)s;
+    map[4] = (float)((s * lean + c) * mirror);
+    map[5] = (float)(shift * drawn[4]);
+}
+
+__device__ __forceinline__ float pixel_at(const unsigned char* image, int side, int row, int column) {
+    bool inside = row >= 0 && row < side && column >= 0 && column < side;
+    return inside ? (float)image[row * side + column] : 0.0f;
+}
+
+// The next batch, ready for one matrix product that does all of the patch embedding.
+//
+// Row (image, token) of `rows`, (batch, T, P * P + 2 + T), has the normalised pixels of that token's patch, then 1 for a
+// patch and 0 for the class token, then the reverse, then a one at the token's place and zeros elsewhere. Times the
+// matrix of the embedding's weight, its bias, the class token and the positions, one under the other as they lie in
+// the flat array, that gives patches embedded, class token in front and positions added; and its backward is the one
+// product's backward.
+//
+// images: (N, side, side); labels: (N,); order: (N,), the epoch's; maps: (N, 2, 3) at the places of the order, or null if
+// nothing is changed; counter[0]: steps of the epoch that are done. grid: one block an image of the batch.
+extern "C" __global__ void __launch_bounds__(256) gather_patches(
+    const unsigned char* __restrict__ images, const unsigned char* __restrict__ labels, const int* __restrict__ order,
+    const float* __restrict__ maps, const int* __restrict__ counter, float* __restrict__ rows,
+    int* __restrict__ batch_labels, int batch_size, int side, int patch, float mean, float deviation) {
+    int place = counter[0] * batch_size + (int)blockIdx.x;
+    int across = side / patch, tokens = across * across + 1, pixels = patch * patch, length = pixels + 2 + tokens;
+    int chosen = order[place];
+    const unsigned char* image = images + (size_t)chosen * (size_t)(side * side);
+    float* out = rows + (size_t)blockIdx.x * (size_t)(tokens * length);
+    float map[6] = {1.0f, 0.0f, 0.0f, 0.0f, 1.0f, 0.0f};
+    if (maps) {
+        for (int i = 0; i < 6; i++) map[i] = maps[6 * (size_t)place + i];
+    }
+    float centre = 0.5f * (float)(side - 1);
+    for (int i = (int)threadIdx.x; i < tokens * length; i += (int)blockDim.x) {
+        int token = i / length, j = i % length;
+        float value;
+        if (j >= pixels) {
+            int is_class = token == 0;
+            value = j == pixels ? !is_class : j == pixels + 1 ? is_class : j - pixels - 2 == token;
+        } else if (token == 0) {
+            value = 0.0f;
+        } else {
+            int row = (token - 1) / across * patch + j / patch, column = (token - 1) % across * patch + j % patch;
+            float brightness;
+            if (maps) {
+                // a frame two pixels wide is black, and what lies beyond is moved onto it
+                float y = (float)row - centre, x = (float)column - centre, limit = (float)side;
+                float from_row = fminf(fmaxf(map[0] * y + map[1] * x + map[2] + centre, -1.0f), limit);
+                float from_column = fminf(fmaxf(map[3] * y + map[4] * x + map[5] + centre, -1.0f), limit);
+                int upper = (int)floorf(from_row), left = (int)floorf(from_column);
+                float down = from_row - (float)upper, right = from_column - (float)left;
+                float above = pixel_at(image, side, upper, left), below = pixel_at(image, side, upper + 1, left);
+                above += right * (pixel_at(image, side, upper, left + 1) - above);
+                below += right * (pixel_at(image, side, upper + 1, left + 1) - below);
+                brightness = above + down * (below - above);
+            } else {
+                brightness = (float)image[row * side + column];
+            }
+            value = (brightness * (1.0f / 255.0f) - mean) / deviation;
+        }
+        out[i] = value;
+    }
+    if (threadIdx.x == 0) batch_labels[blockIdx.x] = labels[chosen];
+}

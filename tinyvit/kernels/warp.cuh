@@ -1,0 +1,17 @@
+// Sums and maxima over the 32 lanes of a warp; every lane gets the result.
+
+#pragma once
+
+const float LEAST = -3.402823466e+38f;  // of all float32, in place of minus infinity, for which NVRTC has no name
+
+__device__ __forceinline__ float warp_sum(float value) {
+    for (int distance = 16; distance > 0; distance /= 2) value += __shfl_xor_sync(0xffffffffu, value, distance);
+    return value;
+}
+
+__device__ __forceinline__ float warp_max(float value) {
+    for (int distance = 16; distance > 0; distance /= 2) {
+        value = fmaxf(value, __shfl_xor_sync(0xffffffffu, value, distance));
+    }
+    return value;
+}
