@@ -18,7 +18,7 @@ quick = tags.has("quick")  # noqa: F821  Sphinx puts it here
 project = "tinyvit"
 author = "the authors of tinyvit"
 extensions = ["sphinx_gallery.gen_gallery", "lesson_pages"]
-exclude_patterns = ["_build", "_static", "lessons/index.rst", "sg_execution_times.rst", "lessons/sg_execution_times.rst"]
+exclude_patterns = ["_build", "_static", "lessons/index.rst", "**sg_execution_times.rst"]
 highlight_language = "text"
 
 html_theme = "furo"

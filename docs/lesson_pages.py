@@ -108,7 +108,7 @@ OWN_FOOTER = """
 Do it yourself
 --------------
 
-This page was made by running the lesson{quick}. It is one script, with its exercises unsolved. In the project's folder:
+This page was made by running the lesson{quick}: one script, with its exercises unsolved. In the project's folder:
 
 .. code-block:: text
 
