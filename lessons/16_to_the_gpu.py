@@ -64,7 +64,7 @@ try:
     print("there is a GPU, and it computes: what follows is measured on it where it can be")
 except DeviceError as error:
     gpu = None
-    print(f"no GPU here: {error}")
+    print(textwrap.fill(f"no GPU here: {error}", 100))
     print("so figures of GPUs are counted, computed, assumed or from a data sheet, and say which")
 
 # %% [markdown]
