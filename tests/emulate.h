@@ -6,14 +6,16 @@
 // another order. Shared memory is filled with not-a-number before every block.
 //
 // Compiled with -fsanitize=thread every CUDA thread is a thread to the sanitizer: two that touch the same place with
-// no barrier between them are a race, and so are two blocks, as long as neither touches it atomically. Compiled
-// with -fsanitize=address an index out of bounds, of an argument or of a shared array, is caught where it happens.
-// `emulate.py` does both. What it does not emulate, a compiler refuses: streams, textures, dynamic shared memory,
-// masks that are not full, clusters, asynchronous copies.
+// no barrier between them are a race, and so are two blocks, as long as neither touches it atomically. A shuffle is no
+// barrier there, as it is none on a GPU: it orders no memory. Compiled with -fsanitize=address an index out of bounds,
+// of an argument or of a shared array, is caught where it happens. `emulate.py` does both. What it does not emulate, a
+// compiler refuses: streams, textures, dynamic shared memory, clusters, asynchronous copies; and masks that are not
+// full end the launch.
 
 #pragma once
 
 #include <math.h>
+#include <setjmp.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -37,12 +39,34 @@
 #define __restrict__ __restrict
 #define __launch_bounds__(...)
 #define __align__(bytes) __attribute__((aligned(bytes)))
-#if defined(__SANITIZE_THREAD__)
-#define __shared__ static thread_local  // and every block in a thread of its own: new memory for the sanitizer
-#else
-#define __shared__ static __attribute__((section("emulated_shared")))
+
+#if defined(__has_feature)  // clang's way to say what g++ says in a macro
+#if __has_feature(thread_sanitizer)
+#define __SANITIZE_THREAD__ 1
+#elif __has_feature(address_sanitizer)
+#define __SANITIZE_ADDRESS__ 1
 #endif
-extern "C" char __start_emulated_shared[] __attribute__((weak)), __stop_emulated_shared[] __attribute__((weak));
+#endif
+
+// What `emulate.py` writes for __shared__ in a kernel: all that the kernel shares lies in one section, whose size and
+// place the linker tells. Under the thread sanitizer every block has a thread of its own: new memory for each.
+#if defined(__SANITIZE_THREAD__)
+#define EMULATED_SHARED(kernel) static thread_local
+#elif defined(__SANITIZE_ADDRESS__) && defined(__clang__)  // which guards no array in a section of its own
+#define EMULATED_SHARED(kernel) static
+#else
+#define EMULATED_SHARED(kernel) static __attribute__((section("emulated_shared_" #kernel)))
+#endif
+#define EMULATED_SECTION(kernel)                                                  \
+    extern "C" char __start_emulated_shared_##kernel[] __attribute__((weak)); \
+    extern "C" char __stop_emulated_shared_##kernel[] __attribute__((weak));
+#define EMULATED_KERNEL(kernel)                                               \
+    {                                                                         \
+        #kernel, {                                                            \
+            emulated::unpacked(kernel), __start_emulated_shared_##kernel,     \
+                __stop_emulated_shared_##kernel                               \
+        }                                                                     \
+    }
 
 #if defined(__SANITIZE_THREAD__)
 #define UNCHECKED __attribute__((no_sanitize("thread"), noinline))
@@ -66,13 +90,23 @@ namespace emulated {
 
 enum State { READY, WAITS, DONE };
 
+using Launcher = std::function<void(void**)>;
+
+struct Kernel {
+    Launcher call;              // with pointers to its arguments
+    char *shared, *shared_end;  // its shared memory; both null if it has none
+};
+
 struct Fiber {
     dim3 index;
     unsigned number;  // in the block
     State state;
-    const char* waits_at;  // which barrier; its name
+    const char* waits_at;  // which barrier: its name
+    int line;              // and the kernel's line
     bool waits_for_block;  // or else for its warp alone
-    ucontext_t context;
+    bool begun;            // whether it has run at all
+    ucontext_t context;    // how it begins
+    jmp_buf jump;          // and how it goes on
     char* stack = nullptr;
     void* sanitizer = nullptr;
 };
@@ -83,12 +117,17 @@ const int MAP_FRESH = MAP_PRIVATE | MAP_ANONYMOUS;
 inline std::vector<Fiber> fibers;
 inline Fiber* current = nullptr;
 inline ucontext_t scheduler;
+inline jmp_buf scheduler_jump;
 inline void* scheduler_sanitizer = nullptr;
+// Fibers of blocks that are over. The sanitizer would give the number of one that is destroyed to a new one, and take
+// what the two did for one thread's work.
+inline std::vector<void*> ended;
 inline dim3 block_index, block_size, grid_size;
 inline std::function<void()> body;
 inline std::string failure;
-inline char block_barrier, kernel_end;  // addresses that stand for barriers, for the sanitizer
-inline char warp_barriers[32];
+inline char kernel_end;              // addresses that stand for barriers, for the sanitizer: one for the whole launch,
+inline std::vector<char> barriers;  // and for every block one of its own and one a warp, that order no other block
+inline size_t block_number;
 inline uint64_t exchanged[32][32][8];  // [warp][lane]: what a shuffle or a product gives to the other lanes
 
 UNCHECKED inline dim3 thread_index() { return current->index; }
@@ -98,6 +137,9 @@ UNCHECKED inline dim3 the_grid_size() { return grid_size; }
 UNCHECKED inline unsigned warp() { return current->number / 32; }
 UNCHECKED inline unsigned lane() { return current->number % 32; }
 
+// A switch by swapcontext asks the kernel for the signal mask, which takes longer than all else in most emulated
+// kernels; _longjmp does not. The sanitizers want the former.
+#if defined(__SANITIZE_THREAD__) || defined(__SANITIZE_ADDRESS__)
 UNCHECKED inline void switch_to_scheduler() {
     Fiber* self = current;
 #if defined(__SANITIZE_THREAD__)
@@ -106,18 +148,42 @@ UNCHECKED inline void switch_to_scheduler() {
     swapcontext(&self->context, &scheduler);
 }
 
-UNCHECKED inline void wait_for(const char* what, bool for_block) {
-    void* barrier = for_block ? &block_barrier : &warp_barriers[warp()];
-    (void)barrier;
+UNCHECKED inline void resume(Fiber& fiber) {
+    current = &fiber;
 #if defined(__SANITIZE_THREAD__)
-    __tsan_release(barrier);
+    __tsan_switch_to_fiber(fiber.sanitizer, 1);
+#endif
+    swapcontext(&scheduler, &fiber.context);
+}
+#else
+__attribute__((noinline)) inline void switch_to_scheduler() {
+    if (_setjmp(current->jump) == 0) _longjmp(scheduler_jump, 1);
+}
+
+__attribute__((noinline)) inline void resume(Fiber& fiber) {
+    current = &fiber;
+    if (_setjmp(scheduler_jump) != 0) return;
+    if (fiber.begun) _longjmp(fiber.jump, 1);
+    fiber.begun = true;
+    setcontext(&fiber.context);
+}
+#endif
+
+// orders_memory: what was written before the wait may be read after it. A barrier does that; a shuffle does not.
+UNCHECKED inline void wait_for(const char* what, int line, bool for_block, bool orders_memory) {
+#if defined(__SANITIZE_THREAD__)
+    void* barrier = &barriers[block_number * 33 + (for_block ? 32 : warp())];
+    if (orders_memory) __tsan_release(barrier);
+#else
+    (void)orders_memory;
 #endif
     current->state = WAITS;
     current->waits_at = what;
+    current->line = line;
     current->waits_for_block = for_block;
     switch_to_scheduler();
 #if defined(__SANITIZE_THREAD__)
-    __tsan_acquire(barrier);
+    if (orders_memory) __tsan_acquire(barrier);
 #endif
 }
 
@@ -137,15 +203,18 @@ UNCHECKED inline void fail(const std::string& what) {
     }
 }
 
+inline std::string place(const Fiber& fiber) {
+    return std::string(fiber.waits_at) + " in line " + std::to_string(fiber.line);
+}
+
 // Lets those go on who wait for one another and have all arrived; says whether there were any.
 UNCHECKED inline bool release_group(size_t first, size_t last, bool for_block) {
     for (size_t i = first; i < last; i++) {
         if (fibers[i].state != WAITS || fibers[i].waits_for_block != for_block) return false;
     }
     for (size_t i = first; i < last; i++) {
-        if (strcmp(fibers[i].waits_at, fibers[first].waits_at) != 0) {
-            fail(std::string("threads wait at different places: ") + fibers[first].waits_at + " and " +
-                 fibers[i].waits_at);
+        if (fibers[i].line != fibers[first].line || strcmp(fibers[i].waits_at, fibers[first].waits_at) != 0) {
+            fail("threads wait at different places: " + place(fibers[first]) + " and " + place(fibers[i]));
             return false;
         }
     }
@@ -153,11 +222,12 @@ UNCHECKED inline bool release_group(size_t first, size_t last, bool for_block) {
     return true;
 }
 
-UNCHECKED inline void run_block(const std::vector<unsigned>& order) {
+UNCHECKED inline void run_block(const Kernel& kernel, const std::vector<unsigned>& order) {
     size_t threads = fibers.size();
-    for (char* byte = __start_emulated_shared; byte < __stop_emulated_shared; byte++) *byte = char(0xff);
+    for (char* byte = kernel.shared; byte < kernel.shared_end; byte++) *byte = char(0xff);
     for (Fiber& fiber : fibers) {
         fiber.state = READY;
+        fiber.begun = false;
         getcontext(&fiber.context);
         if (!fiber.stack) fiber.stack = static_cast<char*>(mmap(nullptr, STACK, PROT_READ | PROT_WRITE, MAP_FRESH, -1, 0));
         fiber.context.uc_stack.ss_sp = fiber.stack;
@@ -174,11 +244,7 @@ UNCHECKED inline void run_block(const std::vector<unsigned>& order) {
         for (unsigned i : order) {
             if (fibers[i].state != READY) continue;
             progress = true;
-            current = &fibers[i];
-#if defined(__SANITIZE_THREAD__)
-            __tsan_switch_to_fiber(fibers[i].sanitizer, 1);
-#endif
-            swapcontext(&scheduler, &fibers[i].context);
+            resume(fibers[i]);
             if (fibers[i].state == DONE) done++;
         }
         for (size_t first = 0; first < threads; first += 32) {
@@ -188,13 +254,13 @@ UNCHECKED inline void run_block(const std::vector<unsigned>& order) {
         if (!progress && done < threads) {
             size_t waiting = std::count_if(fibers.begin(), fibers.end(), [](Fiber& f) { return f.state == WAITS; });
             auto one = std::find_if(fibers.begin(), fibers.end(), [](Fiber& f) { return f.state == WAITS; });
-            fail(std::to_string(waiting) + " of " + std::to_string(threads) + " threads wait at " + one->waits_at +
+            fail(std::to_string(waiting) + " of " + std::to_string(threads) + " threads wait at " + place(*one) +
                  ", which the others never reach");
         }
     }
 #if defined(__SANITIZE_THREAD__)
     for (Fiber& fiber : fibers) {  // the next block's threads are others, and so are their stacks
-        __tsan_destroy_fiber(fiber.sanitizer);
+        ended.push_back(fiber.sanitizer);
         munmap(fiber.stack, STACK);
         fiber.stack = nullptr;
     }
@@ -202,18 +268,22 @@ UNCHECKED inline void run_block(const std::vector<unsigned>& order) {
 }
 
 // order: 0 runs the threads from first to last, 1 from last to first, and any other number shuffles them and the blocks.
-UNCHECKED inline const char* launch(std::function<void()> kernel, dim3 grid, dim3 block, unsigned order) {
+UNCHECKED inline const char* launch(const Kernel& kernel, void** arguments, dim3 grid, dim3 block, unsigned order) {
     size_t threads = size_t(block.x) * block.y * block.z, blocks = size_t(grid.x) * grid.y * grid.z;
     failure.clear();
     if (threads < 1 || threads > 1024 || blocks < 1 || blocks > 0x7fffffff || grid.y > 65535 || grid.z > 65535) {
         failure = "no GPU launches " + std::to_string(blocks) + " blocks of " + std::to_string(threads) + " threads";
         return failure.c_str();
     }
-    if (__stop_emulated_shared - __start_emulated_shared > 48 * 1024) {
-        failure = "more than 48 KiB of shared memory in this file";
+#if !defined(__SANITIZE_ADDRESS__)  // whose guards would count too
+    if (kernel.shared_end - kernel.shared > 48 * 1024) {
+        failure = "a block has 48 KiB of shared memory, and this kernel wants " +
+                  std::to_string(kernel.shared_end - kernel.shared) + " bytes";
         return failure.c_str();
     }
-    body = kernel;
+#endif
+    body = [&kernel, arguments] { kernel.call(arguments); };
+    barriers.assign(blocks * 33, 0);
     block_size = block;
     grid_size = grid;
     while (fibers.size() > threads) {
@@ -230,26 +300,33 @@ UNCHECKED inline const char* launch(std::function<void()> kernel, dim3 grid, dim
     for (unsigned i = 0; i < blocks; i++) places[i] = order == 1 ? unsigned(blocks) - 1 - i : i;
     std::mt19937 random(order);
     if (order > 1) std::shuffle(places.begin(), places.end(), random);
+#if defined(__SANITIZE_THREAD__)
+    if (threads * blocks > 8000) {
+        failure = "the thread sanitizer knows 8,000 threads at most: launch fewer blocks";
+        return failure.c_str();
+    }
+#endif
     for (unsigned place : places) {
         if (order > 1) std::shuffle(turns.begin(), turns.end(), random);
+        block_number = place;
         block_index = {place % grid.x, place / grid.x % grid.y, place / (grid.x * grid.y)};
 #if defined(__SANITIZE_THREAD__)
         std::thread([&] {
             scheduler_sanitizer = __tsan_get_current_fiber();
-            run_block(turns);
+            run_block(kernel, turns);
         }).join();
 #else
-        run_block(turns);
+        run_block(kernel, turns);
 #endif
         if (!failure.empty()) return failure.c_str();
     }
 #if defined(__SANITIZE_THREAD__)
+    for (void* fiber : ended) __tsan_destroy_fiber(fiber);
+    ended.clear();
     __tsan_acquire(&kernel_end);
 #endif
     return nullptr;
 }
-
-using Launcher = std::function<void(void**)>;
 
 template <class... Arguments, size_t... I>
 Launcher unpacked(void (*kernel)(Arguments...), std::index_sequence<I...>) {
@@ -264,26 +341,28 @@ Launcher unpacked(void (*kernel)(Arguments...)) {
 
 // What goes from lane to lane is not the kernel's memory: the sanitizer need not see it.
 UNCHECKED inline void give(unsigned slot, uint64_t value) { exchanged[warp()][lane()][slot] = value; }
-UNCHECKED inline uint64_t take(unsigned of_lane, unsigned slot) { return exchanged[warp()][of_lane % 32][slot]; }
+UNCHECKED inline uint64_t take(unsigned of_lane, unsigned slot) {
+    if (warp() * 32 + of_lane % 32 >= fibers.size()) {
+        fail("lane " + std::to_string(of_lane % 32) + " is asked for its value, but the block's last warp ends before it");
+    }
+    return exchanged[warp()][of_lane % 32][slot];
+}
 
 template <class T>
-T exchange(T value, unsigned source_lane, const char* what) {
+T exchange(T value, unsigned source_lane, const char* what, int line) {
     static_assert(sizeof(T) <= 8, "a shuffle takes up to eight bytes");
     uint64_t bits = 0;
     memcpy(&bits, &value, sizeof(T));
     give(0, bits);
-    wait_for(what, false);
+    wait_for(what, line, false, false);
     bits = take(source_lane, 0);
     memcpy(&value, &bits, sizeof(T));
-    wait_for(what, false);  // nobody writes the next value before all have read this one
+    wait_for(what, line, false, false);  // nobody writes the next value before all have read this one
     return value;
 }
 
 inline void full_mask(unsigned mask) {
-    if (mask != 0xffffffffu) {
-        fprintf(stderr, "emulate.h: only the full mask is emulated\n");
-        abort();
-    }
+    if (mask != 0xffffffffu) fail("only the full mask is emulated");
 }
 
 }  // namespace emulated
@@ -293,20 +372,22 @@ inline void full_mask(unsigned mask) {
 #define blockDim (emulated::the_block_size())
 #define gridDim (emulated::the_grid_size())
 
-inline void __syncthreads() { emulated::wait_for("__syncthreads", true); }
-inline void __syncwarp(unsigned mask = 0xffffffffu) {
+// Each takes the line where it stands: threads that wait together must wait at the same one.
+#define LINE int line = __builtin_LINE()
+inline void __syncthreads(LINE) { emulated::wait_for("__syncthreads", line, true, true); }
+inline void __syncwarp(unsigned mask = 0xffffffffu, LINE) {
     emulated::full_mask(mask);
-    emulated::wait_for("__syncwarp", false);
+    emulated::wait_for("__syncwarp", line, false, true);
 }
 template <class T>
-T __shfl_xor_sync(unsigned mask, T value, unsigned lanes) {
+T __shfl_xor_sync(unsigned mask, T value, unsigned lanes, LINE) {
     emulated::full_mask(mask);
-    return emulated::exchange(value, emulated::lane() ^ lanes, "__shfl_xor_sync");
+    return emulated::exchange(value, emulated::lane() ^ lanes, "__shfl_xor_sync", line);
 }
 template <class T>
-T __shfl_sync(unsigned mask, T value, unsigned lane) {
+T __shfl_sync(unsigned mask, T value, unsigned lane, LINE) {
     emulated::full_mask(mask);
-    return emulated::exchange(value, lane, "__shfl_sync");
+    return emulated::exchange(value, lane, "__shfl_sync", line);
 }
 template <class T>
 T atomicAdd(T* address, T value) {
@@ -365,11 +446,11 @@ inline uint32_t to_bfloat16_pair(float low, float high) { return to_bfloat16(low
 // c (16, 8) += a (16, 8 words) b (8 words, 8); what a word is, one TF32 or two bfloat16, `product` knows.
 // Which lane holds what: PTX ISA, "Matrix Fragments for mma.m16n8k8" and "... mma.m16n8k16".
 template <class Product>
-void mma_emulated(float c[4], const uint32_t a[4], const uint32_t b[2], Product product, const char* what) {
+void mma_emulated(float c[4], const uint32_t a[4], const uint32_t b[2], Product product, const char* what, int line) {
     unsigned group = emulated::lane() / 4, place = emulated::lane() % 4;
     for (unsigned i = 0; i < 4; i++) emulated::give(i, a[i]);
     for (unsigned i = 0; i < 2; i++) emulated::give(4 + i, b[i]);
-    emulated::wait_for(what, false);
+    emulated::wait_for(what, line, false, false);
     auto a_word = [&](unsigned row, unsigned word) {
         return uint32_t(emulated::take(row % 8 * 4 + word % 4, row / 8 + 2 * (word / 4)));
     };
@@ -382,18 +463,19 @@ void mma_emulated(float c[4], const uint32_t a[4], const uint32_t b[2], Product 
         for (unsigned word = 0; word < 8; word++) sum += product(a_word(row, word), b_word(word, column));
         c[i] = sum;
     }
-    emulated::wait_for(what, false);
+    emulated::wait_for(what, line, false, false);
 }
 
-inline void mma_tf32(float c[4], const uint32_t a[4], const uint32_t b[2]) {
+inline void mma_tf32(float c[4], const uint32_t a[4], const uint32_t b[2], LINE) {
     auto product = [](uint32_t x, uint32_t y) { return __uint_as_float(x) * __uint_as_float(y); };
-    mma_emulated(c, a, b, product, "mma_tf32");
+    mma_emulated(c, a, b, product, "mma_tf32", line);
 }
 
-inline void mma_bfloat16(float c[4], const uint32_t a[4], const uint32_t b[2]) {
+inline void mma_bfloat16(float c[4], const uint32_t a[4], const uint32_t b[2], LINE) {
     auto product = [](uint32_t x, uint32_t y) {
         return __uint_as_float(x << 16) * __uint_as_float(y << 16) +
                __uint_as_float(x & 0xffff0000u) * __uint_as_float(y & 0xffff0000u);
     };
-    mma_emulated(c, a, b, product, "mma_bfloat16");
+    mma_emulated(c, a, b, product, "mma_bfloat16", line);
 }
+#undef LINE

@@ -6,6 +6,7 @@ Arguments are checked against the kernel's own signature, which a GPU would not 
 number of the wrong size or one too few is a `TypeError`.
 """
 
+import atexit
 import ctypes
 import functools
 import hashlib
@@ -21,6 +22,7 @@ import numpy as np
 
 HERE = Path(__file__).parent
 COMPILER = next((name for name in ("g++", "clang++") if shutil.which(name)), None)
+CLANG = COMPILER is not None and "clang" in COMPILER
 SIGNATURE = re.compile(r'extern "C" __global__ void (?:__launch_bounds__\(\w+\) )?(\w+)\(([^)]*)\)')
 TYPES = {
     "float": np.float32,
@@ -50,14 +52,19 @@ def signatures(text):
 class Emulated:
     """The kernels of one file or text, compiled for the CPU.
 
-    source: a path, or the text itself; options: as NVRTC takes them, of which -I and -D count. Raises `RuntimeError`
-    with the compiler's words if it cannot be compiled.
+    source: a path, or the text itself; options: as NVRTC takes them, of which -I and -D count; warnings: whether a
+    warning of the compiler is an error. It is compiled when a kernel is first launched: that raises `RuntimeError`
+    with the compiler's words if it cannot be.
     """
 
-    def __init__(self, source, options=()):
+    def __init__(self, source, options=(), warnings=True):
         self.text = source.read_text(encoding="utf-8") if isinstance(source, Path) else source
         folders = (f"-I{source.parent}",) if isinstance(source, Path) else ()
         self.options = (*folders, *(option for option in options if option[:2] in ("-I", "-D")))
+        if not isinstance(source, Path):  # then no header is read, and a macro that is not in the text means nothing
+            words = set(re.findall(r"\w+", self.text))
+            self.options = tuple(x for x in self.options if x[:2] == "-I" or re.match(r"-D(\w+)", x)[1] in words)
+        self.options += ("-Wall", "-Wextra", "-Werror", *_NO_WARNINGS_OF) if warnings else ("-w",)
         self.signatures = signatures(self.text)
         if not self.signatures:
             raise RuntimeError("there is no kernel in this text")
@@ -80,28 +87,23 @@ class Emulated:
         """As `launch`, in a process of its own under "thread" or "address": races and wrong places raise as well."""
         self._pointers(name, arguments)
         program = _compiled(self._source(main=True), (*self.options, f"-fsanitize={sanitizer}"), "")
-        words = [*_three(grid), *_three(block), order, len(arguments)]
-        call = name.encode() + b"\n" + struct.pack("8I", *words)
-        for argument in arguments:
-            data = argument.tobytes()
-            call += struct.pack("=IQ", isinstance(argument, np.ndarray), len(data)) + data
+        call, memories = _call(name, grid, block, arguments, order)
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "call"
             path.write_bytes(call)
             # threads of the emulation live at fixed places of an address space that must not be shuffled
             prefix = ["setarch", "-R"] if sanitizer == "thread" and shutil.which("setarch") else []
             environment = os.environ | {
-                "TSAN_OPTIONS": "exitcode=66:halt_on_error=1",
+                "TSAN_OPTIONS": "exitcode=66:halt_on_error=1:history_size=0",
                 "ASAN_OPTIONS": "exitcode=66:detect_stack_use_after_return=0:detect_leaks=0",
             }
             done = subprocess.run([*prefix, program, path], capture_output=True, text=True, env=environment)
             if done.returncode:
                 raise EmulationError(f"{name}: {done.stderr.strip()[:4000]} (exit code {done.returncode})")
             results = path.read_bytes()
-        for argument in arguments:
-            if isinstance(argument, np.ndarray):
-                argument[...] = np.frombuffer(results[: argument.nbytes], argument.dtype).reshape(argument.shape)
-                results = results[argument.nbytes :]
+        for memory in memories:
+            memory[...] = np.frombuffer(results[: memory.nbytes], np.uint8)
+            results = results[memory.nbytes :]
 
     def _pointers(self, name, arguments):
         if name not in self.signatures:
@@ -135,27 +137,78 @@ class Emulated:
         return library
 
     def _source(self, main):
-        table = "".join(f'{{"{kernel}", emulated::unpacked({kernel})}},\n' for kernel in self.signatures)
-        kernels = f"static const std::map<std::string, emulated::Launcher> kernels = {{{table}}};\n"
+        before, *kernels = re.split(r'(?=extern "C" __global__)', self.text)  # each with its own shared memory
+        named = zip(self.signatures, kernels, strict=True)
+        text = before + "".join(text.replace("__shared__", f"EMULATED_SHARED({name})") for name, text in named)
+        sections = "".join(f"EMULATED_SECTION({name})\n" for name in self.signatures)
+        table = ",\n".join(f"EMULATED_KERNEL({name})" for name in self.signatures)
+        table = f"static const std::map<std::string, emulated::Kernel> kernels = {{{table}}};\n"
         end = _MAIN if main else _LIBRARY
         header = '#include "emulate_main.h"\n' if main else ""
-        return f'#include "emulate.h"\n{header}#line 1 "kernel.cu"\n{self.text}\n{kernels}{end}'
+        return f'#include "emulate.h"\n{header}#line 1 "kernel.cu"\n{text}\n{sections}{table}{end}'
+
+
+def variants(texts, options=(), warnings=True):
+    """Compile several forms of one text together, which takes less time than one by one.
+
+    Returns the `Emulated`, and for each text a dict from the kernels' names to those that they have there.
+    """
+    whole, names = "", []
+    for i, text in enumerate(texts):
+        names.append({name: f"{name}_{i}" for name in signatures(text)})
+        body = SIGNATURE.sub(lambda match, i=i: match[0].replace(f"{match[1]}(", f"{match[1]}_{i}(", 1), text)
+        macros = "".join(f"#undef {name}\n" for name in re.findall(r"^#define (\w+)", text, re.MULTILINE))
+        used = "".join(f"using variant_{i}::{name};\n" for name in names[-1].values())
+        whole += f"namespace variant_{i} {{\n#line 1\n{body}\n{macros}}}\n{used}"
+    return Emulated(whole, options, warnings), names
+
+
+def _call(name, grid, block, arguments, order):
+    """Write a launch as `emulate_main.h` reads it; return it, and the memories it has, as arrays of bytes.
+
+    Two views of one array are places in one memory, as they are on a GPU: a kernel may go from one to the other.
+    """
+    owners, entries = {}, b""
+    for argument in arguments:
+        if isinstance(argument, np.ndarray):
+            owner = owner_of(argument)
+            owners.setdefault(id(owner), owner)
+            place = list(owners).index(id(owner))
+            start = argument.ctypes.data - owner.ctypes.data
+            entries += struct.pack("=IQQ", 1, place, start)
+        else:
+            entries += struct.pack("=I16s", 0, argument.tobytes())  # the rest is zeros
+    memories = [owner.reshape(-1).view(np.uint8) for owner in owners.values()]
+    words = [*_three(grid), *_three(block), order, len(memories), len(arguments)]
+    blocks = b"".join(struct.pack("=Q", memory.nbytes) + memory.tobytes() for memory in memories)
+    return name.encode() + b"\n" + struct.pack("9I", *words) + blocks + entries, memories
+
+
+def owner_of(array):
+    """Return the array whose memory `array` is a view of, or itself."""
+    while isinstance(array.base, np.ndarray):
+        array = array.base
+    return array
 
 
 _MAIN = "int main(int, char** arguments) { return emulate_main(kernels, arguments[1]); }\n"
 _LIBRARY = """
 extern "C" const char* emulate(const char* name, const unsigned* grid, const unsigned* block, void** arguments,
                                unsigned order) {
-    auto kernel = kernels.at(name);
-    return emulated::launch([=] { kernel(arguments); }, {grid[0], grid[1], grid[2]}, {block[0], block[1], block[2]},
+    return emulated::launch(kernels.at(name), arguments, {grid[0], grid[1], grid[2]}, {block[0], block[1], block[2]},
                             order);
 }
 """
 
 
+_NO_WARNINGS_OF = ("-Wno-unknown-pragmas", "-Wno-ignored-attributes")
+
+
 @functools.cache
 def _folder():
-    return Path(tempfile.mkdtemp(prefix="emulated-kernels-"))
+    folder = tempfile.mkdtemp(prefix="emulated-kernels-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return Path(folder)
 
 
 @functools.cache
@@ -166,12 +219,13 @@ def _compiled(source, options, suffix):
     digest = hashlib.sha256(repr((source, options)).encode()).hexdigest()[:16]
     text, result = _folder() / f"{digest}.cpp", _folder() / f"{digest}{suffix or '.out'}"
     text.write_text(source, encoding="utf-8")
-    warnings = ["-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", "-Wno-ignored-attributes"]
-    if "-fsanitize=address" in options and COMPILER == "g++":
-        options = (*options, "-fsanitize-sections=emulated_shared")  # or it would not guard the ends of shared arrays
+    if not CLANG:
+        options = (*options, "-fno-gnu-unique")  # every library has an emulation of its own
+    if "-fsanitize=address" in options and not CLANG:
+        options = (*options, "-fsanitize-sections=emulated_shared_*")  # or it would not guard them
     # no fused multiply-add of its own choice: the same bits on every machine
-    arithmetic = ["-ffp-contract=off", "-fno-strict-aliasing"]
-    command = [COMPILER, "-std=c++17", "-O1", "-g1", *arithmetic, *warnings, f"-I{HERE}", *options]
+    arithmetic = ["-ffp-contract=off", "-fno-strict-aliasing", "-U_FORTIFY_SOURCE"]
+    command = [COMPILER, "-std=c++17", "-O1", "-g1", *arithmetic, f"-I{HERE}", *options]
     done = subprocess.run([*command, text, "-o", result], capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"the kernels do not compile:\n{done.stderr[:6000]}")

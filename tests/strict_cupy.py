@@ -11,13 +11,14 @@ a device array (CuPy redirects them), iteration over an array (counted as a wait
 """
 
 import threading
+import time
 import weakref
 from contextlib import contextmanager
 from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import scipy.special
-from emulate import Emulated
+from emulate import Emulated, owner_of
 
 synchronisations = 0  # how often the host has waited for the device so far
 _forbidden = 0
@@ -170,6 +171,8 @@ class ndarray:
     itemsize = property(lambda self: self._values.itemsize)
     strides = property(lambda self: self._values.strides)
     flags = property(lambda self: Flags(self._values.flags))
+    data = property(lambda self: SimpleNamespace(ptr=self._values.ctypes.data))
+    base = property(lambda self: None if self._values.base is None else _wrap(owner_of(self._values)))
     T = property(lambda self: _wrap(self._values.T))
     mT = property(lambda self: _wrap(self._values.mT))
 
@@ -612,10 +615,7 @@ class _Address:
     """Where an array lies, how it looks, and whose memory it is, without keeping that alive."""
 
     def __init__(self, array):
-        owner = array
-        while isinstance(owner.base, np.ndarray):
-            owner = owner.base
-        self._owner = weakref.ref(owner)
+        self._owner = weakref.ref(owner_of(array))
         self._interface = array.__array_interface__
 
     def array(self):
@@ -667,6 +667,28 @@ class Graph:
             launch.run()
 
 
+class Event:
+    """A point of a stream that the clock is read at. Work is done at once here, so that is when it is recorded."""
+
+    def __init__(self):
+        self._time = None
+
+    def record(self, stream=None):
+        if _captured is not None:
+            raise NotImplementedError("the stand-in records no events in a graph")
+        self._time = time.perf_counter()
+
+    def synchronize(self):
+        _synchronise("an event")
+
+
+def _elapsed_time(start_event, end_event):
+    """The milliseconds from one event to another."""
+    if start_event._time is None or end_event._time is None:
+        raise RuntimeError("cudaErrorInvalidResourceHandle: invalid resource handle")
+    return 1e3 * (end_event._time - start_event._time)
+
+
 class Device:
     """The one device."""
 
@@ -707,6 +729,7 @@ cupy.ndarray, cupy.ufunc = ndarray, ufunc
 cupy.matmul, cupy.amax, cupy.amin = _matmul, _function(ndarray.max), _function(ndarray.min)
 cupy.RawModule = RawModule
 cupy.cuda = SimpleNamespace(get_current_stream=lambda: _streams[-1], Stream=Stream, Graph=Graph, Device=Device)
+cupy.cuda.Event, cupy.cuda.get_elapsed_time = Event, _elapsed_time
 for _name in _METHODS.split():
     setattr(cupy, _name, _function(getattr(ndarray, _name)))
 for _name in _UFUNCS.split():

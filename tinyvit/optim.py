@@ -127,10 +127,13 @@ class ExponentialMovingAverage:
     def step(self, flat):
         """Take in the weights `flat` (P,) of one more step."""
         self.steps += 1
-        decay = min(self.decay, (self.steps - 1) / (self.steps + 8))
         array_module(flat).subtract(flat, self.average, out=self._scratch)
-        self._scratch *= 1 - decay
+        self._scratch *= self.share(self.steps)
         self.average += self._scratch
+
+    def share(self, update):
+        """Return how much of the weights the average takes in at its `update`-th step, counted from 1."""
+        return 1 - min(self.decay, (update - 1) / (update + 8))
 
 
 def constant(step, total_steps, peak, warmup_steps=0):

@@ -7,9 +7,10 @@ const int WARPS = 8;
 // dlogits (batch, classes) of the mean loss, and the epoch's totals: totals[0] += sum of the losses, totals[1] += how many
 // images were classified rightly, both float64, as an epoch has many images.
 //
-// logits: (batch, classes); labels: (batch,), in 0..classes-1, which is checked where data comes in; smoothing: that share of
-// the target goes to all classes evenly. A warp to an image, a lane to every 32nd class. grid: one block, so that the
-// sums are taken in one order always.
+// logits: (batch, classes); labels: (batch,), in 0..classes-1: another one makes the loss and that row of dlogits
+// not-a-number, as in the plain operation, and training finds it out; smoothing: that share of the target goes to all
+// classes evenly. A warp to an image, a lane to every 32nd class. grid: one block, so that the sums are taken in one
+// order always.
 extern "C" __global__ void __launch_bounds__(256) cross_entropy(const float* __restrict__ logits,
                                                                 const int* __restrict__ labels, float* __restrict__ dlogits,
                                                                 double* __restrict__ totals, int batch, int classes,
@@ -38,12 +39,13 @@ extern "C" __global__ void __launch_bounds__(256) cross_entropy(const float* __r
         }
         // log softmax(z)[c] = z[c] - largest - log(sum), and the loss is minus its mean under the target
         float log_sum = logf(sum);
-        float at_label = row[label] - largest - log_sum, at_all = total - classes * log_sum;
+        bool known = label >= 0 && label < classes;
+        float at_label = known ? row[label] - largest - log_sum : nanf(""), at_all = total - classes * log_sum;
         loss_sum -= (double)((1.0f - smoothing) * at_label + smoothing / classes * at_all);
         right += first == label;
         for (int c = lane; c < classes; c += 32) {
             float target = (c == label ? 1.0f - smoothing : 0.0f) + smoothing / classes;
-            dlogits[image * classes + c] = (expf(row[c] - largest) / sum - target) / batch;
+            dlogits[image * classes + c] = known ? (expf(row[c] - largest) / sum - target) / batch : nanf("");
         }
     }
     if (lane == 0) {

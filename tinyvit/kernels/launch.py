@@ -21,6 +21,7 @@ FUNCTIONS = {  # file: its kernels
 PRECISIONS = ("float32", "tf32", "bfloat16")  # of matrix products; all else, and every sum, is float32
 SHARED_MEMORY = 48 * 1024  # bytes that a block has without asking for more
 LARGEST = 2**31 - 1  # places in an array: kernels count in 32 bits
+MOST_BLOCKS = (2**31 - 1, 65535, 65535)  # in a grid, along each of its axes
 
 TILE = 32  # rows and columns of a product that a block of linear.cu computes
 NORM_ROWS = 8  # rows a block of layer_norm.cu
@@ -49,6 +50,8 @@ def why_not(config, precision="float32", capability=None):
             f"a head of {tokens} tokens of width {head_width} needs {needed:,} bytes of shared memory in the "
             f"attention kernel, which has {SHARED_MEMORY:,}: use larger patches or more heads"
         )
+    if config.classes > 256:
+        return f"the kernels read labels of one byte, and there are {config.classes} classes"
     if config.width > 2048:
         return f"the layer norm kernel keeps a row in registers: a width of {config.width} is over 2048"
     return None
@@ -110,7 +113,7 @@ class Kernels:
 
         key: two whole numbers below 2**64; first: which 64-bit word of the stream comes next.
         """
-        count = len(maps)
+        count, *_ = self._sizes("draw_maps", 3, maps=maps)
         self._check("draw_maps", maps=(maps, (count, 2, 3)))
         numbers = (
             np.deg2rad(augmentation.rotation),
@@ -131,12 +134,13 @@ class Kernels:
         batch_size: of all batches but the last: a batch begins at counter * batch_size in the order. Neither the
         counter nor the order is looked at here: whoever sets them sees that they lie inside.
         """
-        config, batch, count = self.config, len(batch_labels), len(order)
-        side, patch = config.image_size, config.patch_size
+        config, side, patch = self.config, self.config.image_size, self.config.patch_size
+        batch, count = self._sizes("gather_patches", 1, batch_labels=batch_labels, order=order)
+        known, *_ = self._sizes("gather_patches", 3, images=images)
         self._check(
             "gather_patches",
-            images=(images, (len(images), side, side), np.uint8),
-            labels=(labels, (len(images),), np.uint8),
+            images=(images, (known, side, side), np.uint8),
+            labels=(labels, (known,), np.uint8),
             order=(order, (count,), np.int32),
             counter=(counter, (1,), np.int32),
             rows=(rows, (batch, config.tokens, patch**2 + 2 + config.tokens)),
@@ -153,7 +157,8 @@ class Kernels:
 
         b and residual may be None.
         """
-        rows, inputs, outputs = len(x), *w.shape
+        rows, inputs, _, outputs = self._sizes("linear_forward", 2, x=x, w=w)
+        self._at_least_one("linear_forward", residual_every=residual_every)
         self._check(
             "linear_forward",
             x=(x, (rows, inputs)),
@@ -167,7 +172,7 @@ class Kernels:
 
     def linear_gelu_forward(self, x, w, b, out, derivative):
         """Fill out and derivative (rows, F) with GELU and its derivative at x (rows, D) @ w (D, F) + b (F,)."""
-        rows, inputs, outputs = len(x), *w.shape
+        rows, inputs, _, outputs = self._sizes("linear_gelu_forward", 2, x=x, w=w)
         self._check(
             "linear_gelu_forward",
             x=(x, (rows, inputs)),
@@ -186,7 +191,7 @@ class Kernels:
         dw and db: those of the first shard; the others' lie shard_step, 2 shard_step ... numbers behind. dx and db
         may be None, and are not computed then. derivative: (rows, I), by which dx is multiplied, or None.
         """
-        rows, inputs, outputs = len(x), *w.shape
+        rows, inputs, _, outputs = self._sizes("linear_backward", 2, x=x, w=w)
         self._check(
             "linear_backward",
             dout=(dout, (rows, outputs)),
@@ -195,6 +200,7 @@ class Kernels:
             dw=(dw, (inputs, outputs)),
             **_given(derivative=(derivative, (rows, inputs)), dx=(dx, (rows, inputs)), db=(db, (outputs,))),
         )
+        self._check_shards("linear_backward", shards, shard_step, dw=dw, db=db)
         input_tiles, output_tiles, row_tiles = (_tiles(size, TILE) for size in (inputs, outputs, rows))
         blocks = (0 if dx is None else row_tiles * input_tiles) + shards * input_tiles * output_tiles
         sizes = map(np.int32, (rows, inputs, outputs, _tiles(rows, shards), shard_step))
@@ -202,7 +208,7 @@ class Kernels:
 
     def layer_norm_forward(self, x, w, b, out, normalised, inverse_deviation):
         """Fill out and normalised (rows, D) and inverse_deviation (rows,) for x (rows, D) and w, b (D,)."""
-        rows, width = len(x), self.config.width
+        width, (rows, _) = self.config.width, self._sizes("layer_norm_forward", 2, x=x)
         self._check(
             "layer_norm_forward",
             x=(x, (rows, width)),
@@ -221,10 +227,11 @@ class Kernels:
     ):
         """Fill dx (rows, D), and of each shard dw and db (D,), for dout (rows, D); shards as in `linear_backward`.
 
-        residual: (rows / residual_every, D), what reached x by the residual branch; row r of it is added to row
-        r * residual_every of dx. Or None.
+        residual: (rows / residual_every, D), rounded up, what reached x by the residual branch; row r of it is added
+        to row r * residual_every of dx. Or None.
         """
-        rows, width = len(dout), self.config.width
+        width, (rows, _) = self.config.width, self._sizes("layer_norm_backward", 2, dout=dout)
+        self._at_least_one("layer_norm_backward", residual_every=residual_every)
         self._check(
             "layer_norm_backward",
             dout=(dout, (rows, width)),
@@ -234,8 +241,9 @@ class Kernels:
             dx=(dx, (rows, width)),
             dw=(dw, (width,)),
             db=(db, (width,)),
-            **_given(residual=(residual, (rows // residual_every, width))),
+            **_given(residual=(residual, (_tiles(rows, residual_every), width))),
         )
+        self._check_shards("layer_norm_backward", shards, shard_step, dw=dw, db=db)
         arrays = (dout, normalised, inverse_deviation, w, residual, dx, dw, db)
         grid = _tiles(rows, NORM_ROWS) + shards * _tiles(width, 32)
         sizes = map(np.int32, (rows, residual_every, _tiles(rows, shards), shard_step))
@@ -250,30 +258,31 @@ class Kernels:
 
     def attention_backward(self, dout, qkv, weights, dqkv):
         """Fill dqkv (B, T, 3D) for dout (B, S, D) of `attention_forward`'s out."""
-        queries, grid = self._check_attention("attention_backward", qkv, dout, weights)
+        queries, grid = self._check_attention("attention_backward", qkv, dout, weights, out_name="dout")
         self._check("attention_backward", dqkv=(dqkv, qkv.shape))
         scale = np.float32((self.config.width // self.config.heads) ** -0.5)
         sizes = map(np.int32, (self.config.heads, queries))
         self._launch("attention_backward", grid, 128, dout, qkv, weights, dqkv, *sizes, scale)
 
-    def _check_attention(self, name, qkv, out, weights):
-        config, batch, queries = self.config, len(out), out.shape[1]
+    def _check_attention(self, name, qkv, out, weights, out_name="out"):
+        config, (batch, queries, _) = self.config, self._sizes(name, 3, **{out_name: out})
         if queries not in (1, config.tokens):
             raise ValueError(f"{name}: the class token or all {config.tokens} ask, not {queries}")
         self._check(
             name,
             qkv=(qkv, (batch, config.tokens, 3 * config.width)),
-            out=(out, (batch, queries, config.width)),
             weights=(weights, (batch, config.heads, queries, config.tokens)),
+            **{out_name: (out, (batch, queries, config.width))},
         )
         return queries, (config.heads, batch)
 
     def cross_entropy(self, logits, labels, dlogits, totals, smoothing):
         """Fill dlogits (B, C) for logits (B, C) and labels (B,) int32, and add to totals (2,) float64.
 
-        totals: the sum of the losses, and how many were classified rightly.
+        totals: the sum of the losses, and how many were classified rightly. A label that is no class makes its row
+        of dlogits and the sum of the losses not-a-number.
         """
-        batch, classes = len(labels), self.config.classes
+        classes, (batch,) = self.config.classes, self._sizes("cross_entropy", 1, labels=labels)
         self._check(
             "cross_entropy",
             logits=(logits, (batch, classes)),
@@ -289,7 +298,8 @@ class Kernels:
 
         squares: (ceil(P / 1024),), of which each is a part of the gradient's squared norm; counter: (1,) int32.
         """
-        count, (shards, step) = len(gradient), shard_gradients.shape
+        (count,) = self._sizes("sum_shards", 1, gradient=gradient)
+        shards, step = self._sizes("sum_shards", 2, shard_gradients=shard_gradients)
         if step < count:
             raise ValueError(f"sum_shards: shards of {step} numbers are too short for a gradient of {count}")
         self._check(
@@ -307,7 +317,8 @@ class Kernels:
 
         schedule: (steps, 4), whose row counter - 1 counts; squares: from `sum_shards`; clip: 0 for none.
         """
-        flat = (len(weights),)
+        flat = self._sizes("adam_step", 1, weights=weights)
+        steps, _ = self._sizes("adam_step", 2, schedule=schedule)
         self._check(
             "adam_step",
             weights=(weights, flat),
@@ -315,7 +326,7 @@ class Kernels:
             first_moment=(adam.first_moment, flat),
             second_moment=(adam.second_moment, flat),
             squares=(squares, (_tiles(flat[0], ADAM_NUMBERS),)),
-            schedule=(schedule, (len(schedule), 4)),
+            schedule=(schedule, (steps, 4)),
             counter=(counter, (1,), np.int32),
             **_given(decayed=(adam.decayed, flat), average=(average, flat)),
         )
@@ -326,22 +337,60 @@ class Kernels:
 
     def _launch(self, name, grid, block, *arguments):
         grid = grid if isinstance(grid, tuple) else (grid,)
+        if any(blocks > most for blocks, most in zip(grid, MOST_BLOCKS, strict=False)):
+            raise ValueError(f"{name}: arrays so large need {grid} blocks, and a GPU has at most {MOST_BLOCKS}")
         arguments = tuple(_NULL if argument is None else argument for argument in arguments)
         self._functions[name](grid, (block,), arguments)
+
+    def _sizes(self, kernel, dimensions, **arrays):
+        """Return the sizes of the arrays from which all other shapes follow, one after the other."""
+        sizes = []
+        for name, array in arrays.items():
+            self._check_device(kernel, name, array)
+            if array.ndim != dimensions:
+                raise ValueError(f"{kernel}: {name} must have {dimensions} dimensions, not the shape {array.shape}")
+            sizes += array.shape
+        return sizes
+
+    def _check_device(self, kernel, name, array):
+        if not isinstance(array, self.backend.xp.ndarray):
+            raise TypeError(f"{kernel}: {name} must be an array of the GPU, not {type(array).__name__}")
 
     def _check(self, kernel, **arrays):
         for name, (array, shape, *dtype) in arrays.items():
             dtype = np.dtype(dtype[0]) if dtype else self.float32
-            if not isinstance(array, self.backend.xp.ndarray):
-                raise TypeError(f"{kernel}: {name} must be an array of the GPU, not {type(array).__name__}")
+            self._check_device(kernel, name, array)
             if array.dtype != dtype:
                 raise TypeError(f"{kernel}: {name} must be {dtype}, not {array.dtype}")
-            if array.shape != shape:
-                raise ValueError(f"{kernel}: {name} must have the shape {shape}, not {array.shape}")
+            if array.shape != tuple(shape):
+                raise ValueError(f"{kernel}: {name} must have the shape {tuple(shape)}, not {array.shape}")
+            if array.size == 0:
+                raise ValueError(f"{kernel}: {name} is empty: its shape is {array.shape}")
             if not array.flags.c_contiguous:
                 raise ValueError(f"{kernel}: {name} must be C-contiguous")
             if array.size > LARGEST:
-                raise ValueError(f"{kernel}: {name} has {array.size:,} numbers, and a kernel counts to 2**31")
+                raise ValueError(f"{kernel}: {name} has {array.size:,} numbers, and a kernel counts to {LARGEST:,}")
+
+    def _check_shards(self, kernel, shards, shard_step, **gradients):
+        """Raise `ValueError` unless the memory that a first shard lies in has room for all of them."""
+        self._at_least_one(kernel, shards=shards)
+        for name, array in gradients.items():
+            if array is None:
+                continue
+            owner = array if array.base is None else array.base
+            start = (array.data.ptr - owner.data.ptr) // array.itemsize
+            end = start + (shards - 1) * shard_step + array.size
+            if end > owner.size or (shards > 1 and shard_step < array.size):
+                raise ValueError(
+                    f"{kernel}: {shards} shards of {name}, {array.size} numbers each and {shard_step} apart, do not "
+                    f"fit into the {owner.size} numbers of their memory, in which the first begins at {start}"
+                )
+
+    @staticmethod
+    def _at_least_one(kernel, **numbers):
+        for name, number in numbers.items():
+            if number < 1:
+                raise ValueError(f"{kernel}: {name} must be at least 1, not {number}")
 
 
 def _tiles(count, size):

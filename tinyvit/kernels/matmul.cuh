@@ -51,7 +51,7 @@ struct Operand {
 // lanes take what is next to each other in global memory.
 __device__ __forceinline__ void carried(const Operand& operand, int i, int& k, int& j) {
     int e = i * TILE_THREADS + (int)threadIdx.x;
-    if (operand.k_step == 1) {  // eight numbers along k from each of four places or more
+    if (operand.j_step != 1) {  // eight numbers along k from each of four places or more
         const int lanes = 8 / WORD;
         j = e / lanes % TILE;
         k = (e % lanes + e / (lanes * TILE) * lanes) * WORD;

@@ -1,5 +1,4 @@
-// Twins of Augmentation.draw, warp and the pixels of patch_embedding_forward: from images as they are stored to rows for
-// the first matrix product.
+// Twins of Augmentation.draw, warp and the pixels of patch_embedding_forward: from stored images to normalised patches.
 
 // Philox4x64-10 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3", section 3.3): ten rounds turn a
 // counter and a key into four random words, and any counter can be asked for at once. It is the generator that
