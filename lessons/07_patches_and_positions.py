@@ -283,7 +283,7 @@ figure, panels = lesson.figure(7, 2.1, columns=4)
 for axes, image, title in zip(
     panels,
     (images[0], shuffled[0], images[2], shuffled[2]),
-    ("a 5", "the same, shuffled", "a 4", "the same"),
+    ("a 5", "the same, shuffled", "a 4", "the same, shuffled"),
     strict=True,
 ):
     show(axes, image, title)

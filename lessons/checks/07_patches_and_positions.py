@@ -1,4 +1,4 @@
-"""The checks of lesson 07's exercises. Most of what is expected is found by moving numbers and looking what follows."""
+"""The checks of lesson 07's exercises. Most of what is expected is found by moving numbers, without a formula."""
 
 import numpy as np
 
