@@ -178,9 +178,10 @@ def main():
                 record = {"batch": batch, **asyncio.run(crowd(server, clients, options.seconds))}
                 records.append(record)
                 times = ", ".join(f"{name} {value:g} ms" for name, value in record["milliseconds"].items())
+                cost, memory = record["milliseconds_of_a_core_each"]["server"], record["server_megabytes"]["most"]
                 print(
                     f"batch {batch:2d}, {clients:3d} clients: {record['predictions_per_second']:,} predictions/s, "
-                    f"{times}, {record['milliseconds_of_a_core_each']['server']} ms of a core each, {record['errors']} errors, {record['server_megabytes']['most']} MB at most",
+                    f"{times}, {cost} ms of a core each, {record['errors']} errors, {memory} MB at most",
                     flush=True,
                 )
     if options.json:

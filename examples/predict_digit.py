@@ -20,7 +20,7 @@ from tinyvit.pretrained import load_pretrained
 
 
 def read_pictures(paths):
-    """Return [(path, grey levels, 28 x 28 image)] of the pictures that have a digit, and what is wrong with others."""
+    """Return [(path, grey levels, 28 x 28 image)] of pictures with a digit, and what is wrong with others."""
     found, errors = [], []
     for path in paths:
         try:
@@ -28,7 +28,7 @@ def read_pictures(paths):
             found.append((path, grey, prepare_picture(grey).image))
         except PictureError as error:
             text = str(error)
-            errors.append(text if text.startswith(f"{path}: ") else f"{path}: {text}")
+            errors.append(text if text.startswith(str(path)) else f"{path}: {text}")
     return found, errors
 
 
@@ -47,10 +47,10 @@ def in_words(path, probabilities):
 
 def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="pictures: PNG, JPEG, WebP, BMP, GIF, TIFF")
+    parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="pictures: PNG, JPEG, WebP, TIFF...")
     text = "draw each picture, what the model sees of it, and its attention rollout"
     parser.add_argument("--explain", type=Path, metavar="PNG", help=text)
-    parser.add_argument("--model", type=Path, metavar="FILE", help="a model of train_mnist.py (the one in the package)")
+    parser.add_argument("--model", type=Path, metavar="FILE", help="of train_mnist.py (the one in the package)")
     options = parser.parse_args(arguments)
     try:
         if options.explain in options.files:

@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageOps
 
 SIDE, INK_SIDE, MIDDLE = 28, 20, 14.5  # pixels: of an image, of a digit's longer side, and where its mass centres
-FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "BMP", "GIF", "TIFF", "PPM")  # decoders that start no other program
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")  # decoders that start no other program
 MOST_BYTES = 64 * 2**20  # of a file
 MOST_PIXELS = 60_000_000  # of a picture: phones take up to 50 million
 WORKING_SIDE = 768  # pixels: to what a photograph is reduced before its ink is looked for
@@ -65,7 +65,7 @@ def load_picture(path):
     except Image.DecompressionBombError as error:
         raise PictureError(f"{path}: {_too_large()}") from error
     except Image.UnidentifiedImageError as error:
-        known = ", ".join(name for name in FORMATS if name != "MPO")
+        known = ", ".join(FORMATS)
         raise PictureError(f"{path}: not a picture in a form that is known here ({known})") from error
     except MemoryError as error:
         raise PictureError(f"{path}: not enough memory for it: make it smaller first") from error
@@ -78,7 +78,7 @@ def _decode(content):
     with Image.open(io.BytesIO(content), formats=FORMATS) as image:
         if image.width * image.height > MOST_PIXELS:
             raise PictureError(f"{image.width} x {image.height} pixels; {_too_large()}")
-        if image.format in ("JPEG", "MPO"):
+        if image.format in ("JPEG", "MPO"):  # which is several JPEGs, as some phones write them
             image.draft(None, (WORKING_SIDE, WORKING_SIDE))  # decodes a large photograph at a fraction of its size
         image.load()
         try:
