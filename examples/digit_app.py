@@ -9,6 +9,7 @@ Nothing is stored, nothing is sent to anybody else, and the page loads nothing f
 """
 
 import argparse
+import contextlib
 import errno
 import ipaddress
 import socket
@@ -65,8 +66,13 @@ def listen(host, port):
         family, kind, protocol, _, address = found[0]
         # without its protocol asyncio leaves Nagle's algorithm on, and every answer comes 40 ms late
         listener = socket.socket(family, kind, protocol)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
+        try:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+            listener.listen(2048)
+        except OSError:
+            listener.close()
+            raise
     except OSError as error:
         hint = " (give --port another number, or 0 for any)" if error.errno == errno.EADDRINUSE else ""
         raise ValueError(f"cannot listen on {host}, port {port}: {error.strerror or error}{hint}") from error
@@ -128,7 +134,7 @@ def main(arguments=None):
         if not options.no_browser:
             threading.Thread(target=webbrowser.open, args=(address,), daemon=True).start()
 
-    with listener:
+    with listener, contextlib.suppress(KeyboardInterrupt):  # Ctrl-C is how one stops it
         serve(app, listener, say_so)
     return 0
 

@@ -9,7 +9,7 @@ import numpy as np
 from fastapi import FastAPI, HTTPException, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from digit_web.guard import MOST_BYTES, Guard
 from digit_web.reader import Busy, Reader
@@ -31,7 +31,16 @@ Coordinate = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Point = Annotated[list[Coordinate], Field(min_length=2, max_length=2, description="x and y; y runs downwards")]
 Stroke = Annotated[list[Point], Field(min_length=1, max_length=MOST_POINTS, description="one point is a dot")]
 Level = Annotated[int, Field(ge=0, le=255)]
-Row = Annotated[list[Level], Field(min_length=28, max_length=28)]
+
+
+def whole(row):
+    """Return a row with 7.0 as 7, which in JSON are the same number; what is no row is left for what follows."""
+    if not isinstance(row, list):
+        return row
+    return [int(level) if isinstance(level, float) and level.is_integer() else level for level in row]
+
+
+Row = Annotated[list[Level], Field(min_length=28, max_length=28), BeforeValidator(whole)]
 
 
 class Strict(BaseModel):
