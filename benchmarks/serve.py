@@ -2,11 +2,16 @@
 
     python benchmarks/serve.py                                   one client, then 200, with and without batches
     python benchmarks/serve.py --clients 50 --seconds 10 --batch 16
+    python benchmarks/serve.py --clients --page 5           from the stroke to the answer on the page, in a browser
 
 Every client sends a drawing, reads the answer and sends the next. The clients are one process beside the server's and
 share its cores, so that the predictions a second are fewer than a server with clients elsewhere would give. An answer
 that is not a 200 with the digit that the same drawing got at first counts as an error. Memory is the server's, read
 four times a second (Linux).
+
+--page draws the ten digits on the page, so many times each, in headless Chromium with sixty moves of the mouse
+a second, and takes the time that the page itself takes: from the event of a move, which the browser stamps, to the moment
+at which the answer that knows of it is on the page. It needs Playwright and a browser.
 """
 
 import argparse
@@ -14,6 +19,7 @@ import asyncio
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -56,6 +62,79 @@ def drawing(digit, rng=None, points=24):
     return [line.round(4).tolist() for line in strokes]
 
 
+BROWSER_FLAGS = [
+    "--no-sandbox",  # in a container there is nobody but root
+    "--disable-gpu",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+
+
+def find_browser():
+    """Return the path of a Chromium or Chrome: TINYVIT_BROWSER, or one on the PATH, or None."""
+    names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+    return os.environ.get("TINYVIT_BROWSER") or next(filter(None, map(shutil.which, names)), None)
+
+
+def draw_with_mouse(page, strokes, up=True, pause=0.0):
+    """Draw on a Playwright page; up: whether the pen is lifted in the end; pause: seconds between two moves."""
+    page.locator("#ink").scroll_into_view_if_needed()
+    box = page.locator("#ink").bounding_box()
+    for number, stroke in enumerate(strokes):
+        for place, (x, y) in enumerate(stroke):
+            page.mouse.move(box["x"] + x * box["width"], box["y"] + y * box["height"])
+            if place == 0:
+                page.mouse.down()
+            time.sleep(pause)
+        if up or number < len(strokes) - 1:
+            page.mouse.up()
+
+
+def stroke_to_answer(server, times):
+    """Draw every digit `times` times in a browser, and return what came of it, a dict."""
+    from playwright.sync_api import sync_playwright  # here, as it is needed for this alone
+
+    with sync_playwright() as playwright:
+        path = find_browser() or playwright.chromium.executable_path
+        browser = playwright.chromium.launch(executable_path=path, args=BROWSER_FLAGS)
+        page = browser.new_page(viewport={"width": 1360, "height": 900})
+        page.goto(f"http://127.0.0.1:{server.port}")
+        page.wait_for_selector(".sample")
+        page.evaluate(
+            """() => { window.found = []; const shown = document.getElementById("latency");
+                       new MutationObserver(() => { const text = shown.textContent.match(/\\d+/);
+                                                    if (text) window.found.push(Number(text[0])); })
+                       .observe(shown, { childList: true }); }"""
+        )
+        draw_with_mouse(page, drawing(0))  # the first of all, which finds nothing warm, does not count
+        page.wait_for_timeout(500)
+        page.evaluate("window.found.length = 0")
+        right, moves = 0, 0
+        for digit in [*range(10)] * times:
+            page.click("#clear")
+            strokes = drawing(digit)
+            moves += sum(map(len, strokes))
+            draw_with_mouse(page, strokes, pause=1 / 60)
+            page.wait_for_timeout(300)
+            right += page.inner_text("#digit") == str(digit)
+        found = page.evaluate("window.found")
+        browser.close()
+    return {
+        "drawings": 10 * times,
+        "read_rightly": right,
+        "moves": moves,
+        "answers": len(found),
+        "milliseconds": spread(found),
+    }
+
+
+def spread(milliseconds):
+    percentiles = np.percentile(np.array(milliseconds), [50, 90, 99, 100]).round(1).tolist()
+    return dict(zip(["median", "p90", "p99", "most"], percentiles, strict=True))
+
+
 class Server:
     """The page's server in a process of its own."""
 
@@ -74,6 +153,7 @@ class Server:
     def __exit__(self, *exception):
         self.process.terminate()
         self.process.wait(20)
+        self.process.stdout.close()
 
     def megabytes(self):
         """Return the memory that the server has now, in megabytes; 0 where the system does not say."""
@@ -144,7 +224,6 @@ async def crowd(server, clients, seconds):
         memory.append(server.megabytes())
     took = time.monotonic() - began
     await asyncio.gather(*tasks)
-    percentiles = np.percentile(np.array(latencies) * 1e3, [50, 90, 99, 100]).round(1).tolist()
     return {
         "clients": clients,
         "seconds": round(took, 1),
@@ -152,7 +231,7 @@ async def crowd(server, clients, seconds):
         "errors": len(errors),
         "first_errors": errors[:5],
         "predictions_per_second": round(len(latencies) / took),
-        "milliseconds": dict(zip(["median", "p90", "p99", "most"], percentiles, strict=True)),
+        "milliseconds": spread(1e3 * np.array(latencies)),
         "milliseconds_of_a_core_each": {
             "server": round(1e3 * (server.busy_seconds() - busy) / len(latencies), 2),
             "client": round(1e3 * (time.process_time() - own) / len(latencies), 2),
@@ -166,10 +245,11 @@ async def crowd(server, clients, seconds):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--clients", type=int, nargs="+", default=[1, 200], metavar="N", help="at a time (1 200)")
+    parser.add_argument("--clients", type=int, nargs="*", default=[1, 200], metavar="N", help="at a time (1 200)")
     parser.add_argument("--seconds", type=float, default=60, metavar="X", help="for each number of clients (60)")
     parser.add_argument("--batch", type=int, nargs="+", default=[16, 1], metavar="N", help="the server's flag (16 1)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write what was measured here too")
+    parser.add_argument("--page", type=int, default=0, metavar="N", help="draw each digit N times in a browser (0)")
     options = parser.parse_args()
     records = []
     for batch in options.batch:
@@ -184,8 +264,13 @@ def main():
                     f"{times}, {cost} ms of a core each, {record['errors']} errors, {memory} MB at most",
                     flush=True,
                 )
+    page = None
+    if options.page:
+        with Server() as server:
+            page = stroke_to_answer(server, options.page)
+        print(f"from the stroke to the answer on the page: {page}")
     if options.json:
-        found = {"conditions": conditions("fastapi", "uvicorn", "pillow"), "records": records}
+        found = {"conditions": conditions("fastapi", "uvicorn", "pillow"), "records": records, "page": page}
         options.json.write_text(json.dumps(found, indent=2) + "\n")
     return 1 if any(record["errors"] for record in records) else 0
 
