@@ -10,8 +10,8 @@ that is not a 200 with the digit that the same drawing got at first counts as an
 four times a second (Linux).
 
 --page draws the ten digits on the page, so many times each, in headless Chromium with sixty moves of the mouse
-a second, and takes the time that the page itself takes: from the event of a move, which the browser stamps, to the moment
-at which the answer that knows of it is on the page. It needs Playwright and a browser.
+a second, and takes the time that the page itself takes: from the event of a move, which the browser stamps, to the
+moment at which the answer that knows of it is on the page. It needs Playwright and a browser.
 """
 
 import argparse

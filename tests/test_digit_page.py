@@ -480,6 +480,8 @@ def test_the_words_about_the_api_look_right(open_page, address):
     page = open_page()
     page.click("footer a")
     expect(page.locator("h1")).to_have_text("The JSON API")
+    assert page.locator("table").bounding_box()["width"] > 500
+    assert page.locator("pre").first.evaluate("pre => pre.scrollWidth <= pre.clientWidth + 60")
     assert page.evaluate("document.documentElement.scrollWidth") <= 1360
 
 

@@ -172,9 +172,9 @@ def test_publishing_writes_weights_and_card(tmp_path, capsys, monkeypatch):
     save_model(run / "model.safetensors", load_pretrained())
     publish_weights.write_atomically(run / "metrics.json", publish_weights.json.dumps(run_metrics()))
     assert publish_weights.main([str(run), "--out", str(tmp_path / "box")]) == 0
+    expected = publish_weights.card_of(run_metrics(), load_pretrained())
     monkeypatch.setattr(pretrained.importlib.resources, "files", lambda package: tmp_path)
     (tmp_path / "box").rename(tmp_path / "weights")
-    card = pretrained_card()
-    assert card == publish_weights.card_of(run_metrics(), load_pretrained())
+    assert pretrained_card() == expected
     assert (load_pretrained().parameters.flat == tinyvit.load_model(run / "model.safetensors").parameters.flat).all()
     assert "| seed | 3 |" in (tmp_path / "weights" / "README.md").read_text()
