@@ -12,6 +12,7 @@ import argparse
 import contextlib
 import errno
 import ipaddress
+import os
 import socket
 import sys
 import threading
@@ -67,7 +68,8 @@ def listen(host, port):
         # without its protocol asyncio leaves Nagle's algorithm on, and every answer comes 40 ms late
         listener = socket.socket(family, kind, protocol)
         try:
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if os.name == "posix":  # elsewhere it would let two servers share the port
+                listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listener.bind(address)
             listener.listen(2048)
         except OSError:
@@ -131,6 +133,8 @@ def main(arguments=None):
     def say_so():
         address = address_of(listener)
         print(f"the page is at {address}, until you press Ctrl-C", flush=True)
+        if not ipaddress.ip_address(listener.getsockname()[0]).is_loopback:
+            print("others reach it at this computer's address, and so does anybody in its network", flush=True)
         if not options.no_browser:
             threading.Thread(target=webbrowser.open, args=(address,), daemon=True).start()
 

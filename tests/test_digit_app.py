@@ -274,7 +274,9 @@ POINT = [0.5, 0.5]
         (PIXELS, {"pixels": [[0.5, *ROW[1:]], *GRID[1:]]}, 422, "pixels.0.0: Input should be a valid integer"),
         (PIXELS, {"pixels": [[10**30, *ROW[1:]], *GRID[1:]]}, 422, "pixels.0.0: Input should be"),
         (PIXELS, {"pixels": "no picture"}, 422, "pixels: Input should be a valid list"),
-        (PIXELS, {"pixels": [["x"] * 28] * 28}, 422, "(and 783 more)"),
+        (PIXELS, {"pixels": [["x"] * 28] * 28}, 422, "pixels.0.0: Input should be a valid integer"),
+        (STROKES, {"strokes": [[[]] * 2000] * 8}, 422, "strokes.0.0: List should have at least 2 items"),
+        (STROKES, {"strokes": 1, "a": 2, "b": 3}, 422, "strokes: Input should be a valid list (and 2 more)"),
         ("/api/nothing", None, 404, "Not Found"),
         ("/api/predict", {"strokes": [[POINT]]}, 404, "Not Found"),
     ],
@@ -598,6 +600,18 @@ def test_who_leaves_while_waiting_takes_nobody_along(monkeypatch):
                 connection.sendall(HEAD + b"content-length: %d\r\n\r\n" % len(body) + body)
         hold.set()
         assert server.works()
+
+
+def test_a_defect_in_one_drawing_leaves_the_others_of_its_batch_alone(model):
+    def broken():
+        raise RuntimeError("a defect")
+
+    def sound():
+        return prepare_strokes(serve.drawing(3))
+
+    one, other, third = reader.read_batch(model, [sound, broken, sound])
+    assert isinstance(other, RuntimeError)
+    assert json.loads(one)["digit"] == json.loads(third)["digit"] == 3
 
 
 def test_a_defect_in_one_answer_is_a_500_and_the_next_one_is_right(monkeypatch):

@@ -259,8 +259,17 @@ def test_a_blank_picture_is_said(level):
         prepare_picture(np.full((50, 60), level))
     with pytest.raises(PictureError, match="blank"):
         centre(np.zeros((5, 5)))
-    with pytest.raises(PictureError, match="blank"):  # paper has a grain
-        prepare_picture(level * 0.9 + np.random.default_rng(0).normal(0, 0.005, (80, 80)))
+    for grain in (0.005, 0.02, 0.05):  # of the paper, or of a photograph in the evening
+        with pytest.raises(PictureError, match="blank"):
+            prepare_picture(level * 0.8 + 0.1 + np.random.default_rng(0).normal(0, grain, (300, 300)))
+
+
+def test_ink_is_told_from_a_coarse_grain(model):
+    right = 0
+    for digit in range(10):
+        grey = paint(digit, side=300, ink=70, paper=200) + np.random.default_rng(digit).normal(0, 0.05, (300, 300))
+        right += int(model.predict(prepare_picture(grey.clip(0, 1)).image[None])[0] == digit)
+    assert right >= 9
 
 
 @pytest.mark.parametrize("grey", [np.zeros((3, 3, 3)), np.zeros((0, 4)), np.full((4, 4), np.nan)])

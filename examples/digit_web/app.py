@@ -9,7 +9,7 @@ import numpy as np
 from fastapi import FastAPI, HTTPException, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, FailFast, Field
 
 from digit_web.guard import MOST_BYTES, Guard
 from digit_web.reader import Busy, Reader
@@ -26,10 +26,13 @@ FILES = {  # address: file of the page and its type; nothing else is served, and
 MOST_STROKES, MOST_POINTS = 100, 2000  # points: of one stroke
 
 # ---- what is asked ----
+# FailFast: who sends twenty thousand wrong points is told of the first, before there is an error of each.
 
 Coordinate = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Point = Annotated[list[Coordinate], Field(min_length=2, max_length=2, description="x and y; y runs downwards")]
-Stroke = Annotated[list[Point], Field(min_length=1, max_length=MOST_POINTS, description="one point is a dot")]
+Stroke = Annotated[
+    list[Point], Field(min_length=1, max_length=MOST_POINTS, description="one point is a dot"), FailFast()
+]
 Level = Annotated[int, Field(ge=0, le=255)]
 
 
@@ -40,7 +43,7 @@ def whole(row):
     return [int(level) if isinstance(level, float) and level.is_integer() else level for level in row]
 
 
-Row = Annotated[list[Level], Field(min_length=28, max_length=28), BeforeValidator(whole)]
+Row = Annotated[list[Level], Field(min_length=28, max_length=28), FailFast(), BeforeValidator(whole)]
 
 
 class Strict(BaseModel):
@@ -52,13 +55,13 @@ class Strict(BaseModel):
 class Drawing(Strict):
     """Pen strokes on a square of side 1."""
 
-    strokes: Annotated[list[Stroke], Field(min_length=1, max_length=MOST_STROKES)]
+    strokes: Annotated[list[Stroke], Field(min_length=1, max_length=MOST_STROKES), FailFast()]
 
 
 class Image(Strict):
     """An image as MNIST has them: 28 rows of 28 grey levels, 0 is background. It is read as it is."""
 
-    pixels: Annotated[list[Row], Field(min_length=28, max_length=28)]
+    pixels: Annotated[list[Row], Field(min_length=28, max_length=28), FailFast()]
 
 
 # ---- what is answered ----

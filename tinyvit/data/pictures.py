@@ -144,17 +144,24 @@ def find_ink(grey):
     if grey.ndim != 2 or grey.size == 0 or not np.isfinite(grey).all():
         raise PictureError(f"a picture has the shape (R, C) and finite grey levels, not {grey.dtype} {grey.shape}")
     contrast = grey - _background(grey)
+    noise = _grain(grey)
     if (contrast.astype(np.float64) ** 3).sum() < 0:  # the long tail of the grey levels is dark: dark ink
         contrast = -contrast
     contrast = np.maximum(contrast, 0)
     peak = float(contrast.max())
-    if peak < 0.08:
+    if peak < max(0.08, 6 * noise):
         raise PictureError("blank: nothing stands out from the background, so there is no digit to read")
     threshold = max(_otsu(contrast), 0.3 * peak)
     strong = contrast > threshold
     kept = _digit_alone(strong)
     ramp = np.clip(contrast / threshold - 0.5, 0, 1)  # half-way at the threshold, so that grey edges stay grey
     return np.where(_grown(kept), ramp, 0).astype(np.float32)
+
+
+def _grain(grey):
+    """Return the standard deviation of the paper's grain, from the quietest quarter of steps to the next pixel."""
+    steps = np.abs(np.diff(grey, axis=1)) if grey.shape[1] > 1 else np.zeros(1)
+    return float(np.percentile(steps, 25)) / (0.3186 * np.sqrt(2))  # of a normal distribution's absolute values
 
 
 def _background(grey):

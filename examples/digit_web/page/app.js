@@ -10,7 +10,7 @@ const FRAME_OF_IMAGE = { left: 0, top: 0, side: 1 };
 // ---- what is drawn: a history of states, each { strokes, sample }, so that undo takes back clear and samples, too
 
 let history = [{ strokes: [], sample: null }];
-let limits = { strokes: 100, points_per_stroke: 2000 };
+let limits = { strokes: 100, points_per_stroke: 2000, body_bytes: 65536 };  // until the server has said its own
 let answer = null;             // the last one that is about what is drawn
 let generation = 0;            // rises whenever what is drawn is not a continuation: older answers are then dropped
 
@@ -43,7 +43,7 @@ let asking = false;
 function ask(when) {
   const { strokes, sample } = now();
   const question = sample === null
-    ? ["api/predict/strokes", { strokes: strokes.map((points) => thinned(points).map((p) => p.map(rounded))) }]
+    ? ["api/predict/strokes", { strokes: thinned(strokes).map((points) => points.map((p) => p.map(rounded))) }]
     : ["api/predict/pixels", { pixels: sample.pixels }];
   wanted = { question, generation, when };
   if (!asking) askAll();
@@ -51,10 +51,12 @@ function ask(when) {
 
 const rounded = (value) => Math.round(value * 1e4) / 1e4;
 
-function thinned(points) {
-  let step = 1;
-  while (points.length / step > Math.min(600, limits.points_per_stroke)) step += 1;
-  return points.filter((_, i) => i % step === 0 || i === points.length - 1);
+function thinned(strokes) {  // so that the longest scribble is a body that the server takes
+  const most = limits.body_bytes / 20;  // a point is written in 16 bytes at most
+  const count = strokes.reduce((total, points) => total + points.length, 0);
+  const longest = Math.max(...strokes.map((points) => points.length));
+  const step = Math.max(1, Math.ceil(count / most), Math.ceil(longest / (limits.points_per_stroke - 1)));
+  return strokes.map((points) => points.filter((_, i) => i % step === 0 || i === points.length - 1));
 }
 
 async function askAll() {
@@ -184,6 +186,7 @@ ink.addEventListener("keydown", (event) => {
     cursor.down = !cursor.down;
     if (cursor.down) begin([cursor.x, cursor.y], event.timeStamp);
     else stroke = null;
+    cursor.down = stroke !== null;  // there may be as many strokes already as may be
     announce(cursor.down ? "Pen down" : "Pen up");
     paint();
   } else if (event.key === "Escape") {
