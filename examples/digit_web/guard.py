@@ -32,7 +32,10 @@ class TooLarge(Exception):
 
 
 class Guard:
-    """An ASGI application around another: it reads the whole body, or says in time why not, and adds `HEADERS`."""
+    """An ASGI application around another: it reads the whole body, or says in time why not, and adds `HEADERS`.
+
+    A body is to be JSON, and to say so.
+    """
 
     def __init__(self, app, most_bytes=MOST_BYTES, body_seconds=BODY_SECONDS):
         self.app, self.most_bytes, self.body_seconds = app, most_bytes, body_seconds
@@ -56,8 +59,15 @@ class Guard:
         except asyncio.TimeoutError:
             await refuse(send_with_headers, 408, f"the body did not come within {self.body_seconds:g} seconds")
         else:
-            if body is not None:  # else the client has gone
-                await self.app(scope, replay(body, receive), send_with_headers)
+            kind = content_type(scope)
+            if body is None:  # the client has gone
+                return
+            if scope["method"] == "POST" and kind != "application/json":  # which no form of another page can send
+                await refuse(
+                    send_with_headers, 415, f"expected the content-type application/json, not {kind[:50]!r}"
+                )
+                return
+            await self.app(scope, replay(body, receive), send_with_headers)
 
     async def _read(self, scope, receive):
         """Return the body, or None if the client goes. Raises `TooLarge`, after reading on for a while."""
@@ -83,6 +93,12 @@ class Guard:
         if large:
             raise TooLarge
         return b"".join(parts)
+
+
+def content_type(scope):
+    """Return the content type that a request names, without parameters, in small letters; "" if it names none."""
+    named = dict(scope["headers"]).get(b"content-type", b"")
+    return named.decode("latin-1").partition(";")[0].strip().lower()
 
 
 def replay(body, receive):
