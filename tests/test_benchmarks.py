@@ -1,11 +1,13 @@
 """The benchmarks run, count rightly, and measure peers that compute what this library does."""
 
+import asyncio
 import importlib
 import json
 import math
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -755,6 +757,53 @@ def test_a_remote_whose_peer_is_not_installed(tmp_path, monkeypatch):
     with pytest.raises(turns.RemoteError, match="torch is hidden") as caught:
         turns.Remote("needs_torch", "Thing", seconds=60)
     assert caught.value.kind == "absent"
+
+
+# ---- the page's server ----
+
+
+def test_serving_a_crowd(tmp_path):
+    pytest.importorskip("uvicorn", reason="the page needs uvicorn: pip install -e '.[app,app-test]'")
+    pytest.importorskip("fastapi", reason="the page needs fastapi: pip install -e '.[app,app-test]'")
+    path = tmp_path / "found.json"
+    run("serve", "--clients", 1, 20, "--seconds", 2, "--batch", 8, "--json", path)
+    one, many = json.loads(path.read_text())["records"]
+    assert (one["clients"], many["clients"], many["batch"]) == (1, 20, 8)
+    for record in (one, many):
+        assert (record["errors"], record["first_errors"]) == (0, [])
+        assert record["predictions"] > 10
+        times = record["milliseconds"]
+        assert 0 < times["median"] <= times["p90"] <= times["p99"] <= times["most"]
+        assert record["drawings_read_rightly"] == "50 of 50"
+    memory = many["server_megabytes"]
+    assert memory["most"] < memory["before"] + 100
+
+
+def test_serving_counts_wrong_answers_and_lost_connections():
+    """A server that answers each third request with another digit, and then with a 503, and then not at all."""
+    serve = importlib.import_module("serve")
+
+    async def bad_server(reader, writer):
+        for answer in ((200, b'{"digit":1,'), (200, b'{"digit":2,'), (503, b"{}")):
+            await reader.readuntil(b"\r\n\r\n")
+            await reader.readexactly(2)
+            status, body = answer
+            writer.write(b"HTTP/1.1 %d X\r\ncontent-length: %d\r\n\r\n%s" % (status, len(body), body))
+        writer.close()
+
+    async def ask():
+        server = await asyncio.start_server(bad_server, "127.0.0.1", 0)
+        port = server.sockets[0].getsockname()[1]
+        latencies, errors = [], []
+        request = b"POST / HTTP/1.1\r\ncontent-length: 2\r\n\r\n{}"
+        await serve.client(port, [(request, b'{"digit":1')], time.monotonic() + 5, latencies, errors)
+        server.close()
+        await server.wait_closed()
+        return latencies, errors
+
+    latencies, errors = asyncio.run(ask())
+    assert len(latencies) == 3
+    assert [error.split(":")[0] for error in errors] == ["200", "503", "IncompleteReadError"]
 
 
 # ---- what a stranger reads first ----
