@@ -24,7 +24,7 @@ import math
 import numpy as np
 from kit import BLUE, GREEN, MUTED, ORANGE, SMALL, Lesson, show
 
-from tinyvit.backend import erf, get_backend
+from tinyvit.backend import erf, get_backend, one_blas_thread
 from tinyvit.data import load_mnist
 from tinyvit.data.batches import Epoch
 from tinyvit.gradcheck import gradient_error
@@ -390,6 +390,7 @@ def accuracy(parameters, bend_forward, x, labels):
     return np.mean(mlp_forward(x, parameters, bend_forward)[0].argmax(axis=1) == labels)
 
 
+@one_blas_thread()  # so small a product is not worth sharing between cores
 def train(bend_forward, bend_backward, seed):
     """Return the trained parameters, and the accuracy on validation images after each epoch."""
     parameters = mlp_parameters(PIXELS, HIDDEN, CLASSES, seed)
