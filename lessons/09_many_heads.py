@@ -417,6 +417,9 @@ figure.colorbar(drawn, ax=axes).outline.set_visible(False)
 lesson.save(figure, "silenced")
 
 # %% [markdown]
+# A number below zero is no mistake: without this head *more* images of that digit are right, as the model now calls
+# more images by its name, other digits among them.
+#
 # In large models the picture is mixed. Many heads can be removed after training with little loss (Michel, Levy and
 # Neubig 2019, *Are Sixteen Heads Really Better than One?*); some do what has a name, others do not. Here there are
 # four, after a thousand steps, and each is missed.
