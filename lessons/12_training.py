@@ -170,6 +170,8 @@ for axes, kind in zip(panels, ("train", "validation"), strict=True):
     axes.set_xlabel("epoch")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter("{x:g}" if lesson.quick else "")  # on a short axis there is no other tick
+    axes.tick_params(axis="y", which="minor", labelsize=SMALL)
 panels[0].set_title("Training images")
 panels[1].set_title("Validation images")
 panels[0].set_ylabel("misclassified, %")
