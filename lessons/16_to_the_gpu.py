@@ -17,8 +17,8 @@ $$
 Salmon, M. Moraes, R. Dror and D. Shaw, *Parallel Random Numbers: As Easy as 1, 2, 3*, 2011. P. Micikevicius and
 others, *Mixed Precision Training*, 2018.
 
-**Time.** An hour and a half to read and play; fifteen minutes an exercise, an evening for the last. The script runs
-in less than half a minute, with a GPU or without one.
+**Time.** An hour and a half to read and play; fifteen minutes an exercise. The script runs in less than half a
+minute, with a GPU or without one.
 """
 
 # %%
@@ -380,7 +380,8 @@ class Recorder:
     def __init__(self, config):
         self.config, self.names = config, []
         cuda = SimpleNamespace(Stream=contextlib.nullcontext)
-        self.backend = SimpleNamespace(xp=SimpleNamespace(zeros=np.zeros, empty=np.empty, cuda=cuda))
+        xp = SimpleNamespace(zeros=np.zeros, empty=np.empty, cuda=cuda)
+        self.backend = SimpleNamespace(xp=xp, synchronise=lambda: None)
 
     def __getattr__(self, name):
         return lambda *arguments: self.names.append(name)
@@ -572,15 +573,15 @@ lesson.save(figure, "launches_and_bits")
 STEPS = 20
 
 
-def seconds_of(run, backend, times=STEPS):
-    """Return the seconds that one call of `run` takes, of several in a row, with the device waited for."""
+def seconds_of(run, wait, times=STEPS):
+    """Return the seconds that one call of `run` takes, of several in a row; `wait` waits until the device is done."""
     run()
     run()
-    backend.synchronise()
+    wait()
     start = time.perf_counter()
     for _ in range(times):
         run()
-    backend.synchronise()
+    wait()
     return (time.perf_counter() - start) / times
 
 
@@ -588,7 +589,7 @@ def measure(backend):
     """Return {what: seconds} of a call, of a plain step, of a step in kernels, and of the graph, on a GPU."""
     found = {}
     small = backend.asarray(np.zeros(32, np.float32))
-    found["one call"] = seconds_of(lambda: backend.xp.add(small, 1, out=small), backend, 50 * STEPS)
+    found["one call"] = seconds_of(lambda: backend.xp.add(small, 1, out=small), backend.synchronise, 50 * STEPS)
 
     steps = STEPS + 2  # as seconds_of begins with two that do not count
     count = B * steps
@@ -596,7 +597,7 @@ def measure(backend):
     parameters = single.with_flat(backend.asarray(single.flat.copy()))
     adam = Adam(parameters.flat)
     batch = [array[:B] for array in on_device]
-    found["a plain step"] = seconds_of(lambda: plain_step(*batch, parameters, adam), backend)
+    found["a plain step"] = seconds_of(lambda: plain_step(*batch, parameters, adam), backend.synchronise)
 
     kernels = Kernels(backend, config)
     for name, graph in (("a step in kernels", False), ("a step as one graph", True)):
@@ -606,7 +607,7 @@ def measure(backend):
         t = np.arange(1, steps + 1)
         rows = [1e-3 + 0 * t, 1e-3 / (1 - adam.beta1**t), 1 / np.sqrt(1 - adam.beta2**t), 0 * t]
         step.begin_epoch(np.arange(count), None, np.stack(rows, axis=1).astype(np.float32))
-        found[name] = seconds_of(lambda step=step: step(B), backend)
+        found[name] = seconds_of(lambda step=step: step(B), step.synchronise)
     return found
 
 
@@ -663,16 +664,16 @@ def exercise_3(x):
 lesson.check(3, exercise_3)
 
 # %% [markdown]
-# **4.** With 17 tokens a head fits into shared memory, with 17,000 it does not. Then the keys come in pieces, and of
-# each piece a block keeps three things: the largest score $μ$, the sum $σ = ∑_t e^{s_t - μ}$, and the mean of the
-# values $o = ∑_t e^{s_t - μ} v_t / σ$. Given these three of two pieces, find those of both together. No $e^x$ may
-# overflow. (This is at the heart of what is called FlashAttention.)
+# **4.** Jump into the middle of a stream. `np.random.Generator(np.random.Philox(key=key)).random(10**15)` will not
+# do, but its last number costs one call of `philox(counter, key)`, which you are given. NumPy makes a number in
+# $[0, 1)$ of each word: of its 64 bits it keeps the upper 53, as many as a float64 has, and divides by $2^{53}$. A
+# counter makes four words, and the first counter is 1.
 
 
 # %%
-def exercise_4(mu1, sigma1, o1, mu2, sigma2, o2):
-    """Return mu, sigma and o (K,) of all keys, for those of two pieces; mu and sigma are numbers."""
-    return ..., ..., ...
+def exercise_4(index, key, philox):
+    """Return number `index` (from 0, however large) of the stream that NumPy's Philox gives for this key, a float."""
+    return ...
 
 
 lesson.check(4, exercise_4)

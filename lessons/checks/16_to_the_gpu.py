@@ -30,19 +30,18 @@ def check_3(answer):
     yield "1000 random numbers", answer(x), (np.rint(x / scale) * scale).astype(np.float32), 0
 
 
-def piece(scores, values):
-    """Return the largest score, the sum and the mean of the values, as numbers and an array (K,)."""
-    mu = scores.max()
-    weights = np.exp(scores - mu)
-    return float(mu), float(weights.sum()), weights @ values / weights.sum()
+def philox(counter, key):
+    """Return the four words of a counter from 1 on, as numbers."""
+    generator = np.random.Philox(key=np.array(key, np.uint64), counter=int(counter) - 1)
+    return [int(word) for word in generator.random_raw(4)]
 
 
 def check_4(answer):
-    one, other = (0.0, 1.0, np.array([2.0])), (0.0, 3.0, np.array([6.0]))
-    yield "(0, 1, [2]) and (0, 3, [6])", answer(*one, *other), (0.0, 4.0, np.array([5.0]))
-    rng = np.random.default_rng(4)
-    for name, size in (("scores of the size of 1", 1.0), ("scores of the size of 1000", 1000.0)):
-        scores, values = size * rng.standard_normal(17), rng.standard_normal((17, 4))
-        for cut in (3, 12):
-            given = (*piece(scores[:cut], values[:cut]), *piece(scores[cut:], values[cut:]))
-            yield f"{name}, {cut} keys and {17 - cut}", answer(*given), piece(scores, values)
+    key = (3, 4)
+    stream = np.random.Generator(np.random.Philox(key=np.array(key, np.uint64))).random(10)
+    for index in (0, 1, 4, 9):
+        yield f"number {index}, for the key (3, 4)", answer(index, key, philox), float(stream[index]), 1e-15
+    index, key = 10**15 + 2, (2026, 16)
+    generator = np.random.Philox(key=np.array(key, np.uint64), counter=index // 4)
+    expected = np.random.Generator(generator).random(index % 4 + 1)[-1]
+    yield f"number {index:,}, for the key (2026, 16)", answer(index, key, philox), float(expected), 1e-15

@@ -48,17 +48,19 @@ def wrong_3b(x):
     return ((x.view(np.uint32) + np.uint32(0x8000)) & np.uint32(0xFFFF0000)).view(np.float32)
 
 
-def exercise_4(mu1, sigma1, o1, mu2, sigma2, o2):
-    mu = max(mu1, mu2)
-    part1, part2 = sigma1 * np.exp(mu1 - mu), sigma2 * np.exp(mu2 - mu)  # both sums, with the common maximum
-    sigma = part1 + part2
-    return mu, sigma, (part1 * o1 + part2 * o2) / sigma
+def exercise_4(index, key, philox):
+    word = philox(index // 4 + 1, key)[index % 4]
+    return (word >> 11) / 2**53
 
 
-def wrong_4(mu1, sigma1, o1, mu2, sigma2, o2):
-    """The sums are added as they are, though each was taken with a maximum of its own."""
-    sigma = sigma1 + sigma2
-    return max(mu1, mu2), sigma, (sigma1 * o1 + sigma2 * o2) / sigma
+def wrong_4(index, key, philox):
+    """The whole stream is off by one counter, as it is begun at 2."""
+    return (philox(index // 4 + 2, key)[index % 4] >> 11) / 2**53
+
+
+def wrong_4b(index, key, philox):
+    """The order within a counter is turned around: right for none of the four."""
+    return (philox(index // 4 + 1, key)[3 - index % 4] >> 11) / 2**53
 
 
 if __name__ == "__main__":
