@@ -76,7 +76,7 @@ def open_page(browser, address, request):
 
 def draw(page, strokes, up=True):
     """Draw with the mouse, where the drawing area is."""
-    serve.draw_with_mouse(page, [[*stroke[::2], stroke[-1]] for stroke in strokes], up)
+    serve.draw_with_mouse(page, [[*stroke[::3], stroke[-1]] for stroke in strokes], up)
 
 
 def answer(page):
