@@ -507,6 +507,9 @@ ANY_SIZE = {  # axes along which an array may be as long as it likes
 }
 
 
+SHAPE = "must have|is empty|the class token or all|too short"
+
+
 def bad_arrays(launcher, name, array):
     """Yield (what, array, error, message) for all that an argument must not be; array: NumPy."""
     yield "host", array, TypeError, "must be an array of the GPU, not ndarray"
@@ -522,9 +525,9 @@ def bad_arrays(launcher, name, array):
     for axis in range(array.ndim):
         if (launcher, name, axis) not in ANY_SIZE:
             longer = np.concatenate([array, array], axis=axis)
-            yield f"long along {axis}", ("device", longer), ValueError, "must have the shape|the class token or all"
+            yield f"long along {axis}", ("device", longer), ValueError, SHAPE
         none = array.take([], axis=axis)
-        yield f"empty along {axis}", ("device", none), ValueError, "must have|is empty|the class token or all|too short"
+        yield f"empty along {axis}", ("device", none), ValueError, SHAPE
     yield "flat", ("device", array.reshape(-1, 1, 1, 1, 1)), ValueError, "must have"
     if array.ndim > 1:
         yield "one axis less", ("device", array[0].copy()), ValueError, "must have"
