@@ -25,7 +25,7 @@ CONFIGS = {
     # one patch, one head that is wider than a warp
     "one patch": ViTConfig(image_size=4, patch_size=4, width=33, heads=1, mlp_width=7, classes=40),
     # more tokens than a warp has lanes
-    "many tokens": ViTConfig(image_size=12, patch_size=2, width=64, heads=2, mlp_width=128, classes=10),
+    "many tokens": ViTConfig(image_size=12, patch_size=2, width=44, heads=2, mlp_width=128, classes=10),
 }
 UNTOUCHED = 7.0  # what lies where a launch must not write
 
