@@ -1,126 +1,159 @@
-"""What every CUDA kernel needs of a card: registers, shared memory, stack and spills, as the compiler reports them.
+"""What every kernel takes of a multiprocessor: registers, shared memory, stack, spills; and how many blocks fit.
 
-    python benchmarks/kernel_resources.py                          a table; compiles by NVRTC, needs no GPU
-    python benchmarks/kernel_resources.py --json FILE              and keeps it
+    python benchmarks/kernel_resources.py                 the note's model, for every architecture and precision
+    python benchmarks/kernel_resources.py --json FILE     write it there too
 
-Compiled for the note's model and the compute capabilities 7.5, 8.0 and 9.0; TF32 and bfloat16 from 8.0 on.
+No GPU and no driver is needed: NVRTC from the package nvidia-cuda-nvrtc compiles for real architectures (Linux).
+These are the compiler's figures, and no measurement: what they cost, only a GPU says.
 """
 
 import argparse
 import ctypes
+import functools
 import importlib.util
-import itertools
 import json
 import re
 from pathlib import Path
 
+from turns import conditions
+
 from tinyvit.kernels import launch
 from tinyvit.model import ViTConfig
 
-ARCHITECTURES = ("sm_75", "sm_80", "sm_90")
-# what CuPy adds on its own is here too, so that this is what a card would run
-OPTIONS = ("--std=c++17", "-ftz=true", "--device-as-default-execution-space", "--ptxas-options=-v")
-ENTRY = re.compile(
-    r"Compiling entry function '(\w+)'.*?"
-    r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads.*?"
-    r"Used (\d+) registers(?:[^\n]*?, (\d+) bytes smem)?",
-    re.DOTALL,
-)
+TARGETS = {  # architecture: the precisions of matrix products that it has
+    "sm_75": ("float32",),
+    "sm_80": ("float32", "tf32", "bfloat16"),
+    "sm_90": ("float32", "tf32", "bfloat16"),
+}
+# CUDA C++ Programming Guide, table "Technical Specifications per Compute Capability": of one multiprocessor
+REGISTERS = 64 * 1024
+MOST_THREADS = {"sm_75": 1024, "sm_80": 2048, "sm_90": 2048}
+MOST_BLOCKS = {"sm_75": 16, "sm_80": 32, "sm_90": 32}
+SHARED_BYTES = {"sm_75": 64 * 1024, "sm_80": 164 * 1024, "sm_90": 228 * 1024}
+RESERVED = {"sm_75": 0, "sm_80": 1024, "sm_90": 1024}  # bytes of it that the system keeps for every block
 
 
-class CompilerMissing(RuntimeError):
-    """There is no NVRTC to load."""
+class CompilationError(Exception):
+    """NVRTC refused a text; the message is its log."""
 
 
+@functools.cache
 def nvrtc():
-    """Return NVRTC's library, of the package nvidia-cuda-nvrtc. Raises `CompilerMissing` if there is none."""
-    spec = importlib.util.find_spec("nvidia")
-    folders = [Path(place) for place in spec.submodule_search_locations] if spec else []
-    found = sorted(path for folder in folders for path in folder.glob("*/lib/libnvrtc.so.*"))
+    """Load NVRTC from its PyPI package. Raises `FileNotFoundError` if that is not installed."""
+    package = importlib.util.find_spec("nvidia")
+    folders = package.submodule_search_locations if package else []
+    found = sorted(path for folder in folders for path in Path(folder).glob("*/lib/libnvrtc.so*"))
     if not found:
-        raise CompilerMissing("NVRTC is not installed: pip install nvidia-cuda-nvrtc")
+        raise FileNotFoundError("there is no NVRTC here: pip install nvidia-cuda-nvrtc (Linux)")
     return ctypes.CDLL(str(found[-1]))
 
 
-def compiled(text, *options):
-    """Return the machine code of a CUDA text and the compiler's words; if there is none, `ValueError` has these."""
+def compile_cubin(text, name, options):
+    """Compile a CUDA text to machine code; return it and the log. Raises `CompilationError`."""
+    return _compile(text, name, options, "CUBIN")
+
+
+def compile_ptx(text, name, options):
+    """Compile a CUDA text to PTX, for a virtual architecture, and return that. Raises `CompilationError`."""
+    return _compile(text, name, options, "PTX")[0].decode()
+
+
+def _compile(text, name, options, form):
     library, program = nvrtc(), ctypes.c_void_p()
-    failed = library.nvrtcCreateProgram(ctypes.byref(program), text.encode(), b"kernel.cu", 0, None, None)
-    if failed:
-        raise ValueError(f"NVRTC refuses the text: error {failed}")
+    created = library.nvrtcCreateProgram(ctypes.byref(program), text.encode(), name.encode(), 0, None, None)
+    if created:
+        raise CompilationError(f"NVRTC does not start: error {created}")
     try:
-        array = (ctypes.c_char_p * len(options))(*(option.encode() for option in options))
-        failed = library.nvrtcCompileProgram(program, len(options), array)
-        words = _read(library.nvrtcGetProgramLogSize, library.nvrtcGetProgramLog, program).decode().rstrip("\0")
+        encoded = [option.encode() for option in options]
+        failed = library.nvrtcCompileProgram(program, len(encoded), (ctypes.c_char_p * len(encoded))(*encoded))
+        log = _fetch(library, program, "ProgramLog").decode().rstrip("\0")
         if failed:
-            raise ValueError(words)
-        return _read(library.nvrtcGetCUBINSize, library.nvrtcGetCUBIN, program), words
+            raise CompilationError(log)
+        return _fetch(library, program, form), log
     finally:
         library.nvrtcDestroyProgram(ctypes.byref(program))
 
 
-def _read(size_of, read, program):
+def _fetch(library, program, what):
     size = ctypes.c_size_t()
-    size_of(program, ctypes.byref(size))
-    buffer = ctypes.create_string_buffer(size.value)
-    read(program, buffer)
-    return buffer.raw
+    getattr(library, f"nvrtcGet{what}Size")(program, ctypes.byref(size))
+    content = ctypes.create_string_buffer(size.value)
+    getattr(library, f"nvrtcGet{what}")(program, content)
+    return content.raw
 
 
 def compile_file(file, architecture, precision="float32", config=None):
-    """Compile one `.cu` file as the library does; return the machine code and the compiler's words."""
-    options = (*OPTIONS, f"--gpu-architecture={architecture}", *launch.macros(config or ViTConfig(), precision))
-    return compiled(launch.source(file), *options)
+    """Compile `file`.cu as the library does, for one architecture; return the machine code and the log."""
+    options = [f"--gpu-architecture={architecture}", "--std=c++17", "--ptxas-options=-v"]
+    options += launch.macros(config or ViTConfig(), precision)
+    return compile_cubin(launch.source(file), f"{file}.cu", options)
 
 
-def resources(file, architecture, precision="float32"):
-    """Return, for each kernel of a file, what it needs: a dict."""
-    _, words = compile_file(file, architecture, precision)
-    names = ("stack", "spill_stores", "spill_loads", "registers", "shared")
+def threads_of(file):
+    """Return, for every kernel of a file, of how many threads its blocks are."""
+    bounds = re.findall(r"__launch_bounds__\((\d+)\)\s+(\w+)\(", launch.source(file))
+    return {name: int(threads) for threads, name in bounds}
+
+
+def resources(log):
+    """Read from a log of NVRTC or nvcc what ptxas says of every kernel, a dict by name."""
     found = {}
-    for kernel, *numbers in ENTRY.findall(words):
-        found[kernel] = dict(zip(names, (int(number or 0) for number in numbers), strict=True))
+    for name, text in re.findall(r"Compiling entry function '(\w+)'(.*?)(?=Compiling entry|\Z)", log, re.DOTALL):
+        numbers = {
+            "registers": r"Used (\d+) registers",
+            "shared_bytes": r"(\d+) bytes smem",
+            "stack_bytes": r"(\d+) bytes stack frame",
+            "spill_stores": r"(\d+) bytes spill stores",
+            "spill_loads": r"(\d+) bytes spill loads",
+        }
+        matches = {key: re.search(pattern, text) for key, pattern in numbers.items()}
+        found[name] = {key: int(match[1]) if match else 0 for key, match in matches.items()}
     return found
 
 
-def report():
-    """Return the resources of all kernels: a list of dicts."""
-    rows = []
-    for file, architecture, precision in itertools.product(launch.FUNCTIONS, ARCHITECTURES, launch.PRECISIONS):
-        if precision != "float32" and (architecture == "sm_75" or file != "linear"):
-            continue
-        for kernel, needs in resources(file, architecture, precision).items():
-            rows.append({"kernel": kernel, "architecture": architecture, "precision": precision, **needs})
-    return rows
+def blocks_a_multiprocessor(architecture, threads, registers, shared_bytes):
+    """Return how many blocks a multiprocessor holds at once, by registers (256 at a time a warp), memory, threads."""
+    warps = -(-threads // 32)
+    by_registers = REGISTERS // (warps * -(-registers * 32 // 256) * 256)
+    by_shared = SHARED_BYTES[architecture] // (shared_bytes + RESERVED[architecture] or 1)
+    return min(by_registers, by_shared, MOST_THREADS[architecture] // threads, MOST_BLOCKS[architecture])
 
 
-def version():
-    """Return NVRTC's version, such as "13.0"."""
-    major, minor = ctypes.c_int(), ctypes.c_int()
-    nvrtc().nvrtcVersion(ctypes.byref(major), ctypes.byref(minor))
-    return f"{major.value}.{minor.value}"
+def survey(architectures=TARGETS):
+    """Yield a record for each kernel, architecture and precision; without matrix products there is one precision."""
+    for architecture in architectures:
+        for file in launch.FUNCTIONS:
+            has_products = "PRECISION" in launch.source(file)
+            for precision in TARGETS[architecture] if has_products else ("float32",):
+                _, log = compile_file(file, architecture, precision)
+                for name, numbers in resources(log).items():
+                    threads = threads_of(file)[name]
+                    of_blocks = numbers["registers"], numbers["shared_bytes"]
+                    record = {"kernel": name, "architecture": architecture, "precision": precision}
+                    record |= {"threads": threads, **numbers}
+                    yield record | {"blocks": blocks_a_multiprocessor(architecture, threads, *of_blocks)}
 
 
-def main(arguments=None):
+def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", type=Path, metavar="FILE", help="where to keep the report")
-    options = parser.parse_args(arguments)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here too")
+    options = parser.parse_args()
     try:
-        rows = report()
-    except CompilerMissing as error:
-        parser.error(str(error))
-    print(f"NVRTC {version()}; registers are of a thread, bytes of a block (shared) or of a thread (stack, spills)\n")
-    print(f"{'kernel':22}{'card':8}{'precision':11}{'registers':>10}{'shared':>9}{'stack':>7}{'spilled':>9}")
-    for row in rows:
-        spilled = row["spill_stores"] + row["spill_loads"]
-        print(
-            f"{row['kernel']:22}{row['architecture']:8}{row['precision']:11}{row['registers']:10}{row['shared']:9}"
-            f"{row['stack']:7}{spilled:9}"
-        )
+        nvrtc()
+    except FileNotFoundError as error:
+        raise SystemExit(str(error)) from error
+    heads = ("arch", "precision", "kernel", "threads", "registers", "shared", "stack", "spilled", "blocks")
+    form = "{:6} {:9} {:20} {:>7} {:>9} {:>7} {:>6} {:>7} {:>7}"
+    print(form.format(*heads))
+    records = []
+    for record in survey():
+        records.append(record)
+        spilled = record["spill_stores"] + record["spill_loads"]
+        columns = [record[key] for key in ("architecture", "precision", "kernel", "threads", "registers")]
+        print(form.format(*columns, record["shared_bytes"], record["stack_bytes"], spilled, record["blocks"]))
     if options.json:
-        made_by = {"command": "python benchmarks/kernel_resources.py", "nvrtc": version()}
-        record = made_by | {"model": ViTConfig().as_dict(), "kernels": rows}
-        options.json.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        found = {"conditions": conditions("nvidia-cuda-nvrtc"), "records": records}
+        options.json.write_text(json.dumps(found, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -52,19 +52,19 @@ def signatures(text):
 class Emulated:
     """The kernels of one file or text, compiled for the CPU.
 
-    source: a path, or the text itself; options: as NVRTC takes them, of which -I and -D count; warnings: whether a
-    warning of the compiler is an error. It is compiled when a kernel is first launched: that raises `RuntimeError`
-    with the compiler's words if it cannot be.
+    source: a path, or the text itself; options: as NVRTC takes them, of which -I and -D count; draft: compile
+    quickly, without a look at warnings, which else are errors. It is compiled when a kernel is first launched: that
+    raises `RuntimeError` with the compiler's words if it cannot be.
     """
 
-    def __init__(self, source, options=(), warnings=True):
+    def __init__(self, source, options=(), draft=False):
         self.text = source.read_text(encoding="utf-8") if isinstance(source, Path) else source
         folders = (f"-I{source.parent}",) if isinstance(source, Path) else ()
         self.options = (*folders, *(option for option in options if option[:2] in ("-I", "-D")))
         if not isinstance(source, Path):  # then no header is read, and a macro that is not in the text means nothing
             words = set(re.findall(r"\w+", self.text))
             self.options = tuple(x for x in self.options if x[:2] == "-I" or re.match(r"-D(\w+)", x)[1] in words)
-        self.options += ("-Wall", "-Wextra", "-Werror", *_NO_WARNINGS_OF) if warnings else ("-w",)
+        self.options += ("-w", "-O0") if draft else _WITH_WARNINGS
         self.signatures = signatures(self.text)
         if not self.signatures:
             raise RuntimeError("there is no kernel in this text")
@@ -84,9 +84,13 @@ class Emulated:
             raise EmulationError(f"{name}: {error.decode()}")
 
     def launch_checked(self, name, grid, block, arguments, sanitizer, order=0):
-        """As `launch`, in a process of its own under "thread" or "address": races and wrong places raise as well."""
+        """As `launch`, in a process of its own under "thread" or "address": races and wrong places raise as well.
+
+        With None for a sanitizer it is just a process of its own, which may die; it has twenty seconds.
+        """
         self._pointers(name, arguments)
-        program = _compiled(self._source(main=True), (*self.options, f"-fsanitize={sanitizer}"), "")
+        sanitize = (f"-fsanitize={sanitizer}",) if sanitizer else ()
+        program = _compiled(self._source(main=True), (*self.options, *sanitize), "")
         call, memories = _call(name, grid, block, arguments, order)
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "call"
@@ -97,7 +101,7 @@ class Emulated:
                 "TSAN_OPTIONS": "exitcode=66:halt_on_error=1:history_size=0",
                 "ASAN_OPTIONS": "exitcode=66:detect_stack_use_after_return=0:detect_leaks=0",
             }
-            done = subprocess.run([*prefix, program, path], capture_output=True, text=True, env=environment)
+            done = _run([*prefix, program, path], environment, None if sanitizer else 20)
             if done.returncode:
                 raise EmulationError(f"{name}: {done.stderr.strip()[:4000]} (exit code {done.returncode})")
             results = path.read_bytes()
@@ -148,7 +152,20 @@ class Emulated:
         return f'#include "emulate.h"\n{header}#line 1 "kernel.cu"\n{text}\n{sections}{table}{end}'
 
 
-def variants(texts, options=(), warnings=True):
+def _run(command, environment, timeout):
+    try:
+        return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=timeout)
+    except subprocess.TimeoutExpired:
+        return subprocess.CompletedProcess(command, 124, "", f"it ran for more than {timeout} seconds")
+
+
+def preprocessed(text, options=()):
+    """Return a text without comments, and of its branches those that the options and this emulation choose."""
+    command = [COMPILER, "-E", "-P", "-x", "c++", "-DEMULATED", *(x for x in options if x[:2] == "-D"), "-"]
+    return subprocess.run(command, input=text, capture_output=True, text=True, check=True).stdout
+
+
+def variants(texts, options=(), draft=False):
     """Compile several forms of one text together, which takes less time than one by one.
 
     Returns the `Emulated`, and for each text a dict from the kernels' names to those that they have there.
@@ -160,7 +177,7 @@ def variants(texts, options=(), warnings=True):
         macros = "".join(f"#undef {name}\n" for name in re.findall(r"^#define (\w+)", text, re.MULTILINE))
         used = "".join(f"using variant_{i}::{name};\n" for name in names[-1].values())
         whole += f"namespace variant_{i} {{\n#line 1\n{body}\n{macros}}}\n{used}"
-    return Emulated(whole, options, warnings), names
+    return Emulated(whole, options, draft), names
 
 
 def _call(name, grid, block, arguments, order):
@@ -201,7 +218,7 @@ extern "C" const char* emulate(const char* name, const unsigned* grid, const uns
 """
 
 
-_NO_WARNINGS_OF = ("-Wno-unknown-pragmas", "-Wno-ignored-attributes")
+_WITH_WARNINGS = ("-O1", "-g1", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", "-Wno-ignored-attributes")
 
 
 @functools.cache
@@ -225,7 +242,7 @@ def _compiled(source, options, suffix):
         options = (*options, "-fsanitize-sections=emulated_shared_*")  # or it would not guard them
     # no fused multiply-add of its own choice: the same bits on every machine
     arithmetic = ["-ffp-contract=off", "-fno-strict-aliasing", "-U_FORTIFY_SOURCE"]
-    command = [COMPILER, "-std=c++17", "-O1", "-g1", *arithmetic, f"-I{HERE}", *options]
+    command = [COMPILER, "-std=c++17", *arithmetic, f"-I{HERE}", *options]
     done = subprocess.run([*command, text, "-o", result], capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"the kernels do not compile:\n{done.stderr[:6000]}")

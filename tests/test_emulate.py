@@ -11,6 +11,7 @@ import pytest
 from emulate import Emulated, EmulationError
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from kernel_cases import ROUNDED
 
 pytestmark = pytest.mark.skipif(emulate.COMPILER is None, reason="emulating kernels needs g++ or clang++")
 
@@ -419,22 +420,12 @@ def tensor_cores():
     return Emulated(TENSOR_CORES)
 
 
-def rounded(x, bits, to_even):
-    """Round float32 to so many bits of mantissa, the leading one among them, by arithmetic in float64."""
-    x = x.astype(np.float64)
-    _, exponent = np.frexp(x)  # x = m * 2**exponent with 0.5 <= m < 1
-    unit = np.ldexp(1.0, np.maximum(exponent, -125) - bits)  # below 2**-126 the units stay where they are
-    with np.errstate(invalid="ignore", over="ignore"):
-        quotient = np.rint(x / unit) if to_even else np.copysign(np.floor(np.abs(x / unit) + 0.5), x)
-        return (quotient * unit).astype(np.float32)
-
-
 def check_rounding(tensor_cores, x):
     x = np.concatenate([x, np.zeros(len(x) % 2, np.float32)])
     tf32, bfloat16 = np.empty_like(x), np.empty_like(x)
     tensor_cores.launch("round_numbers", 1, 32, [x, tf32, bfloat16, np.int32(len(x) // 2)])
-    np.testing.assert_array_equal(tf32, rounded(x, 11, to_even=False))
-    np.testing.assert_array_equal(bfloat16, rounded(x, 8, to_even=True))
+    np.testing.assert_array_equal(tf32, ROUNDED["tf32"](x))
+    np.testing.assert_array_equal(bfloat16, ROUNDED["bfloat16"](x))
     for result in (tf32, bfloat16):  # signs of zeros too
         np.testing.assert_array_equal(np.signbit(result), np.signbit(x))
 
@@ -453,9 +444,9 @@ def test_rounding_of_ties_infinities_and_what_is_near_them(tensor_cores):
     edges += [2.0**-126, np.nextafter(np.float32(2.0**-126), np.float32(0)), *subnormal]
     edges = np.array(edges, np.float32)
     check_rounding(tensor_cores, np.concatenate([edges, -edges]))
-    assert rounded(np.array([largest]), 8, to_even=True)[0] == np.inf  # the reference carries over as well
-    assert rounded(np.float32([1 + 2**-8, 1 + 3 * 2**-8]), 8, to_even=True).tolist() == [1, 1 + 2**-6]
-    assert rounded(np.float32([1 + 2**-11, 1 + 3 * 2**-11]), 11, to_even=False).tolist() == [1 + 2**-10, 1 + 2**-9]
+    assert ROUNDED["bfloat16"](np.array([largest]))[0] == np.inf  # the reference carries over as well
+    assert ROUNDED["bfloat16"](np.float32([1 + 2**-8, 1 + 3 * 2**-8])).tolist() == [1, 1 + 2**-6]
+    assert ROUNDED["tf32"](np.float32([1 + 2**-11, 1 + 3 * 2**-11])).tolist() == [1 + 2**-10, 1 + 2**-9]
 
 
 @settings(max_examples=30)

@@ -30,8 +30,9 @@ __device__ __forceinline__ double uniform(word64 index, word64 key0, word64 key1
 
 // The maps of Augmentation.draw: (count, 2, 3) float32. key0, key1, first: Philox's key, and which word of its stream
 // comes next. rotation and shear in radians; log_scale: log1p of the scale. A thread to an image.
-extern "C" __global__ void draw_maps(float* __restrict__ maps, int count, word64 key0, word64 key1, word64 first,
-                                     double rotation, double log_scale, double shear, double shift, double flip) {
+extern "C" __global__ void __launch_bounds__(128) draw_maps(float* __restrict__ maps, int count, word64 key0, word64 key1,
+                                                            word64 first, double rotation, double log_scale, double shear,
+                                                            double shift, double flip) {
     int i = (int)(blockIdx.x * blockDim.x + threadIdx.x);
     if (i >= count) return;
     double drawn[6];

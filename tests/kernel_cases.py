@@ -1,0 +1,402 @@
+"""One launch of each kernel, of any size, with what the plain operation makes of the same numbers in float64.
+
+    case = CASES["linear_forward"](config, seed=0, rows=5)
+    case.call(kernels, arrays)              # arrays: those of case.arrays on the device
+    case.expected                           # by name, what the launch must make of some of them
+
+What a launch must write is full of not-a-number before it, and what it must leave alone has numbers of its own.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+
+import numpy as np
+
+from tinyvit import ops
+from tinyvit.data.augment import Augmentation, warp
+from tinyvit.model import ViTConfig
+from tinyvit.optim import Adam, ExponentialMovingAverage, clip_by_global_norm
+
+CONFIGS = {
+    # no size a multiple of 32; and the tanh form
+    "odd": ViTConfig(image_size=6, patch_size=3, width=40, heads=2, mlp_width=50, classes=5, gelu="tanh"),
+    # one patch, one head that is wider than a warp
+    "one patch": ViTConfig(image_size=4, patch_size=4, width=33, heads=1, mlp_width=7, classes=40),
+    # more tokens than a warp has lanes
+    "many tokens": ViTConfig(image_size=12, patch_size=2, width=44, heads=2, mlp_width=128, classes=10),
+}
+UNTOUCHED = 7.0  # what lies where a launch must not write
+
+
+@dataclass
+class Case:
+    """A launch: its arrays by name, those it must change and into what, and a function that launches it.
+
+    scales: by name, to what an error is relative, if not to the largest number that is expected: of a product x @ w
+    the largest of |x| @ |w|, as a sum may be near zero where its terms are not.
+    """
+
+    arrays: dict
+    expected: dict
+    call: Callable
+    scales: dict = field(default_factory=dict)
+
+
+def unwritten(*shape, dtype=np.float32):
+    return np.full(shape, np.nan if np.dtype(dtype).kind == "f" else 99, dtype)
+
+
+def normals(seed, *shapes):
+    rng = np.random.default_rng(seed)
+    return [rng.standard_normal(shape).astype(np.float32) for shape in shapes]
+
+
+def double(*arrays):
+    return [None if array is None else array.astype(np.float64) for array in arrays]
+
+
+def exact(x):
+    return x.astype(np.float64)
+
+
+def rounded_to(bits, to_even):
+    """Return a function that rounds float32 to so many bits of mantissa, the leading one among them, in float64."""
+
+    def rounded(x):
+        x = x.astype(np.float64)
+        _, exponent = np.frexp(x)  # x = m * 2**exponent with 0.5 <= m < 1
+        unit = np.ldexp(1.0, np.maximum(exponent, -125) - bits)  # below 2**-126 the units stay where they are
+        with np.errstate(invalid="ignore", over="ignore"):
+            quotient = np.rint(x / unit) if to_even else np.copysign(np.floor(np.abs(x / unit) + 0.5), x)
+            return (quotient * unit).astype(np.float32).astype(np.float64)
+
+    return rounded
+
+
+ROUNDED = {"float32": exact, "tf32": rounded_to(11, to_even=False), "bfloat16": rounded_to(8, to_even=True)}
+
+
+def without(arrays, *names):
+    return {name: array for name, array in arrays.items() if name not in names}
+
+
+def linear_forward(
+    config, seed=0, rows=35, inputs=40, outputs=33, bias=True, residual=True, every=2, rounded=exact
+):
+    x, w, b, r = normals(seed, (rows, inputs), (inputs, outputs), (outputs,), (rows * every, outputs))
+    expected = rounded(x) @ rounded(w)
+    expected += b.astype(np.float64) * bias + r[::every].astype(np.float64) * residual
+    scale = (np.abs(x) @ np.abs(w)).max() + 5  # b and r
+
+    def call(kernels, a):
+        kernels.linear_forward(a["x"], a["w"], a.get("b"), a["out"], a.get("residual"), every)
+
+    arrays = {"x": x, "w": w, "b": b, "out": unwritten(rows, outputs), "residual": r}
+    arrays = without(arrays, *["b"] * (not bias), *["residual"] * (not residual))
+    return Case(arrays, {"out": expected}, call, {"out": scale})
+
+
+def linear_gelu_forward(config, seed=0, rows=35, inputs=40, outputs=33, scale=1.0, rounded=exact):
+    x, w, b = normals(seed, (rows, inputs), (inputs, outputs), (outputs,))
+    w *= np.float32(scale / math.sqrt(inputs))
+    hidden = rounded(x) @ rounded(w) + b
+    out, derivative = (ops.gelu_forward if config.gelu == "erf" else ops.gelu_tanh_forward)(hidden)
+    arrays = {"x": x, "w": w, "b": b, "out": unwritten(rows, outputs), "derivative": unwritten(rows, outputs)}
+    scale = (np.abs(x) @ np.abs(w)).max() + 5  # b; neither function is steeper than 1.2
+    scales = {"out": scale, "derivative": scale}
+    expected = {"out": out, "derivative": derivative}
+    return Case(arrays, expected, lambda kernels, a: kernels.linear_gelu_forward(*a.values()), scales)
+
+
+class Shards:
+    """Memory for `shards` gradients of some names, `step` numbers apart, with room before, between and behind them.
+
+    A launcher gets the views of the first; what must be in all the memory is told from the sums over parts of rows.
+    """
+
+    def __init__(self, shards, gap=5, **shapes):
+        self.shards, self.shapes, self.places, end = shards, shapes, {}, 3
+        for name, shape in shapes.items():
+            self.places[name] = end
+            end += math.prod(shape) + gap
+        self.step = end
+        self.memory = np.full((shards, end), UNTOUCHED, np.float32)
+
+    def first(self, memory):
+        """Views, by name, of the first shard in memory (S, step), on whatever device."""
+        views = {}
+        for name, shape in self.shapes.items():
+            place = self.places[name]
+            views[name] = memory[0, place : place + math.prod(shape)].reshape(shape)
+        return views
+
+    def expected(self, rows, gradients):
+        """What the memory becomes; gradients(slice of the rows) gives those of one shard, by name, or None."""
+        expected = self.memory.astype(np.float64)
+        each = -(-rows // self.shards)
+        for shard in range(self.shards):
+            for name, gradient in gradients(slice(shard * each, (shard + 1) * each)).items():
+                if gradient is not None:
+                    place = self.places[name]
+                    expected[shard, place : place + gradient.size] = gradient.ravel()
+        return expected
+
+
+def linear_backward(
+    config, seed=0, rows=35, inputs=40, outputs=33, shards=3, dx=True, db=True, derivative=True, rounded=exact
+):
+    dout, x, w, slope = normals(seed, (rows, outputs), (rows, inputs), (inputs, outputs), (rows, inputs))
+    memory = Shards(shards, dw=(inputs, outputs), db=(outputs,))
+
+    def gradients(part):  # the bias's are summed before any rounding
+        dw = rounded(x[part]).T @ rounded(dout[part])
+        return {"dw": dw, "db": dout[part].astype(np.float64).sum(axis=0) if db else None}
+
+    expected = {"shard_gradients": memory.expected(rows, gradients)}
+    if dx:
+        expected["dx"] = rounded(dout) @ rounded(w).T * (slope if derivative else 1)
+
+    def call(kernels, a):
+        first = memory.first(a["shard_gradients"])
+        kernels.linear_backward(
+            *(a["dout"], a["x"], a["w"], a.get("dx"), first["dw"], first["db"] if db else None),
+            *(shards, memory.step, a.get("derivative")),
+        )
+
+    arrays = {"dout": dout, "x": x, "w": w, "dx": unwritten(rows, inputs), "shard_gradients": memory.memory}
+    arrays["derivative"] = slope
+    arrays = without(arrays, *["dx"] * (not dx), *["derivative"] * (not derivative))
+    scales = {
+        "dx": (np.abs(dout) @ np.abs(w.T) * np.abs(slope)).max(),
+        "shard_gradients": max(UNTOUCHED, (np.abs(x.T) @ np.abs(dout)).max()),
+    }
+    return Case(arrays, expected, call, scales)
+
+
+def layer_norm_forward(config, seed=0, rows=11, offset=3.0):
+    x, w, b = normals(seed, (rows, config.width), (config.width,), (config.width,))
+    x += np.float32(offset)
+    out, (normalised, inverse_deviation, _) = ops.layer_norm_forward(*double(x, w, b), config.epsilon)
+    arrays = {"x": x, "w": w, "b": b, "out": unwritten(*x.shape), "normalised": unwritten(*x.shape)}
+    arrays["inverse_deviation"] = unwritten(rows)
+    expected = {"out": out, "normalised": normalised, "inverse_deviation": inverse_deviation[:, 0]}
+    return Case(arrays, expected, lambda kernels, a: kernels.layer_norm_forward(*a.values()))
+
+
+def layer_norm_backward(config, seed=0, rows=11, shards=3, residual=True, every=2):
+    width = config.width
+    dout, x, w, r = normals(seed, (rows, width), (rows, width), (width,), (-(-rows // every), width))
+    normalised = (x - x.mean(1, keepdims=True)) / x.std(1, keepdims=True)
+    inverse = np.exp(normals(seed + 1, (rows, 1))[0])
+    memory = Shards(shards, dw=(width,), db=(width,))
+    dx, _, _ = ops.layer_norm_backward(*double(dout), double(normalised, inverse, w))
+    if residual:
+        dx[::every] += r
+
+    def gradients(part):
+        changes, units = double(dout[part], normalised[part])
+        return {"dw": (changes * units).sum(axis=0), "db": changes.sum(axis=0)}
+
+    def call(kernels, a):
+        first = memory.first(a["shard_gradients"])
+        kernels.layer_norm_backward(
+            *(a["dout"], a["normalised"], a["inverse_deviation"], a["w"], a["dx"], first["dw"], first["db"]),
+            *(shards, memory.step, a.get("residual"), every),
+        )
+
+    arrays = {"dout": dout, "normalised": normalised, "inverse_deviation": inverse[:, 0].copy(), "w": w}
+    arrays |= {"dx": unwritten(rows, width), "shard_gradients": memory.memory, "residual": r}
+    arrays = without(arrays, *["residual"] * (not residual))
+    return Case(arrays, {"dx": dx, "shard_gradients": memory.expected(rows, gradients)}, call)
+
+
+def _heads(qkv, config):
+    """q, k and v (B, H, T, K) of qkv (B, T, 3D)."""
+    return [ops.attention.split_heads(part, config.heads) for part in ops.attention.thirds(qkv)]
+
+
+def attention_forward(config, seed=0, batch=2, class_only=False, scale=1.0):
+    (qkv,) = normals(seed, (batch, config.tokens, 3 * config.width))
+    qkv *= np.float32(scale)
+    queries = 1 if class_only else config.tokens
+    q, k, v = _heads(*double(qkv), config)
+    attended, (weights, *_) = ops.attention_forward(q[:, :, :queries], k, v)
+    out = attended.swapaxes(1, 2).reshape(batch, queries, config.width)
+    arrays = {"qkv": qkv, "out": unwritten(*out.shape), "weights": unwritten(*weights.shape)}
+    expected = {"out": out, "weights": weights}
+    return Case(arrays, expected, lambda kernels, a: kernels.attention_forward(*a.values()))
+
+
+def attention_backward(config, seed=0, batch=2, class_only=False):
+    queries = 1 if class_only else config.tokens
+    shapes = (batch, config.tokens, 3 * config.width), (batch, queries, config.width)
+    qkv, dout = normals(seed, *shapes)
+    q, k, v = _heads(*double(qkv), config)
+    _, (weights, *rest) = ops.attention_forward(q[:, :, :queries], k, v)
+    weights = weights.astype(np.float32)
+    cache = (weights.astype(np.float64), *rest)
+    dqkv = np.zeros(qkv.shape)
+    dq, dk, dv = ops.attention_backward(ops.attention.split_heads(*double(dout), config.heads), cache)
+    for place, gradient in zip(ops.attention.thirds(dqkv), (dq, dk, dv), strict=True):
+        place[:, : gradient.shape[2]] = gradient.swapaxes(1, 2).reshape(batch, gradient.shape[2], config.width)
+    arrays = {"dout": dout, "qkv": qkv, "weights": np.ascontiguousarray(weights), "dqkv": unwritten(*qkv.shape)}
+    return Case(arrays, {"dqkv": dqkv}, lambda kernels, a: kernels.attention_backward(*a.values()))
+
+
+def cross_entropy(config, seed=0, batch=11, smoothing=0.1, scale=1.0, ties=True):
+    rng = np.random.default_rng(seed)
+    logits = normals(seed, (batch, config.classes))[0] * np.float32(scale)
+    if ties:  # whole numbers: in many rows the largest is there twice, and the first of them counts
+        logits = np.round(logits)
+    labels = rng.integers(0, config.classes, batch).astype(np.int32)
+    labels[::2] = logits[::2].argmax(axis=1)
+    before = np.array([5.25, 3.0])
+    loss, cache = ops.cross_entropy_forward(*double(logits), labels, smoothing)
+    rights = (logits.argmax(axis=1) == labels).sum()
+    arrays = {"logits": logits, "labels": labels, "dlogits": unwritten(*logits.shape), "totals": before.copy()}
+    totals = before + np.array([loss * batch, rights])
+    expected = {"dlogits": ops.cross_entropy_backward(1.0, cache), "totals": totals}
+    scales = {"dlogits": 1 / batch}  # a difference of probabilities: small where the model is sure
+    return Case(arrays, expected, lambda kernels, a: kernels.cross_entropy(*a.values(), smoothing), scales)
+
+
+EVERYTHING = Augmentation(rotation=25, scale=0.3, shear=15, shift=1.5, flip=0.4)
+
+
+def draw_maps(config, seed=0, count=10, augmentation=EVERYTHING, drawn=0, counter=0):
+    """drawn: how many numbers came out of the generator before, some of them by a permutation."""
+    philox = np.random.Philox(seed, counter=counter)
+    rng = np.random.Generator(philox)
+    rng.permutation(drawn // 2)
+    rng.random(drawn - drawn // 2)
+    state = philox.state
+    first = 4 * int(state["state"]["counter"][0]) + state["buffer_pos"]
+    key = [int(word) for word in state["state"]["key"]]
+    return Case(
+        {"maps": unwritten(count, 2, 3)},
+        {"maps": augmentation.draw(rng, count).astype(np.float64)},
+        lambda kernels, a: kernels.draw_maps(a["maps"], key, first, augmentation),
+    )
+
+
+def gather_patches(config, seed=0, images=9, batch=4, step=1, augmented=True, augmentation=EVERYTHING):
+    """The batch `step` of an epoch in which all but the last have `batch` images, or one more than there are."""
+    rng = np.random.default_rng(seed)
+    side, patch, tokens = config.image_size, config.patch_size, config.tokens
+    stored = rng.integers(0, 256, (images, side, side), dtype=np.uint8)
+    labels = rng.integers(0, config.classes, images, dtype=np.uint8)
+    order = rng.permutation(images).astype(np.int32)
+    maps = augmentation.draw(rng, images)
+    places = slice(step * batch, (step + 1) * batch)
+    chosen = order[places]
+    seen = warp(stored[chosen], maps[places]) if augmented else stored[chosen] / 255
+    rows = np.zeros((len(chosen), tokens, patch**2 + 2 + tokens))
+    pixels = ops.patches_forward(seen.astype(np.float64), patch)
+    rows[:, 1:, : patch**2] = (pixels - config.pixel_mean) / config.pixel_deviation
+    rows[:, 1:, patch**2] = 1
+    rows[:, 0, patch**2 + 1] = 1
+    rows[:, :, patch**2 + 2 :] = np.eye(tokens)
+    arrays = {"images": stored, "labels": labels, "order": order, "maps": maps, "counter": np.int32([step])}
+    arrays |= {"rows": unwritten(*rows.shape), "batch_labels": unwritten(len(chosen), dtype=np.int32)}
+    arrays = without(arrays, *["maps"] * (not augmented))
+
+    def call(kernels, a):
+        kernels.gather_patches(
+            *(a["images"], a["labels"], a["order"], a.get("maps"), a["counter"], batch),
+            *(a["rows"], a["batch_labels"]),
+        )
+
+    return Case(arrays, {"rows": rows, "batch_labels": labels[chosen].astype(np.float64)}, call)
+
+
+def sum_shards(config, seed=0, count=1100, shards=3, gap=6):
+    (gradients,) = normals(seed, (shards, count + gap))
+    total = gradients[:, :count].astype(np.float64).sum(axis=0)
+    parts = np.add.reduceat(total**2, np.arange(0, count, 1024))
+    arrays = {"shard_gradients": gradients, "gradient": unwritten(count), "squares": unwritten(len(parts))}
+    arrays["counter"] = np.int32([4])
+    expected = {"gradient": total, "squares": parts, "counter": np.array([5.0])}
+    return Case(arrays, expected, lambda kernels, a: kernels.sum_shards(*a.values()))
+
+
+def adam_step(config, seed=0, count=1100, clip=0.7, decay=0.1, masked=True, averaged=True, step=3):
+    """Step `step` of an epoch, from moments and an average as they are in the middle of a training."""
+    rate, beta1, beta2 = 0.02, 0.8, 0.95
+    weights, gradient, first, second, average = normals(seed, *[(count,)] * 5)
+    second = second**2
+    decayed = (np.arange(count) % 3 > 0).astype(np.float32)
+    adam = Adam(
+        np.zeros(count), beta1, beta2, weight_decay=decay, decayed=decayed.astype(float) if masked else None
+    )
+    adam.first_moment, adam.second_moment = double(first, second)
+    adam.steps = step - 1
+    mean = ExponentialMovingAverage(np.zeros(count), 0.9)
+    mean.average, mean.steps = average.astype(np.float64), step - 1
+    plain_weights, plain_gradient = double(weights, gradient)
+    squares = np.add.reduceat(plain_gradient**2, np.arange(0, count, 1024)).astype(np.float32)
+    if clip:
+        clip_by_global_norm(plain_gradient, clip)
+    adam.step(plain_weights, plain_gradient, rate)
+    mean.step(plain_weights)
+
+    share = 1 - min(0.9, (step - 1) / (step + 8))
+    schedule = np.full((step + 2, 4), np.nan, np.float32)  # only one row counts
+    schedule[step - 1] = rate, rate / (1 - beta1**step), 1 / math.sqrt(1 - beta2**step), share
+    arrays = {"weights": weights, "gradient": gradient, "first_moment": first, "second_moment": second}
+    arrays |= {"average": average, "squares": squares, "schedule": schedule, "counter": np.int32([step])}
+    arrays["decayed"] = decayed
+    arrays = without(arrays, *["average"] * (not averaged), *["decayed"] * (not masked))
+    expected = {"weights": plain_weights, "first_moment": adam.first_moment, "second_moment": adam.second_moment}
+    if averaged:
+        expected["average"] = mean.average
+
+    def call(kernels, a):
+        settings = {"beta1": beta1, "beta2": beta2, "epsilon": adam.epsilon, "weight_decay": decay}
+        arrays = {name: a.get(name) for name in ("first_moment", "second_moment", "decayed")}
+        state = SimpleNamespace(**arrays, **settings)
+        arguments = a["squares"], a["schedule"], a["counter"]
+        kernels.adam_step(a["weights"], a["gradient"], state, a.get("average"), *arguments, clip)
+
+    return Case(arrays, expected, call)
+
+
+CASES = {
+    case.__name__: case
+    for case in (
+        *(draw_maps, gather_patches, linear_forward, linear_gelu_forward, linear_backward),
+        *(layer_norm_forward, layer_norm_backward, attention_forward, attention_backward),
+        *(cross_entropy, sum_shards, adam_step),
+    )
+}
+
+
+# ---- running a case ----
+
+
+def run(case, kernels, to_device, to_host):
+    """Launch a case; return all its arrays afterwards, NumPy, by name. The case may be run again."""
+    moved = {name: to_device(array) for name, array in case.arrays.items()}
+    case.call(kernels, moved)
+    return {name: to_host(array) for name, array in moved.items()}
+
+
+def error(got, expected, scale):
+    """The largest difference, relative to `scale`; infinite where only one of the two is a number."""
+    finite = np.isfinite(expected)
+    if not (np.isfinite(got) == finite).all():
+        return np.inf
+    return np.abs(got.astype(np.float64)[finite] - expected[finite]).max(initial=0.0) / scale
+
+
+def errors(case, results):
+    """The error of everything that a launch writes; infinite for anything else that it changed."""
+    found = {}
+    for name, expected in case.expected.items():
+        scale = case.scales.get(name) or np.abs(expected[np.isfinite(expected)]).max(initial=1e-30)
+        found[name] = error(results[name], expected, scale)
+    for name, array in case.arrays.items():
+        if name not in case.expected:
+            found[name] = 0.0 if results[name].tobytes() == array.tobytes() else np.inf
+    return found
