@@ -43,7 +43,7 @@ rng = np.random.default_rng(4)
 # $$
 #
 # Let there be two weights, with $a_1 = 1$ along the valley, and $a_2 = 50$ across it. Near its minimum every smooth
-# loss looks like this, seen from the right side, with one curvature $a_i$ for each weight.
+# loss looks like this, seen from the right side, with one curvature $a_i$ for each direction.
 #
 # *Gradient descent* takes a step of the learning rate $η$ times the gradient, downhill:
 #
@@ -89,7 +89,7 @@ for rate in (0.99 * 2 / STEEP, 1.01 * 2 / STEEP):
     assert (abs(end[1]) < 1) == (rate < 2 / STEEP)
 
 # %% [markdown]
-# The number of steps grows with $a_2 / a_1$, the *condition number*. Here it is 50; in a network it can be a million.
+# The number of steps grows with $a_2 / a_1$, the *condition number*. Here it is 50; it can be far larger.
 #
 # ## First idea: momentum
 #
