@@ -318,6 +318,7 @@ training = Training(
     mnist.train_images[: count + 1000],
     mnist.train_labels[: count + 1000],
     get_backend("cpu"),
+    workers=1,  # one process: for a model this small another is not worth its start
 )
 training.run()
 accuracy = training.history[-1]["validation_accuracy"]
