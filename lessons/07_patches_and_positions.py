@@ -16,7 +16,7 @@ $$
 section 3.1, equation 1; what learned positions look like is in section 4.5, figure 7.
 
 **Time.** An hour to read and play, ten to twenty minutes an exercise, the last one longer. The script runs in about
-ten seconds.
+twenty seconds.
 """
 
 # %%
@@ -108,8 +108,7 @@ print(f"images {images.shape} -> patches {patches.shape}, the same by index, by 
 # %% [markdown]
 # What if the two axes are *not* exchanged? `images.reshape(-1, 16, 49)` has the same shape and raises no error. But a
 # reshape alone keeps the order in memory: its first "patch" is the first 49 pixels of the file, a row and three
-# quarters. Tokens are then strips that wrap around the edge. A network learns from them too, only less well, and
-# nobody will tell you.
+# quarters. Tokens are then strips that wrap around the edge. A network learns from them, too, and nobody tells you.
 
 # %%
 strips = images.reshape(-1, 16, P * P)
@@ -193,8 +192,8 @@ print(f"one layer for all patches: {w.size + b.size:,} numbers; one for each wou
 # as two, which does no harm.
 #
 # For the tokens from 1 on, $W$ and $b$ are lesson 02 again, with one row for every patch of every image:
-# $∂L/∂W = ∑_n ∑_t x_{nt} ⊗ g_{nt}$. And pixels are first shifted and divided by the deviation $σ$, so their gradient
-# is divided by $σ$, too, before it goes back to its place.
+# $∂L/∂W_{kd} = ∑_n ∑_t x_{ntk} \, g_{ntd}$. And pixels are first shifted and divided by the deviation $σ$, so their
+# gradient is divided by $σ$, too, before it goes back to its place.
 
 # %%
 dz = rng.standard_normal(z.shape)
@@ -369,6 +368,7 @@ training = Training(
     mnist.train_images[: count + 1000],
     mnist.train_labels[: count + 1000],
     get_backend("cpu"),
+    workers=1,  # one process: for a model this small another is not worth its start
 )
 training.parameters["positions"][...] = 0
 training.run()

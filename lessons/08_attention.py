@@ -16,7 +16,7 @@ $$
 **Source.** A. Vaswani et al., *Attention Is All You Need*, 2017, section 3.2.1, equation 1.
 
 **Time.** An hour and a half to read and play, ten to twenty minutes an exercise, the last one longer. The script runs
-in about ten seconds.
+in about fifteen seconds.
 """
 
 # %%
@@ -318,6 +318,7 @@ training = Training(
     mnist.train_images[: count + 1000],
     mnist.train_labels[: count + 1000],
     get_backend("cpu"),
+    workers=1,  # one process: for a model this small another is not worth its start
 )
 training.run()
 accuracy = training.history[-1]["validation_accuracy"]
@@ -358,9 +359,8 @@ print("its query is the same for all ten images, its keys are not")
 
 # %% [markdown]
 # The class token has seen nothing yet when it asks: its query is the same for every image. What differs is who
-# answers, since keys are made of pixels and places. So the query is one learned question, such as "where is a piece
-# of stroke that tells one digit from another?" Darker is more weight; the number says what share of all weight the
-# darkest five of the 49 patches have.
+# answers, since keys are made of pixels and places. So the query is one learned question, put to all images alike.
+# Darker is more weight; the number says what share of all weight the darkest five of the 49 patches have.
 
 
 # %%
@@ -386,12 +386,12 @@ print(
     f"the largest of the 49 weights is {attention.max(axis=1).mean():.2f} on average; even ones would be {1 / 49:.2f}"
 )
 assert attention.max(axis=1).mean() > 2 / 49
-assert lesson.quick or on_ink > ink.mean() + 0.05
 
 # %% [markdown]
 # Two warnings belong to such pictures. A weight says how much of a token's value is *taken*, not how much it matters
-# for the answer: a value may be small, or be ignored by what follows. And empty paper can be worth a look: that there
-# is nothing to the left and right of it is what makes a 1 a 1.
+# for the answer: a value may be small, or be ignored by what follows. And there is more than one good question. Set
+# `seed=1` in the settings above, and the model that comes out is no worse, but looks at the empty paper beside the
+# strokes. That tells as much: nothing to the left and right of it is what makes a 1 a 1.
 #
 # And a single mean is not much of an answer. What the class token learns of all patches is one vector, $∑_t a_t v_t$,
 # in which a stroke on the left and one on the right are added up.

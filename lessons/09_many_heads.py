@@ -319,7 +319,8 @@ def train(heads):
         beta2=0.98,
         validation=0,
     )
-    training = Training(config, recipe, mnist.train_images[:count], mnist.train_labels[:count], get_backend("cpu"))
+    data = mnist.train_images[:count], mnist.train_labels[:count]
+    training = Training(config, recipe, *data, get_backend("cpu"), workers=1)
     training.run()
     return training.model()
 
