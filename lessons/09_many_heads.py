@@ -23,7 +23,7 @@ half a minute.
 import time
 
 import numpy as np
-from kit import BLUE, GREEN, ORANGE, Lesson, show
+from kit import BLUE, GREEN, ORANGE, TEXT, Lesson, show
 
 from tinyvit.backend import get_backend, one_blas_thread
 from tinyvit.data import load_mnist
@@ -355,7 +355,8 @@ def coloured(weights):
     return np.kron(colour, np.ones((4, 4, 1)))
 
 
-figure, panels = lesson.figure(7, 3.9, rows=4, columns=8)
+figure, panels = lesson.figure(7, 4.1, rows=4, columns=8)
+figure.suptitle("Four heads, four questions", x=0.01, ha="left", fontsize=TEXT + 1)
 for head, row in enumerate(panels):
     show(row[0], coloured(attention[:, head].mean(axis=0)), "on average" if head == 0 else "")
     row[0].set_ylabel(f"head {head}")
