@@ -39,7 +39,7 @@ def solutions_of(name):
 
 
 def run(path, *flags):
-    """Run a file as a stranger does, but with two cores at most, and every warning an error."""
+    """Run a file as a stranger does, but with one BLAS thread, as others run beside it; every warning is an error."""
     environment = dict(os.environ, OPENBLAS_NUM_THREADS="1", OMP_NUM_THREADS="1")
     command = [sys.executable, "-W", "error", str(path), *flags]
     return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=LESSONS.parent, timeout=300)
