@@ -102,9 +102,9 @@ def card_in_words(card, config, weights):
 | trained with | Python {card.versions["python"]}, NumPy {card.versions["numpy"]} ({card.versions["blas"]}), \
 {card.versions["cpu"]} |
 
-The weights are the average that the recipe keeps, after the last epoch. Settings were chosen on validation images,
-nothing by the test set; the run read that once, when it was finished. A test reads all test images again and compares
-with this card.
+The weights are the average that the recipe keeps, after the last epoch. The recipe's own settings were chosen on
+validation images; what the command sets beside them was set beforehand and tried once. Nothing was chosen by the test
+set; the run read that once, when it was finished. A test reads all test images again and compares with this card.
 
 ## What it is for
 
