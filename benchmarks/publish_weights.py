@@ -57,7 +57,7 @@ def card_of(metrics, model):
         raise ValueError("expected a run on all of the MNIST of the package: no --data-dir, no --train-limit")
     data = load_mnist()
     evaluation = evaluate(model, data.test_images, data.test_labels)
-    if abs(evaluation.accuracy - metrics["test_accuracy"]) > 1e-4:  # an image may be on the edge on another processor
+    if abs(evaluation.accuracy - metrics["test_accuracy"]) > 1.5e-4:  # one image may be on the edge elsewhere
         raise ValueError(f"the model reads {evaluation.accuracy} of the test images, not {metrics['test_accuracy']}")
     wrong = misclassified(evaluation)
     two_best = np.sort(evaluation.probabilities, axis=1)[:, -2:]

@@ -45,6 +45,11 @@ def in_words(path, probabilities):
     return "\n".join([f"{path}: {best} ({percent(probabilities[best])})", *rows])
 
 
+def same_file(path, other):
+    """Say whether two paths lead to one file that is there."""
+    return path == other or (path.exists() and other.exists() and path.samefile(other))
+
+
 def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="pictures: PNG, JPEG, WebP, TIFF...")
@@ -53,7 +58,7 @@ def main(arguments=None):
     parser.add_argument("--model", type=Path, metavar="FILE", help="of train_mnist.py (the one in the package)")
     options = parser.parse_args(arguments)
     try:
-        if options.explain in options.files:
+        if options.explain and any(same_file(options.explain, file) for file in options.files):
             raise ValueError(f"--explain {options.explain} would overwrite the picture: give another name")
         model = load_pretrained() if options.model is None else load_model(options.model)
         if (model.config.image_size, model.config.classes) != (28, 10):

@@ -96,10 +96,10 @@ for r in range(5, 25):
 # %% [markdown]
 # ## An array is the same arithmetic, done for us
 #
-# 47 million calls of `place` would take minutes. But an array of shape (60000, 28, 28) finds its elements by this
-# very equation: the last index is the fastest, and every other one skips all that lies within it. How many bytes each
-# index skips is the array's `strides`. So no pixel has to be moved: we only say where the first one is and what the
-# shape is.
+# 47 million calls of `place`, one after the other, would be slow. But an array of shape (60000, 28, 28) finds its
+# elements by this very equation: the last index is the fastest, and every other one skips all that lies within it.
+# How many bytes each index skips is the array's `strides`. So no pixel has to be moved: we only say where the first
+# one is and what the shape is.
 
 # %%
 pixels = np.frombuffer(image_bytes, np.uint8, offset=16).reshape(images, rows, columns)  # (N, 28, 28)

@@ -308,9 +308,9 @@ assert max(errors) < 1e-8
 #
 # Here $\bar{x}_i$ is the mean of pixel $i$ over all images, $\bar{x}_{ic}$ its mean over the $N_c$ images of class
 # $c$, and a class has about a tenth of the images. So after one step downhill, the weights of a 3 are the mean 3
-# minus the mean of everything: the picture at the end of lesson 01. After that, learning is a matter of mistakes. An
-# image that was read well has $p ≈ y$ and changes nothing. One that was not is added to the weights of its own class,
-# and taken off those of the class that it was mistaken for.
+# minus the mean of everything, but for a factor: a picture like the last one of lesson 01. After that, learning is a
+# matter of mistakes. An image that was read well has $p ≈ y$ and changes nothing. One that was not is added to the
+# weights of its own class, and taken off those of the class that it was mistaken for.
 #
 # ## Learning
 #

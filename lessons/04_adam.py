@@ -472,7 +472,7 @@ gradients = vit_backward(cross_entropy_backward(1.0, loss_cache), cache)
 sizes = {name: np.sqrt((gradients[name] ** 2).mean()) for name in ("head.weight", "blocks.0.attention.qkv.weight")}
 for name, size in sizes.items():
     print(f"size of the gradients of {name:<30} {size:.4f}")
-assert sizes["head.weight"] > 8 * sizes["blocks.0.attention.qkv.weight"]
+assert sizes["head.weight"] > 10 * sizes["blocks.0.attention.qkv.weight"]
 
 # %% [markdown]
 # More than ten times apart, before anything is learned, and it changes as training goes. Nobody has to tell Adam.

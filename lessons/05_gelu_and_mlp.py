@@ -431,10 +431,10 @@ print(f"on average GELU is ahead by {100 * gap:.2f} per cent")
 assert abs(gap) < (0.02 if lesson.quick else 0.006)
 
 # %% [markdown]
-# About 98 %: of four mistakes of the linear layer, nearly three are gone. And GELU against ReLU? It has a small lead,
-# of some tenths of a per cent, that is, some ten or twenty of the ten thousand images. Compare it with how far the
-# runs of one kind lie apart; and try another learning rate, such as 0.001, before you believe in it. For a network
-# like this one either will serve. The Vision Transformer has GELU, and so we keep to that.
+# About 98 %: of four mistakes of the linear layer, nearly three are gone. And GELU against ReLU? They are some tenths
+# of a per cent apart, that is, some ten or twenty of the ten thousand images, mostly in GELU's favour. Compare it
+# with how far the runs of one kind lie apart; and try another learning rate, such as 0.001, before you believe in it.
+# For a network like this one either will serve. The Vision Transformer has GELU, and so we keep to that.
 #
 # What have the hidden units learned to look for? Here is what training has added to the random weights of 32 of them.
 

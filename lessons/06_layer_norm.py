@@ -513,7 +513,8 @@ lesson.check(3, exercise_3)
 # **4.** An evening's thought: *group norm* (Y. Wu and K. He, *Group Normalization*, 2018). The width $D$ is cut into
 # $G$ groups of neighbours, and each group has its own mean and deviation; gain and bias are of every place, as
 # before. With $G = 1$ it is layer norm. Derive all three gradients, for any $G$ that divides $D$. Which of the sums
-# of layer norm run over a group now, and which still over the batch? There is a way without any new formula.
+# of layer norm run over a group now, and which still over the batch? There is a way without any new formula. Again
+# $ε = 10^{-6}$.
 
 
 # %%

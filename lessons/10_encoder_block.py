@@ -309,7 +309,7 @@ assert journeys["both"][2][-1] > 0.1
 # - **Neither.** A straight line on a logarithmic axis: a product of many, and the first block hears nothing.
 # - **Residual only.** The other straight line. Short ways deliver the gradient, and the long ones drown it: the first
 #   block hears a roar. The tokens grow just as exponentially.
-# - **Norm only.** Here the gradient is fine! And yet nothing can come of it: look at the right. After a few blocks
+# - **Norm only.** Here the gradient is fine. And yet nothing can come of it: look at the right. After a few blocks
 #   all tokens of an image are the same. Attention takes means, and a mean of means of means is the same for everyone;
 #   if nobody keeps what he had before, all are alike to the last digit, and which patch was where is forgotten.
 #   (Dong, Cordonnier and Loukas 2021, *Attention is Not All You Need: Pure Attention Loses Rank Doubly Exponentially
@@ -338,7 +338,7 @@ assert 0.2 < slope < 0.9
 steps, batch = (40 if lesson.quick else 300), 16
 
 
-def train(residual, norm, learning_rate=2e-3):
+def train(residual, norm, learning_rate=2e-3, depth=config.depth):
     """Return the loss of every step, (steps,), or of fewer if it had to be stopped."""
     parameters, rng, losses = initialise(config, 0), np.random.default_rng(0), []
     gradients, adam = parameters.with_flat(np.zeros_like(parameters.flat)), Adam(parameters.flat)
@@ -346,7 +346,7 @@ def train(residual, norm, learning_rate=2e-3):
         chosen = rng.integers(0, len(mnist.train_images), batch)
         x, embedding_cache = embed(mnist.train_images[chosen], parameters)
         caches = []
-        for i in range(config.depth):
+        for i in range(depth):
             x, cache = our_block_forward(x, parameters, f"blocks.{i}", config.heads, residual, norm)
             caches.append(cache)
         normed, norm_cache = layer_norm_forward(x[:, 0], *parameters.pair("norm"))  # the class token
@@ -358,7 +358,7 @@ def train(residual, norm, learning_rate=2e-3):
         dnormed, _, _ = linear_backward(dlogits, head_cache, *gradients.pair("head"))
         dx = np.zeros_like(x)
         dx[:, 0] = norm_backward(dnormed, norm_cache, gradients, "norm")
-        for i in reversed(range(config.depth)):
+        for i in reversed(range(depth)):
             dx = our_block_backward(dx, caches[i], gradients, f"blocks.{i}", residual, norm)
         _, dw, db, dclass_token, dpositions = patch_embedding_backward(dx, embedding_cache)
         gradients.set_pair("patch_embedding", dw, db)
@@ -399,7 +399,8 @@ assert lesson.quick or min(loss for kind, loss in final.items() if kind != "both
 
 # %% [markdown]
 # Three of the four lie on one another: they guess. The weights are as many, the gradients are as right, the optimiser
-# is the same. (With `depth=4` all four learn, if not equally well; try it. What a residual and a norm buy is depth.)
+# is the same. (With four blocks all four learn, if not equally well: try `train(*kinds["neither"], depth=4)`. What a
+# residual and a norm buy is depth.)
 #
 # ## Exercises
 #

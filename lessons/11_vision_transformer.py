@@ -264,7 +264,7 @@ assert error < 1e-6
 #
 # It is tempting to check a model as it is initialised. But then every gain of a layer norm is 1 and every bias is 0,
 # and whatever is multiplied with them can be forgotten unseen. Here is a backward pass of layer norm that forgets the
-# gain, which is what $dnormalised = dout · w$ is for.
+# gain, which is what `dnormalised = dout * w` is for.
 
 
 # %%
@@ -335,8 +335,9 @@ assert right == 16
 
 # %% [markdown]
 # The second line is worth a thought. We shuffled the labels, so that most of them are false, and the model learned
-# those by heart as well. A loss that goes to zero on images which were trained on says that the machine works. It
-# does not say that anything was understood. What it makes of other images says that.
+# those by heart as well. A loss that goes to zero on images which were trained on says that the machine can learn,
+# not even that its gradients are right (lesson 14). It does not say that anything was understood. What it makes of
+# other images says that.
 
 # %%
 fresh_images, fresh_labels = mnist.train_images[16:1016], mnist.train_labels[16:1016]
@@ -363,7 +364,7 @@ lesson.save(figure, "sixteen_images")
 # The gradient need not stop at the patch embedding. One step further down it says how the loss changes with the
 # brightness of every pixel: where more ink would help, and where it would hurt. (With this, one can also *change* an
 # image until a model errs; that is how adversarial examples are made.) We check one pixel by central differences, in
-# float64, and then draw it for the model that knows its sixteen images by heart: for three *other* images, and the
+# float64, and then draw it for the model that knows its sixteen images by heart: for four *other* images, and the
 # loss of their true label.
 
 # %%
@@ -443,10 +444,11 @@ def exercise_3(counts, losses, gradients):
 lesson.check(3, exercise_3)
 
 # %% [markdown]
-# **4.** A whole-model check fails. *Which* array has the wrong gradient? Find out with two calls of `f` an array:
-# move one array alone, along random signs, and compare the slope with what the gradient says. `f` takes a dict of
-# arrays and returns a number; `parameters` and `gradients` are dicts with the same names. (Copy an array before you
-# change it. A relative error above 1e-4 is a lie, and what should you divide by if the gradient of an array is zero?)
+# **4.** A whole-model check fails. *Which* array has the wrong gradient? Find out with a few calls of `f` an array:
+# move one array alone, along random signs, twice or three times, and compare the slope with what the gradient says.
+# `f` takes a dict of arrays and returns a number; `parameters` and `gradients` are dicts with the same names. (Copy
+# an array before you change it. A relative error above 1e-4 is a lie, and what should you divide by if the gradient
+# of an array is zero?)
 
 
 # %%

@@ -239,7 +239,7 @@ lesson.save(figure, "is_it_true")
 # \cos(a, b) = \frac{∑_d a_d b_d}{\sqrt{∑_d a_d^2} \, \sqrt{∑_d b_d^2}}
 # $$
 #
-# It is 1 for the same direction. Between two random vectors of length $D$ it is about $1/\sqrt{D}$, here 0.14, to
+# It is 1 for the same direction. Between two random vectors of width $D$ it is about $1/\sqrt{D}$, here 0.14, to
 # either side of zero. Our positions began as loud random numbers and the run was short, so we look at what *training
 # changed*, position now minus position at the start.
 #
@@ -363,17 +363,17 @@ print(f"mean confidence {test.confidences.mean():.1%}, right {test.accuracy:.1%}
 #
 # ### One number mends most of it
 #
-# Divide all logits by one number, the *temperature* $T$. The largest stays the largest, so no prediction changes;
-# only the confidence does. With $s = 1/T$ the mean loss on *validation* images is
+# Divide all logits by one number, the *temperature* $T$ (no number of tokens here). The largest stays the largest, so
+# no prediction changes; only the confidence does. With $s = 1/T$ the mean loss on *validation* images is
 #
 # $$
-# L(s) = \frac{1}{n} ∑_n \left( \ln ∑_j e^{s z_{nj}} - s\, z_{n y_n} \right)
+# L(s) = \frac{1}{N} ∑_n \left( \ln ∑_j e^{s z_{nj}} - s\, z_{n y_n} \right)
 # $$
 #
 # The derivative of $\ln ∑_j e^{s z_j}$ by $s$ is $∑_j z_j e^{s z_j} / ∑_j e^{s z_j} = ∑_j p_j z_j$, so
 #
 # $$
-# \frac{dL}{ds} = \frac{1}{n} ∑_n \left( ∑_j p_{nj} z_{nj} - z_{n y_n} \right)
+# \frac{dL}{ds} = \frac{1}{N} ∑_n \left( ∑_j p_{nj} z_{nj} - z_{n y_n} \right)
 # $$
 #
 # It is zero where the logit that the model *expects* is, on average, the one that comes true. The second derivative
@@ -471,7 +471,7 @@ def exercise_2(positions):
 lesson.check(2, exercise_2)
 
 # %% [markdown]
-# **3.** Another loss that asks for honesty: the *Brier score*, $\frac{1}{n} ∑_n ∑_c (p_{nc} - t_{nc})^2$, where
+# **3.** Another loss that asks for honesty: the *Brier score*, $\frac{1}{N} ∑_n ∑_c (p_{nc} - t_{nc})^2$, where
 # $t_{nc}$ is 1 for the true class and else 0, and $p$ is the softmax of the logits. Derive its gradient by the
 # logits. (It goes through the softmax's Jacobian of lesson 08: $p$ is not the end of the way here.)
 

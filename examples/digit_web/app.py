@@ -157,6 +157,7 @@ def create_app(model, name="model", test_accuracy=None, samples=(), most_at_once
         lifespan=lifespan,
         docs_url=None,  # those pages load scripts from other servers; /api is this one's own
         redoc_url=None,
+        redirect_slashes=False,  # a redirect would lead to whatever host a request names
     )
     for address, (file, kind) in FILES.items():
         respond = partial(Response, (PAGE / file).read_bytes(), media_type=kind)
@@ -222,7 +223,8 @@ async def _say_what_is_wrong(request: Request, error: RequestValidationError):
     first, *others = error.errors()
     if first["type"] == "json_invalid":
         return JSONResponse({"detail": "the body is not JSON"}, 400)
-    place = ".".join(str(part) for part in first["loc"] if part != "body") or "the body"
+    parts = [part for part in first["loc"] if part != "body"]
+    place = ".".join(repr(part)[1:-1][:40] if isinstance(part, str) else str(part) for part in parts) or "the body"
     more = f" (and {len(others)} more)" if others else ""
     return JSONResponse({"detail": f"{place}: {first['msg']}{more}"}, 422)
 

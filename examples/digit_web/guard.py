@@ -11,6 +11,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 MOST_BYTES = 64 * 2**10  # of a body; a long drawing takes 20 KiB
 MOST_DRAINED = 8 * 2**20  # of a body that is refused: read on so far, or its sender would not see why
+MOST_AHEAD = 2**20  # bytes of requests that have come before their turn
 BODY_SECONDS = 5.0  # from a request's headers to the last byte of its body
 HEADER_SECONDS = 5.0  # from a connection to the last of its request's headers
 EXCHANGE_SECONDS = 20.0  # from the first byte of a request to the last of its answer
@@ -155,6 +156,8 @@ class PatientProtocol(H11Protocol):
         super().data_received(data)
         if self.cycle is not cycle:  # the headers are all there
             self._end_in(self.exchange_seconds)
+        if len(self.conn.trailing_data[0]) > MOST_AHEAD:  # requests sent ahead of their answers: uvicorn keeps them
+            self.transport.abort()
 
     def on_response_complete(self):
         cycle = self.cycle

@@ -18,6 +18,7 @@ from tinyvit.evaluate import rollout_of_attention
 from tinyvit.model import block_attention, vit_forward
 from tinyvit.ops import softmax_forward
 
+MOST_SECONDS = 8.0  # in the queue: less than the page waits (10) and a connection may take (20)
 DIGITS = 5  # of a probability or a share of attention, in an answer
 
 
@@ -67,14 +68,18 @@ class Reader:
     async def read(self, prepare):
         """Return the answer, JSON in bytes as `describe` makes it, for what `prepare()` gives in the reader's thread.
 
-        Raises `Busy` at once if the queue is full, and what `prepare` raises, `PictureError` above all.
+        Raises `Busy` at once if the queue is full, or after `MOST_SECONDS`, and what `prepare` raises, `PictureError`
+        above all.
         """
         if len(self._jobs) >= self.most_waiting:
             raise Busy
         job = Job(prepare, asyncio.get_running_loop().create_future())
         self._jobs.append(job)
         self._came.set()
-        return await job.answer
+        try:
+            return await asyncio.wait_for(job.answer, MOST_SECONDS)  # which cancels it: nobody reads it any more
+        except asyncio.TimeoutError:
+            raise Busy from None
 
     async def _serve(self):
         loop = asyncio.get_running_loop()
@@ -84,7 +89,7 @@ class Reader:
             jobs = [self._jobs.popleft() for _ in range(count)]
             if not self._jobs:
                 self._came.clear()
-            jobs = [job for job in jobs if not job.answer.cancelled()]  # of whom has gone meanwhile
+            jobs = [job for job in jobs if not job.answer.cancelled()]  # of whom has waited too long
             if not jobs:
                 continue
             try:

@@ -16,6 +16,13 @@ class Counted(np.ndarray):
 
     made = operations = 0
 
+    def __array_function__(self, function, types, arguments, options):
+        result = super().__array_function__(function, types, arguments, options)
+        if function is np.dot:
+            Counted.operations += 2 * np.size(result) * arguments[0].shape[-1]
+        Counted.made += function in (np.empty_like, np.zeros_like, np.ones_like, np.full_like, np.copy)
+        return result
+
     def __array_ufunc__(self, ufunc, method, *inputs, out=None, **options):
         plain = [x.view(np.ndarray) if isinstance(x, Counted) else x for x in inputs]
         if out is not None:
@@ -42,7 +49,7 @@ def check_2(answer):
     m, v = rng.standard_normal((7, 3)), rng.uniform(0, 1, (7, 3))
     result, made, _ = counted(answer, m, v, 1e-3)
     yield "random m and v (7, 3), epsilon = 0.001", result, m / (np.sqrt(v) + 1e-3)
-    yield "how many arrays were made for that", made, 1
+    yield "how many arrays were made for that, at most", made, Between(0, 1)
 
 
 def check_3(answer):

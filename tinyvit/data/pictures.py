@@ -8,6 +8,7 @@ Proceedings of the IEEE 86(11), 1998, section III.A.
 
 import io
 import os
+import stat
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,8 +47,12 @@ def load_picture(path):
     `PictureError` if it is no such picture, damaged, or larger than 64 MiB or 60 million pixels.
     """
     try:
-        size = os.stat(path).st_size
-        content = b"" if size > MOST_BYTES else Path(path).read_bytes()
+        found = os.stat(path)
+        if not (stat.S_ISREG(found.st_mode) or stat.S_ISDIR(found.st_mode)):  # a pipe may never end
+            raise PictureError(f"{path}: expected a file")
+        size, content = found.st_size, b""
+        if size <= MOST_BYTES:
+            content = Path(path).read_bytes()
     except OSError as error:
         raise PictureError(f"{path}: cannot be read: {error.strerror or error}") from error
     if size > MOST_BYTES:
@@ -66,7 +71,8 @@ def load_picture(path):
         raise PictureError(f"{path}: {_too_large()}") from error
     except Image.UnidentifiedImageError as error:
         known = ", ".join(FORMATS)
-        raise PictureError(f"{path}: not a picture in a form that is known here ({known})") from error
+        text = f"not a picture in a form that is known here ({known}): save it as PNG or JPEG"
+        raise PictureError(f"{path}: {text}") from error
     except MemoryError as error:
         raise PictureError(f"{path}: not enough memory for it: make it smaller first") from error
     except Exception as error:  # of a damaged file a decoder raises nearly anything: OSError, SyntaxError, ...
@@ -95,7 +101,7 @@ def _too_large():
 def _grey(image):
     """Return a PIL image of any mode as grey levels (R, C) float32 in 0 to 1, reduced to the working side."""
     if image.mode.startswith(("I", "F")):  # 16 or 32 bits, of which Pillow's own conversion keeps the lowest 8
-        levels = np.asarray(image, np.float64)
+        levels = np.asarray(_reduced(image.convert("F")), np.float64)
         levels = np.nan_to_num(levels, nan=0.0, posinf=0.0, neginf=0.0)
         low, high = levels.min(), levels.max()
         image = Image.fromarray(((levels - low) / max(high - low, 1e-30) * 255).round().astype(np.uint8))
@@ -122,7 +128,7 @@ def _on_background(image):
     channels = np.asarray(image, np.float32) / 255
     opacity = channels[..., 3]
     light = channels[..., :3] @ np.float32([0.299, 0.587, 0.114])  # ITU-R BT.601, as Pillow's "L"
-    solid = opacity > 0.5
+    solid = opacity > max(0.02, 0.5 * float(opacity.max()))
     if not solid.any():
         raise PictureError("nothing but transparency: there is no digit to read")
     levels = light[solid] / opacity[solid]

@@ -15,6 +15,7 @@ let answer = null;             // the last one that is about what is drawn
 let generation = 0;            // rises whenever what is drawn is not a continuation: older answers are then dropped
 
 const now = () => history[history.length - 1];
+const article = (digit, a = "a") => (digit === 8 ? `${a}n` : a);
 const isEmpty = () => !now().strokes.length && now().sample === null;
 
 function change(state) {
@@ -258,7 +259,7 @@ function sampleButton(sample) {
   button.className = "sample";
   button.dataset.index = sample.index;
   button.setAttribute("aria-pressed", "false");
-  button.setAttribute("aria-label", `A ${sample.label}, ${sample.kind}: test image ${sample.index}`);
+  button.setAttribute("aria-label", `${article(sample.label, "A")} ${sample.label}, ${sample.kind}: test image ${sample.index}`);
   button.title = `test image ${sample.index}, labelled ${sample.label}`;
   const canvas = document.createElement("canvas");
   button.append(canvas);
@@ -439,9 +440,9 @@ function showVerdict() {
   const best = answer.probabilities[answer.digit];
   const order = answer.probabilities.map((p, digit) => [p, digit]).sort((a, b) => b[0] - a[0]);
   const strong = document.createElement("strong");
-  strong.textContent = `Most probably a ${answer.digit}`;
+  strong.textContent = `Most probably ${article(answer.digit)} ${answer.digit}`;
   let text = `, ${percent(best)}.`;
-  if (best < 0.8) text += ` Or a ${order[1][1]}, ${percent(order[1][0])}.`;
+  if (best < 0.8) text += ` Or ${article(order[1][1])} ${order[1][1]}, ${percent(order[1][0])}.`;
   verdict.append(strong, text);
   const { sample } = now();
   let truth = "";
@@ -453,7 +454,7 @@ function showVerdict() {
     mark.textContent = truth;
     verdict.append(document.createElement("br"), mark);
   }
-  announceSoon(`Most probably a ${answer.digit}${text} ${truth}`);
+  announceSoon(`Most probably ${article(answer.digit)} ${answer.digit}${text} ${truth}`);
 }
 
 function showSeen() {
