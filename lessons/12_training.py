@@ -117,12 +117,13 @@ lesson.save(figure, "changes")
 # images as they are; with small rotations, scales, shears and shifts; and with these and every second image mirrored.
 # Other images are held back for *validation*: no model is trained on them.
 #
-# The model is an eleventh of the note's, and the images are few, so that half a minute is enough. So the numbers
-# below are lower than those of the README; what they can show is the order of the three, and why.
+# The model has an eleventh of the note's weights, and the images are few, so that half a minute is enough. So the
+# numbers below are lower than those of the README; what they can show is the order of the three, and why.
 
 # %%
 mild = {"rotation": 8, "scale": 0.1, "shear": 5, "shift": 1}
 model_config = ViTConfig(width=64, depth=2, heads=4, mlp_width=128)
+assert round(initialise(ViTConfig()).flat.size / initialise(model_config).flat.size) == 11
 held_back = 500 if lesson.quick else 2000
 count, epochs = (1000, 5) if lesson.quick else (2500, 15)
 images, labels = mnist.train_images[: count + held_back], mnist.train_labels[: count + held_back]
@@ -376,6 +377,7 @@ correct = np.stack([(logits + knob).argmax(axis=1) == validation_labels for knob
 chosen_by, world = correct[:, :tuning].mean(axis=1), correct[:, tuning:].mean(axis=1)
 best = chosen_by.argmax()
 
+assert round(100 * np.sqrt(0.99 * 0.01 / 5000), 2) == 0.14
 p, n = chosen_by[0], tuning
 print(f"standard deviation of a score near {p:.1%} on {n} images: {np.sqrt(p * (1 - p) / n):.1%}")
 for name, i in (("as trained", 0), ("best of 3,000", best)):
