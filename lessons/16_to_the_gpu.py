@@ -175,8 +175,8 @@ assert 300 < len(plain) < 900
 #
 # Now we have $n$ and $m$, and $a$ from lesson 15: 6 operations a weight and token (a fifth more than is done, as the
 # last block leaves out what nobody reads). For the machine we take what the vendor's data sheets say of two cards: a
-# small one, of 2018, and a large one, of 2022. For the time of a call from Python we assume ten microseconds. It is an
-# assumption: if you have a GPU, the lesson measures yours further down.
+# small one, of 2018, and a large one, of 2022. For the time of a call from Python we assume ten microseconds. It is
+# an assumption: if you have a GPU, the lesson measures yours further down.
 
 # %%
 weights = sum(math.prod(shape) for name, shape in config.shapes().items() if "blocks" in name and len(shape) == 2)
