@@ -7,7 +7,8 @@
 Every client sends a drawing, reads the answer and sends the next. The clients are one process beside the server's and
 share its cores, so that the predictions a second are fewer than a server with clients elsewhere would give. An answer
 that is not a 200 with the digit that the same drawing got at first counts as an error. Memory is the server's, read
-four times a second (Linux).
+four times a second (Linux). On a machine with other work, see how many cores server and clients had in all, and how
+much of a core a prediction takes: these two bear it better than predictions a second do.
 
 --page draws the ten digits on the page, so many times each, in headless Chromium with sixty moves of the mouse
 a second, and takes the time that the page itself takes: from the event of a move, which the browser stamps, to the
@@ -214,6 +215,7 @@ async def crowd(server, clients, seconds):
     right = sum(int(expected.split(b":")[1]) == i % 10 for i, (_, expected) in enumerate(work))
 
     latencies, errors, memory = [], [], [server.megabytes()]
+    others = os.getloadavg()[0]  # before the clients come
     began, busy, own = time.monotonic(), server.busy_seconds(), time.process_time()
     places = [work[i % 50 :] + work[: i % 50] for i in range(clients)]  # each begins with another drawing
     tasks = [
@@ -224,6 +226,7 @@ async def crowd(server, clients, seconds):
         memory.append(server.megabytes())
     took = time.monotonic() - began
     await asyncio.gather(*tasks)
+    busy, own = server.busy_seconds() - busy, time.process_time() - own
     return {
         "clients": clients,
         "seconds": round(took, 1),
@@ -233,9 +236,11 @@ async def crowd(server, clients, seconds):
         "predictions_per_second": round(len(latencies) / took),
         "milliseconds": spread(1e3 * np.array(latencies)),
         "milliseconds_of_a_core_each": {
-            "server": round(1e3 * (server.busy_seconds() - busy) / len(latencies), 2),
-            "client": round(1e3 * (time.process_time() - own) / len(latencies), 2),
+            "server": round(1e3 * busy / len(latencies), 2),
+            "client": round(1e3 * own / len(latencies), 2),
         },
+        "cores_had": {"server": round(busy / took, 2), "clients": round(own / took, 2)},
+        "load_average_before": round(others, 1),
         "server_megabytes": {
             "before": round(memory[0]), "most": round(max(memory)), "after": round(memory[-1])
         },
@@ -259,9 +264,11 @@ def main():
                 records.append(record)
                 times = ", ".join(f"{name} {value:g} ms" for name, value in record["milliseconds"].items())
                 cost, memory = record["milliseconds_of_a_core_each"]["server"], record["server_megabytes"]["most"]
+                had = sum(record["cores_had"].values())
                 print(
                     f"batch {batch:2d}, {clients:3d} clients: {record['predictions_per_second']:,} predictions/s, "
-                    f"{times}, {cost} ms of a core each, {record['errors']} errors, {memory} MB at most",
+                    f"{times}, {cost} ms of a core each, {record['errors']} errors, {memory} MB at most, "
+                    f"on {had:.1f} cores in all",
                     flush=True,
                 )
     page = None

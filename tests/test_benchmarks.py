@@ -775,6 +775,9 @@ def test_serving_a_crowd(tmp_path):
         times = record["milliseconds"]
         assert 0 < times["median"] <= times["p90"] <= times["p99"] <= times["most"]
         assert record["drawings_read_rightly"] == "50 of 50"
+        assert 0 < record["cores_had"]["server"] < 64
+        took = record["predictions"] * record["milliseconds_of_a_core_each"]["server"] / 1e3
+        assert took == pytest.approx(record["cores_had"]["server"] * record["seconds"], rel=0.2, abs=0.05)
     memory = many["server_megabytes"]
     assert memory["most"] < memory["before"] + 100
 
