@@ -33,11 +33,24 @@ PARTS = (
     "tinyvit/gradcheck.py",
     "tinyvit/data/idx.py",
     "tinyvit/data/mnist.py",
+    "tinyvit/data/pictures.py",
     "tinyvit/data/augment.py",
     "tinyvit/data/batches.py",
     "tinyvit/parallel.py",
     "tinyvit/files.py",
     "tinyvit/checkpoint.py",
+    "tinyvit/kernels/launch.py",
+    "tinyvit/kernels/step.py",
+    "tinyvit/kernels/linear.cu",
+    "tinyvit/kernels/layer_norm.cu",
+    "tinyvit/kernels/attention.cu",
+    "tinyvit/kernels/cross_entropy.cu",
+    "tinyvit/kernels/patches.cu",
+    "tinyvit/kernels/adam.cu",
+    "tinyvit/kernels/matmul.cuh",
+    "tinyvit/kernels/tensor_cores.cuh",
+    "tinyvit/kernels/warp.cuh",
+    "tinyvit/pretrained.py",
     "tinyvit/train.py",
     "tinyvit/evaluate.py",
     "tinyvit/plots.py",
@@ -123,6 +136,61 @@ def speed_table():
     return "\n".join([*rows, "", text])
 
 
+GPU_NAMES = {  # of the contestants of gpu.py
+    "torch": "PyTorch eager",
+    "torch-compiled": '`torch.compile`, "max-autotune"',
+    "torch-graph": "PyTorch, a CUDA graph a step",
+}
+
+
+def gpu_table(found):
+    """Return the table of a GPU's speed, from what gpu.py recorded; found: that, or None if there is none."""
+    if found is None:
+        return (
+            "On an NVIDIA GPU: **not measured on a real card yet**. `python benchmarks/gpu.py --json "
+            "benchmarks/results/gpu.json`\nmeasures it within eight minutes, and `python benchmarks/readme.py` then "
+            "puts the figures here."
+        )
+    rows = ["| on a GPU | 10 epochs | tinyvit, a step | " + " | ".join(GPU_NAMES.values()) + " |"]
+    rows.append("| --- |" + " ---: |" * (2 + len(GPU_NAMES)))
+    trained = {}
+    for record in found["training"]:
+        if "seconds" in record and record["epochs"] == 10:
+            trained[record["batch"], record["precision"]] = f" {statistics.median(record['seconds']):.1f} s"
+    for record in found["steps"]:
+        case, contestants = (record["batch"], record["precision"]), record["contestants"]
+        ours = contestants.get("graph", {})
+        step = f"**{ours['milliseconds'][1]:.3f} ms**" if "milliseconds" in ours else _missing(ours)
+        cells = [_gpu_cell(contestants.get(name, {})) for name in GPU_NAMES]
+        label = f"batch {record['batch']}, {record['precision']}"
+        rows.append(f"| {label} |{trained.get(case, '')} | {step} | " + " | ".join(cells) + " |")
+    conditions = found["conditions"]
+    cards = conditions["nvidia_smi"]["before"]
+    driver = f", driver {cards[0]['driver_version']}" if isinstance(cards, list) and cards else ""
+    runtime = conditions.get("cuda_runtime")
+    cuda = f", CUDA {runtime // 1000}.{runtime % 1000 // 10}" if runtime else ""
+    torch = f", PyTorch {conditions['torch']}" if conditions.get("torch") else ""
+    text = (
+        "All at the same precision, in turns in one run. A step of tinyvit gathers its images from the training set "
+        "and changes them, those of PyTorch lie ready; and of the last block it computes only what the class token "
+        "needs. "
+        f"{conditions['card']}{driver}, CuPy {conditions['cupy']}{cuda}{torch}: `python benchmarks/gpu.py`."
+    )
+    return "\n".join([*rows, "", text])
+
+
+def _gpu_cell(figures):
+    if figures.get("times_tinyvit") is None:
+        return f"{figures['milliseconds'][1]:.3f} ms" if "milliseconds" in figures else _missing(figures)
+    low, median, high = figures["times_tinyvit"]
+    return f"{median:.2f}x ({low:.2f}-{high:.2f})"
+
+
+def _missing(figures):
+    words = {"absent": "not there", "failed": "failed"}
+    return next((word for state, word in words.items() if state in figures), "not measured")
+
+
 def time_table():
     """Return the table of seconds to an accuracy, from what time_to_accuracy.py recorded."""
     found = json.loads((RESULTS / "time_to_accuracy.json").read_text())
@@ -150,14 +218,24 @@ def house():
     rows = ["| file | lines | |", "| --- | ---: | --- |"]
     for part in PARTS:
         text = (ROOT / part).read_text()
-        sentence = ast.get_docstring(ast.parse(text)).splitlines()[0].rstrip(".")
+        if part.endswith(".py"):
+            sentence = ast.get_docstring(ast.parse(text)).splitlines()[0].rstrip(".")
+        else:
+            sentence = text.splitlines()[0].removeprefix("// ").rstrip(".")
         rows.append(f"| [`{part.removeprefix('tinyvit/')}`]({part}) | {len(text.splitlines())} | {sentence} |")
     return "\n".join(rows)
 
 
 def generated(text):
     """Return the README's `text` with everything between its markers made anew."""
-    parts = {"accuracy": accuracy_table(), "speed": speed_table(), "time": time_table(), "house": house()}
+    record = RESULTS / "gpu.json"
+    parts = {
+        "accuracy": accuracy_table(),
+        "speed": speed_table(),
+        "gpu": gpu_table(json.loads(record.read_text()) if record.exists() else None),
+        "time": time_table(),
+        "house": house(),
+    }
     for name, part in parts.items():
         pattern = rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)"
         text, count = re.subn(pattern, lambda m, part=part: f"{m[1]}{part}\n{m[2]}", text, flags=re.DOTALL)

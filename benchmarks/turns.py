@@ -12,9 +12,12 @@ import multiprocessing
 import os
 import re
 import shlex
+import signal
 import statistics
 import sys
+import tempfile
 import time
+import traceback
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -94,6 +97,105 @@ class Contestant:
         if self.present:
             self._connection.send(None)
         self._process.join(10)
+
+
+class RemoteError(RuntimeError):
+    """What another process was asked for failed there.
+
+    kind: the name of its error's class, "absent" if a peer is not installed, "ended" if the process is gone; log: the
+    end of what it has printed.
+    """
+
+    def __init__(self, kind, text, log=""):
+        super().__init__(text)
+        self.kind, self.log = kind, log
+
+
+class Remote:
+    """A process that has built `module`.`function`(**arguments), an object, and calls its methods when asked to.
+
+    What fails there raises `RemoteError` here and ends that process, and no other. seconds: how long it may take to
+    be built; then it is ended.
+    """
+
+    def __init__(self, module, function, *, seconds, **arguments):
+        context = multiprocessing.get_context("spawn")
+        self._connection, theirs = context.Pipe()
+        handle, self._log = tempfile.mkstemp(prefix="tinyvit-", suffix=".log")
+        os.close(handle)
+        given = theirs, self._log, module, function, arguments
+        self._process = context.Process(target=_obey, args=given, daemon=True)
+        self._process.start()
+        theirs.close()
+        self._answer("it was built", seconds)
+
+    def call(self, method, *arguments, seconds):
+        """Return what the object's method returns, within so many seconds, or raise `RemoteError`."""
+        try:
+            self._connection.send((method, arguments))
+        except OSError as error:
+            raise self._failed("ended", f"the process is gone ({error})") from None
+        return self._answer(f"at {method}", seconds)
+
+    def _answer(self, when, seconds):
+        try:
+            if not self._connection.poll(max(0.0, seconds)):
+                raise self._failed("ended", f"ended, as it took longer than {seconds:.3g} s {when}")
+            state, *rest = self._connection.recv()
+        except (EOFError, OSError):
+            self._process.join(10)
+            raise self._failed("ended", f"the process died {when}, exit code {self._process.exitcode}") from None
+        if state == "failed":
+            raise self._failed(*rest)
+        return rest[0]
+
+    def _failed(self, kind, text):
+        printed = ""
+        with contextlib.suppress(OSError), open(self._log, encoding="utf-8", errors="replace") as log:
+            printed = log.read()
+        self.close()
+        return RemoteError(kind, text, "\n".join(printed.splitlines()[-25:]))
+
+    def close(self):
+        """End the process, whatever it is at."""
+        self._process.kill()
+        self._process.join(10)
+        self._connection.close()
+        with contextlib.suppress(OSError):
+            os.remove(self._log)
+
+
+def _obey(connection, log, module, function, arguments):
+    """Build an object and call its methods as they are asked for, until nobody asks any more."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for whoever asks, and that one ends this process
+    descriptor = os.open(log, os.O_WRONLY | os.O_APPEND)
+    for stream in (1, 2):
+        os.dup2(descriptor, stream)
+
+    def answer(function, *arguments, **named):
+        try:
+            connection.send(("done", function(*arguments, **named)))
+        except Exception as error:
+            traceback.print_exc()
+            sys.stderr.flush()
+            absent = isinstance(error, ImportError) and (error.name or "").partition(".")[0] in PEERS
+            lines = str(error).strip().splitlines() or [""]
+            text = f"{type(error).__name__}: {lines[0]}"[:800]
+            connection.send(("failed", "absent" if absent else type(error).__name__, text))
+            return False
+        return True
+
+    built = []
+
+    def build():
+        sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+        built.append(getattr(importlib.import_module(module), function)(**arguments))
+
+    if answer(build):
+        with contextlib.suppress(EOFError):
+            while True:
+                method, given = connection.recv()
+                answer(getattr(built[0], method), *given)
 
 
 def compare(contestants, rounds, seconds):

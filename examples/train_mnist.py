@@ -19,6 +19,7 @@ from tinyvit.checkpoint import CheckpointError, save_model
 from tinyvit.data import DataError, load_mnist
 from tinyvit.data.augment import Augmentation
 from tinyvit.diagnosis import is_out_of_memory, one_line
+from tinyvit.kernels import PRECISIONS
 from tinyvit.model import ViTConfig
 from tinyvit.parallel import WorkerError
 from tinyvit.results import (
@@ -30,7 +31,16 @@ from tinyvit.results import (
     write_history,
     write_metrics,
 )
-from tinyvit.train import CHECKPOINT, RECIPES, Training, TrainingConfig, TrainingDiverged, TrainingStopped, read_info
+from tinyvit.train import (
+    CHECKPOINT,
+    KERNELS,
+    RECIPES,
+    Training,
+    TrainingConfig,
+    TrainingDiverged,
+    TrainingStopped,
+    read_info,
+)
 
 MODEL_SETTINGS = {  # flag: what --help says; the names are ViTConfig's
     "patch_size": "side of a patch, pixels",
@@ -87,6 +97,10 @@ def parse_arguments(arguments=None):
     group.add_argument("--recipe", choices=list(RECIPES), help="where settings come from that no flag gives (tuned)")
     devices, text = ["auto", "cpu", "gpu"], "where to compute; auto is a GPU if one does, else the CPU (auto)"
     group.add_argument("--device", choices=devices, default="auto", help=text)
+    text = "of a GPU's matrix products; sums, weights and all else are float32 (float32)"
+    group.add_argument("--precision", choices=PRECISIONS, help=text)
+    text = "how a GPU takes a step: one CUDA graph, kernels one by one, or plain operations (graph)"
+    group.add_argument("--kernels", choices=KERNELS, help=text)
     text = "processes side by side (one a core, as long as each has 8 images of a batch)"
     group.add_argument("--workers", type=int, metavar="N", help=text)
     group.add_argument("--out", type=folder_name, metavar="DIR", help="folder for the results (runs/RECIPE-seedN)")
@@ -143,6 +157,7 @@ def start(options, backend):
         "data_dir": options.data_dir and str(options.data_dir.resolve()),
         "train_limit": options.train_limit,
         "test_limit": options.test_limit,
+        "precision": options.precision or "float32",
     }
     classes = ViTConfig(classes=model_settings.get("classes", ViTConfig.classes)).classes
     config = replace(RECIPES[recipe], **given(options, TRAINING_SETTINGS))
@@ -151,7 +166,10 @@ def start(options, backend):
     if options.validation is None:  # of a small set most is for training
         config = replace(config, validation=min(config.validation, len(data.train_images) // 12))
     model_config = ViTConfig(image_size=data.train_images.shape[1], **model_settings)
-    run = Training(model_config, config, data.train_images, data.train_labels, backend, options.workers)
+    run = Training(
+        *(model_config, config, data.train_images, data.train_labels, backend, options.workers),
+        *(origin["precision"], options.kernels),
+    )
     run.origin = origin
     if options.out is None:
         return run, data, new_folder(Path("runs") / f"{recipe}-seed{config.seed}")
@@ -201,8 +219,14 @@ def resume(options, backend):
     if data.train_images.shape[1] != info["model"]["image_size"]:
         found = "{} x {}".format(*data.train_images.shape[1:])
         raise ValueError(f"{data.source}: the run reads images of another size, found {found} pixels")
+    before = origin.get("precision", "float32")
+    kept = before if backend.device == "gpu" and options.kernels != "off" else "float32"
+    origin["precision"] = options.precision or kept
+    if origin["precision"] != before:
+        print(f"note: from here on in {origin['precision']}, not {before} as before", file=sys.stderr)
     run = Training.resume(
-        options.resume, data.train_images, data.train_labels, backend, options.epochs, options.workers
+        *(options.resume, data.train_images, data.train_labels, backend, options.epochs, options.workers),
+        *(origin["precision"], options.kernels),
     )
     run.origin = origin
     if (workers := run.cpu_workers) != info["workers"]:
@@ -238,10 +262,9 @@ class Progress:
             return
         self.shown = time.monotonic()
         self.bar.set_description(f"epoch {run.epoch + 1}/{run.config.epochs}", refresh=False)
-        self.bar.set_postfix_str(
-            f"loss {float(run.loss_sum) / run.place:.4f}, accuracy {100 * int(run.correct) / run.place:.2f} %",
-            refresh=False,
-        )
+        if run.backend.device == "cpu":  # a GPU would have to be waited for
+            loss, accuracy = float(run.loss_sum) / run.place, int(run.correct) / run.place
+            self.bar.set_postfix_str(f"loss {loss:.4f}, accuracy {100 * accuracy:.2f} %", refresh=False)
         self.bar.update(run.epoch * len(run.images) + run.place - self.bar.n)
 
     def on_epoch(self, run):
@@ -273,6 +296,9 @@ def finish(run, data, folder, backend):
         "seconds": run.seconds,
         "images_per_second": images_seen / run.seconds,
         "device": backend.device,
+        "precision": run.precision,
+        "kernels": run.kernels,
+        "compile_seconds": run.compile_seconds,
         "workers": run.workers,
         "seed": run.config.seed,
         "recipe": run.origin["recipe"],
@@ -291,6 +317,16 @@ def finish(run, data, folder, backend):
         f"test accuracy {100 * evaluation.accuracy:.2f} %, loss {evaluation.loss:.4f}, on {len(data.test_images):,} "
         f"images, after {run.seconds:.0f} s of training; all results are in {folder}"
     )
+
+
+def how(run):
+    """Say what takes the steps of a run."""
+    if run.backend.device == "cpu":
+        return f"{run.workers} workers"
+    if run.kernels == "off":
+        return "plain operations"
+    what = "a graph of kernels" if run.kernels == "graph" else "kernels"
+    return f"{what} in {run.precision}, compiled in {run.compile_seconds:.1f} s"
 
 
 def too_little_memory(error, options, run):
@@ -316,8 +352,8 @@ def main(arguments=None):
             return 0
         print(
             f"{run.parameters.flat.size:,} parameters, {len(run.images):,} training, {len(run.validation[1]):,} "
-            f"validation and {len(data.test_images):,} test images, device {backend.device}, "
-            f"{run.workers} workers; results go to {folder}",
+            f"validation and {len(data.test_images):,} test images, device {backend.device}, {how(run)}; "
+            f"results go to {folder}",
             flush=True,
         )
         if run.config.augmentation:

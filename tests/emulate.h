@@ -15,6 +15,7 @@
 #pragma once
 
 #include <math.h>
+#include <setjmp.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -103,7 +104,9 @@ struct Fiber {
     const char* waits_at;  // which barrier: its name
     int line;              // and the kernel's line
     bool waits_for_block;  // or else for its warp alone
-    ucontext_t context;
+    bool begun;            // whether it has run at all
+    ucontext_t context;    // how it begins
+    jmp_buf jump;          // and how it goes on
     char* stack = nullptr;
     void* sanitizer = nullptr;
 };
@@ -114,6 +117,7 @@ const int MAP_FRESH = MAP_PRIVATE | MAP_ANONYMOUS;
 inline std::vector<Fiber> fibers;
 inline Fiber* current = nullptr;
 inline ucontext_t scheduler;
+inline jmp_buf scheduler_jump;
 inline void* scheduler_sanitizer = nullptr;
 // Fibers of blocks that are over. The sanitizer would give the number of one that is destroyed to a new one, and take
 // what the two did for one thread's work.
@@ -133,6 +137,9 @@ UNCHECKED inline dim3 the_grid_size() { return grid_size; }
 UNCHECKED inline unsigned warp() { return current->number / 32; }
 UNCHECKED inline unsigned lane() { return current->number % 32; }
 
+// A switch by swapcontext asks the kernel for the signal mask, which takes longer than all else in most emulated
+// kernels; _longjmp does not. The sanitizers want the former.
+#if defined(__SANITIZE_THREAD__) || defined(__SANITIZE_ADDRESS__)
 UNCHECKED inline void switch_to_scheduler() {
     Fiber* self = current;
 #if defined(__SANITIZE_THREAD__)
@@ -140,6 +147,27 @@ UNCHECKED inline void switch_to_scheduler() {
 #endif
     swapcontext(&self->context, &scheduler);
 }
+
+UNCHECKED inline void resume(Fiber& fiber) {
+    current = &fiber;
+#if defined(__SANITIZE_THREAD__)
+    __tsan_switch_to_fiber(fiber.sanitizer, 1);
+#endif
+    swapcontext(&scheduler, &fiber.context);
+}
+#else
+__attribute__((noinline)) inline void switch_to_scheduler() {
+    if (_setjmp(current->jump) == 0) _longjmp(scheduler_jump, 1);
+}
+
+__attribute__((noinline)) inline void resume(Fiber& fiber) {
+    current = &fiber;
+    if (_setjmp(scheduler_jump) != 0) return;
+    if (fiber.begun) _longjmp(fiber.jump, 1);
+    fiber.begun = true;
+    setcontext(&fiber.context);
+}
+#endif
 
 // orders_memory: what was written before the wait may be read after it. A barrier does that; a shuffle does not.
 UNCHECKED inline void wait_for(const char* what, int line, bool for_block, bool orders_memory) {
@@ -185,7 +213,7 @@ UNCHECKED inline bool release_group(size_t first, size_t last, bool for_block) {
         if (fibers[i].state != WAITS || fibers[i].waits_for_block != for_block) return false;
     }
     for (size_t i = first; i < last; i++) {
-        if (place(fibers[i]) != place(fibers[first])) {
+        if (fibers[i].line != fibers[first].line || strcmp(fibers[i].waits_at, fibers[first].waits_at) != 0) {
             fail("threads wait at different places: " + place(fibers[first]) + " and " + place(fibers[i]));
             return false;
         }
@@ -199,6 +227,7 @@ UNCHECKED inline void run_block(const Kernel& kernel, const std::vector<unsigned
     for (char* byte = kernel.shared; byte < kernel.shared_end; byte++) *byte = char(0xff);
     for (Fiber& fiber : fibers) {
         fiber.state = READY;
+        fiber.begun = false;
         getcontext(&fiber.context);
         if (!fiber.stack) fiber.stack = static_cast<char*>(mmap(nullptr, STACK, PROT_READ | PROT_WRITE, MAP_FRESH, -1, 0));
         fiber.context.uc_stack.ss_sp = fiber.stack;
@@ -217,11 +246,7 @@ UNCHECKED inline void run_block(const Kernel& kernel, const std::vector<unsigned
         for (unsigned i : order) {
             if (fibers[i].state != READY) continue;
             progress = true;
-            current = &fibers[i];
-#if defined(__SANITIZE_THREAD__)
-            __tsan_switch_to_fiber(fibers[i].sanitizer, 1);
-#endif
-            swapcontext(&scheduler, &fibers[i].context);
+            resume(fibers[i]);
             if (fibers[i].state == DONE) done++;
         }
         for (size_t first = 0; first < threads; first += 32) {

@@ -241,7 +241,7 @@ def _compiled(source, options, suffix):
     if "-fsanitize=address" in options and not CLANG:
         options = (*options, "-fsanitize-sections=emulated_shared_*")  # or it would not guard them
     # no fused multiply-add of its own choice: the same bits on every machine
-    arithmetic = ["-ffp-contract=off", "-fno-strict-aliasing"]
+    arithmetic = ["-ffp-contract=off", "-fno-strict-aliasing", "-U_FORTIFY_SOURCE"]
     command = [COMPILER, "-std=c++17", *arithmetic, f"-I{HERE}", *options]
     done = subprocess.run([*command, text, "-o", result], capture_output=True, text=True)
     if done.returncode:

@@ -11,6 +11,7 @@ a device array (CuPy redirects them), iteration over an array (counted as a wait
 """
 
 import threading
+import time
 import weakref
 from contextlib import contextmanager
 from types import ModuleType, SimpleNamespace
@@ -77,10 +78,15 @@ def _operand(value):
     return _device(value)
 
 
-def _compute(function, *args, out=None, **kwargs):
-    """Run a NumPy function as a kernel: without warnings; the result is new, in C order, never a scalar."""
+def _refuse_while_captured():
+    """Refuse what CuPy refuses during capture, and what it would record without keeping the memory alive."""
     if _captured is not None:
         raise RuntimeError("an operation of CuPy's own while a stream is captured")
+
+
+def _compute(function, *args, out=None, **kwargs):
+    """Run a NumPy function as a kernel: without warnings; the result is new, in C order, never a scalar."""
+    _refuse_while_captured()
     with np.errstate(all="ignore"):
         result = np.asarray(function(*args, **kwargs), order="C")
     return _wrap(result) if out is None else _write(out, result)
@@ -306,6 +312,7 @@ class ndarray:
         return _compute(np.array, self._values[found]) if by_arrays else _wrap(self._values[found])
 
     def __setitem__(self, key, value):
+        _refuse_while_captured()
         found, by_arrays, _ = self._key(key)
         value = _operand(value)
         with np.errstate(all="ignore"):
@@ -411,6 +418,7 @@ class ndarray:
 
 
 def asarray(a, dtype=None, order=None, *, copy=None, blocking=False):
+    _refuse_while_captured()
     if order not in (None, "K") or copy is False:
         raise NotImplementedError("the stand-in keeps the order and copies if need be")
     if isinstance(a, ndarray):
@@ -666,6 +674,28 @@ class Graph:
             launch.run()
 
 
+class Event:
+    """A point of a stream that the clock is read at. Work is done at once here, so that is when it is recorded."""
+
+    def __init__(self):
+        self._time = None
+
+    def record(self, stream=None):
+        if _captured is not None:
+            raise NotImplementedError("the stand-in records no events in a graph")
+        self._time = time.perf_counter()
+
+    def synchronize(self):
+        _synchronise("an event")
+
+
+def _elapsed_time(start_event, end_event):
+    """The milliseconds from one event to another."""
+    if start_event._time is None or end_event._time is None:
+        raise RuntimeError("cudaErrorInvalidResourceHandle: invalid resource handle")
+    return 1e3 * (end_event._time - start_event._time)
+
+
 class Device:
     """The one device."""
 
@@ -706,6 +736,7 @@ cupy.ndarray, cupy.ufunc = ndarray, ufunc
 cupy.matmul, cupy.amax, cupy.amin = _matmul, _function(ndarray.max), _function(ndarray.min)
 cupy.RawModule = RawModule
 cupy.cuda = SimpleNamespace(get_current_stream=lambda: _streams[-1], Stream=Stream, Graph=Graph, Device=Device)
+cupy.cuda.Event, cupy.cuda.get_elapsed_time = Event, _elapsed_time
 for _name in _METHODS.split():
     setattr(cupy, _name, _function(getattr(ndarray, _name)))
 for _name in _UFUNCS.split():

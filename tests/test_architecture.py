@@ -38,8 +38,10 @@ MAY_IMPORT = {
     "data.idx": {"files"},
     "data.mnist": {"data.idx", "files"},
     "data.augment": {"backend"},
+    "data.pictures": set(),
     "data.batches": {"backend", "data.augment"},
     "checkpoint": {"backend", "files", "parameters", "model"},
+    "pretrained": {"checkpoint"},
     "evaluate": {"backend", "ops", "parameters", "model"},
     "plots": {"files"},
     "results": {"files", "checkpoint", "data.augment", "evaluate", "plots", "parallel"},
@@ -50,6 +52,7 @@ MAY_IMPORT = {
     "__main__": {"doctor"},
 }  # fmt: skip
 ONLY_FILE_WITH = {"cupy": "backend", "cupyx": "backend", "matplotlib": "plots", "joblib": "parallel"}
+ONLY_FILE_WITH |= {"PIL": "data.pictures"}
 NEVER = {"torch", "jax", "tensorflow", "keras", "pickle", "dill", "lessons", "tests", "examples"}
 NEVER |= {"benchmarks", "conftest", "strategies", "strict_cupy", "fake_cuda"}
 

@@ -1,25 +1,34 @@
 """The benchmarks run, count rightly, and measure peers that compute what this library does."""
 
+import asyncio
 import importlib
 import json
 import math
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from tinyvit.data.augment import Augmentation
+from tinyvit.kernels import Kernels, KernelStep
+from tinyvit.kernels.step import SHARDS
 from tinyvit.model import VisionTransformer, ViTConfig, initialise
-from tinyvit.optim import Adam
+from tinyvit.optim import Adam, matrices_only
 from tinyvit.parallel import ShardedGradient
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "benchmarks"))
-peers, turns, scaling, inference, time_to_accuracy = (
-    importlib.import_module(name) for name in ("peers", "turns", "scaling", "inference", "time_to_accuracy")
+peers, turns, scaling, inference, time_to_accuracy, floors, gpu, gpu_work, readme = (
+    importlib.import_module(name)
+    for name in (
+        *("peers", "turns", "scaling", "inference", "time_to_accuracy"),
+        *("floors", "gpu", "gpu_work", "readme"),
+    )
 )
 
 TINY = ViTConfig(image_size=8, patch_size=4, width=12, depth=2, heads=3, mlp_width=20, classes=4)
@@ -37,7 +46,7 @@ def no_peers(tmp_path):
     folder.mkdir()
     for name in ("torch", "jax", "onnx", "onnxruntime"):
         (folder / f"{name}.py").write_text(f"raise ImportError('{name} is hidden', name='{name}')\n")
-    return os.environ | {"PYTHONPATH": str(folder)}
+    return os.environ | {"PYTHONPATH": os.pathsep.join([str(folder), str(ROOT)])}
 
 
 def run(script, *arguments, env=None, expect=0):
@@ -319,6 +328,485 @@ def test_inference_beside_a_peer(tmp_path):
     record = one_record(path)
     assert list(record["contestants"]) == ["tinyvit", "torch"]
     assert_rising(record["contestants"]["torch"]["times_tinyvit"])
+
+
+# ---- the GPU: what a step launches, and what that costs at least ----
+
+
+def recorded_step(backend, config, batch, augmented=True, clip=0.0, decay=0.0, average=False):
+    """Return the launches of a step of `KernelStep` with their arguments; none of them runs."""
+    images, labels = np.zeros((2 * batch, config.image_size, config.image_size), np.uint8), np.zeros(2 * batch)
+    first = initialise(config)
+    parameters = first.with_flat(backend.asarray(first.flat))
+    decayed = matrices_only(parameters) if decay else None
+    adam = Adam(parameters.flat, weight_decay=decay, decayed=decayed)
+    kernels, found = Kernels(backend, config), []
+
+    def record(name, grid, block, *arguments):
+        found.append((name, grid if isinstance(grid, tuple) else (grid,), block, arguments))
+
+    kernels._launch = record
+    step = KernelStep(
+        *(kernels, parameters, adam, parameters.flat.copy() if average else None),
+        *(backend.asarray(images), backend.asarray(labels.astype(np.uint8)), batch),
+        clip=clip,
+        graph=False,
+    )
+    draw = (Augmentation(rotation=10), (1, 2), 0) if augmented else None
+    step.begin_epoch(np.arange(2 * batch), draw, np.zeros((2, 4)))
+    found.clear()
+    step(batch)
+    return found
+
+
+def bytes_of(name, arguments, clip, batch):
+    """Return what a launch reads and writes: its arrays, but for those of which it needs a part or writes more."""
+    arrays = [argument for argument in arguments if hasattr(argument, "nbytes") and argument.shape]
+    size = sum(array.nbytes for array in arrays)
+    if name == "gather_patches":
+        images, labels, order, maps, counter, *written = arguments
+        parts = [array for array in (images, labels, order, maps) if array is not None]
+        share = batch / len(images)
+        return share * sum(array.nbytes for array in parts) + counter.nbytes + sum(w.nbytes for w in written[:2])
+    if name == "linear_forward" and arguments[3] is not None:  # of the residual the rows that are added
+        return size - arguments[3].nbytes + arguments[4].nbytes
+    if name == "linear_backward":  # weights only if dx is wanted; dw and db once a shard
+        _, _, w, _, dx, dw, db, *_ = arguments
+        shards = sum((SHARDS - 1) * array.nbytes for array in (dw, db) if array is not None)
+        return size + shards - (w.nbytes if dx is None else 0)
+    if name == "layer_norm_backward":
+        return size + (SHARDS - 1) * sum(array.nbytes for array in arguments[6:8])
+    if name in ("attention_forward", "attention_backward"):  # queries of the tokens that ask
+        qkv, out = (arguments[0], arguments[1]) if name == "attention_forward" else (arguments[1], arguments[0])
+        return size - (qkv.nbytes // 3 - out.nbytes)
+    if name == "cross_entropy":
+        return size + arguments[3].nbytes  # read and written
+    if name == "sum_shards":
+        _, gradient, squares, counter, *_ = arguments
+        return SHARDS * gradient.nbytes + gradient.nbytes + squares.nbytes + 2 * counter.nbytes
+    if name == "adam_step":  # weights, moments and their average are read and written
+        weights, gradient, first, second, decayed, average, squares, _, counter, *_ = arguments
+        twice = sum(2 * array.nbytes for array in (weights, first, second, average) if array is not None)
+        once = gradient.nbytes + (0 if decayed is None else decayed.nbytes) + (squares.nbytes if clip else 0)
+        return twice + once + 4 * 4 + counter.nbytes
+    return size
+
+
+def operations_of(name, arguments):
+    if name in ("linear_forward", "linear_gelu_forward"):
+        return 2 * arguments[0].size * arguments[1].shape[1]
+    if name == "linear_backward":
+        dout, x, _, _, dx, *_ = arguments
+        return 2 * dout.size * x.shape[1] * (1 if dx is None else 2)
+    return 0
+
+
+@pytest.mark.parametrize(
+    ("config", "batch", "settings"),
+    [
+        (ViTConfig(), 64, {}),
+        (ViTConfig(), 33, {"augmented": False, "clip": 1.0, "decay": 0.1, "average": True}),
+        (TINY, 5, {"clip": 1.0}),
+        (ViTConfig(width=40, heads=2, mlp_width=72, depth=1), 1, {"decay": 0.1, "average": True}),
+    ],
+    ids=["the note's", "with everything of Adam", "tiny", "one image"],
+)
+def test_the_floors_are_those_of_what_a_step_launches(strict_gpu, config, batch, settings):
+    recorded = recorded_step(strict_gpu, config, batch, **settings)
+    clip = settings.get("clip", 0.0) > 0
+    model = floors.launches(
+        *(config, batch, settings.get("augmented", True), clip),
+        decayed=settings.get("decay", 0) > 0,
+        average=settings.get("average", False),
+    )
+    assert [launch[:3] for launch in recorded] == [(launch.name, launch.grid, launch.block) for launch in model]
+    for (name, _, _, arguments), launch in zip(recorded, model, strict=True):
+        assert launch.bytes == bytes_of(name, arguments, clip, batch), launch
+        assert launch.operations == operations_of(name, arguments), launch
+
+
+def test_attention_has_two_products_there_and_four_back():
+    found = {launch.name: launch.float32_operations for launch in floors.launches(TINY, 2)[:-1]}
+    one = 2 * 2 * TINY.tokens**2 * TINY.width  # 2 images; of all heads
+    assert (found["attention_forward"], found["attention_backward"]) == (2 * one / 5, 4 * one)
+    # of forward the last block is the last to be seen, where one token of 5 asks; of backward it is the first
+
+
+def test_a_step_takes_its_kernels_floors_and_a_gap_each():
+    def launch(size, operations=0, float32_operations=0):
+        return floors.Launch("a", "b", (1,), 32, size, operations, float32_operations)
+
+    step = [launch(10, 6), launch(2, 300, 10), launch(50)]
+    found = floors.predict(step, bandwidth=10, rate=100, float32_rate=5, gap=0.5)
+    assert found == {"work": 1 + (3 + 2) + 5, "gaps": 1.5, "total": 12.5}
+
+
+@pytest.mark.parametrize("precision", floors.PRECISIONS)
+def test_a_persistent_kernel_takes_less_with_more_images_to_a_cluster(precision):
+    card = floors.CARDS["H100 SXM"]
+    one, two = (floors.persistent(ViTConfig(), 64, card, precision, n, 2 * n)["total"] for n in (1, 2))
+    step = floors.launches(ViTConfig(), 64)
+    launched = floors.predict(step, card.bandwidth, card.rates[precision], card.rates["float32"], floors.GAP)
+    assert 0 < two < one < launched["total"]
+
+
+def test_floors_says_that_it_computes():
+    done = run("floors", "--batch", 64)
+    assert done.stdout.startswith("computed, not measured")
+    launches = sum(launch.name != "" for launch in floors.launches(ViTConfig(), 64))
+    assert f"a step                 {launches:8}" in done.stdout
+    assert "--batch must be at least 1" in run("floors", "--batch", 0, expect=2).stderr
+
+
+# ---- gpu.py ----
+
+
+def folder_with(tmp_path, name, text):
+    folder = tmp_path / name
+    (folder / "cupy").mkdir(parents=True)
+    (folder / "cupy" / "__init__.py").write_text(text)
+    return str(folder)
+
+
+def test_gpu_without_one_says_what_to_do_in_one_line(tmp_path):
+    hidden = folder_with(tmp_path, "hidden", "raise ModuleNotFoundError('no cupy', name='cupy')\n")
+    done = run("gpu", "--quick", env=os.environ | {"PYTHONPATH": os.pathsep.join([hidden, str(ROOT)])}, expect=2)
+    assert done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("gpu.py measures on a GPU: device 'gpu' ")
+    assert "pip install" in line
+
+
+def test_gpu_refuses_a_batch_that_leaves_no_second_one():
+    done = run("gpu", "--batches", 64, "--limit", 100, expect=2)
+    assert "--batches must be at least 1 and twice in the images, not [64]" in done.stderr
+
+
+# CuPy's stand-in, whose kernels check their arguments and compute nothing
+STAND_IN = """
+import sys
+import emulate, strict_cupy
+emulate.Emulated.launch = lambda *arguments: None
+sys.modules.update(strict_cupy.modules)
+"""
+
+
+@pytest.fixture
+def stand_in(tmp_path, no_peers):
+    folders = [folder_with(tmp_path, "stand_in", STAND_IN), str(ROOT / "tests"), no_peers["PYTHONPATH"]]
+    return os.environ | {"PYTHONPATH": os.pathsep.join(folders)}
+
+
+def test_gpu_measures_everything_there_is(tmp_path, stand_in):
+    path = tmp_path / "found.json"
+    small = ("--batches", 2, 4, "--precisions", "float32", "bfloat16", "--depth", 1, "--limit", 100, "--epochs", 2)
+    short = ("--trainings", 2, "--rounds", 2, "--seconds", 0.01, "--side", 64, "--copy", 1, "--json", path)
+    done = run("gpu", *small, *short, env=stand_in)
+    found = json.loads(path.read_text())
+    assert {"numpy", "cpu", "command", "card", "cupy", "cuda_runtime", "nvidia_smi"} <= set(found["conditions"])
+    assert set(found["conditions"]["nvidia_smi"]) == {"before", "after"}
+
+    assert [record["precision"] for record in found["training"]] == ["float32", "bfloat16"]
+    for record in found["training"]:
+        assert (record["epochs"], record["images"], record["steps"]) == (2, 100, 4), record
+        assert len(record["seconds"]) == 2
+        assert all(seconds > 0 for seconds in record["seconds"])
+    cases = [(2, "float32"), (2, "bfloat16"), (4, "float32"), (4, "bfloat16")]
+    assert [(record["batch"], record["precision"]) for record in found["steps"]] == cases
+    for record in found["steps"]:
+        contestants = record["contestants"]
+        plain = ["plain"] if record["precision"] == "float32" else []
+        assert list(contestants) == ["graph", "launches", *plain, "torch", "torch-graph", "torch-compiled"]
+        for name in ("graph", "launches", *plain):
+            assert_rising(contestants[name]["milliseconds"])
+            assert_rising(contestants[name]["times_tinyvit"])
+        for name in ("torch", "torch-graph", "torch-compiled"):
+            assert contestants[name] == {"absent": "ImportError: torch is hidden"}
+        if plain:
+            assert 1 < contestants["plain"]["loss"] < 4
+
+    ceilings = found["ceilings"]
+    assert all(ceilings[name] > 0 for name in ("copy", "copy_within_the_cache", "gap"))
+    assert "cublas" in ceilings["float32"]  # the stand-in has none: that is said, and costs nobody else anything
+    assert [(record["batch"], record["precision"]) for record in found["kernels"]] == cases
+    for record in found["kernels"]:
+        model = floors.launches(ViTConfig(depth=1), record["batch"])
+        assert sum(row["launches"] for row in record["rows"]) == len(model)
+        assert sum(row["launches"] * row["bytes"] for row in record["rows"]) == sum(x.bytes for x in model)
+        assert all(row["seconds"] > 0 for row in record["rows"])
+
+    printed = run("gpu", "--recorded", path).stdout
+    for line in done.stdout.splitlines()[:-1]:  # the last one is how long it took
+        assert line in printed
+
+
+def test_gpu_leaves_out_what_it_has_no_time_for(tmp_path, stand_in):
+    path = tmp_path / "found.json"
+    small = ("--batches", 2, "--precisions", "float32", "--depth", 1, "--limit", 100, "--epochs", 1, "--rounds", 1)
+    few = ("--only", "graph", "torch-compiled", "--side", 64, "--copy", 1, "--minutes", 0.01, "--json", path)
+    run("gpu", *small, *few, env=stand_in)
+    found = json.loads(path.read_text())
+    (record,), (kernels,) = found["steps"], found["kernels"]
+    assert record["contestants"]["torch-compiled"] == {"left_out": "no time for it in 0.01 minutes"}
+    assert_rising(record["contestants"]["graph"]["milliseconds"])
+    assert kernels["left_out"] == "no time for it in 0.01 minutes"
+
+
+def test_gpu_finds_out_at_once_that_a_file_cannot_be(tmp_path):
+    lost = tmp_path / "lost" / "found.json"
+    assert "--json: there is no folder" in run("gpu", "--json", lost, expect=2).stderr
+    assert "--recorded: there is no file" in run("gpu", "--recorded", lost, expect=2).stderr
+
+
+def made_up():
+    """Return a run as gpu.py keeps it, of a card that there never was."""
+
+    def figures(milliseconds, times):
+        spread = [0.9 * milliseconds, milliseconds, 1.1 * milliseconds]
+        times = None if times is None else [0.9 * times, times, 1.1 * times]
+        return {
+            "milliseconds": spread,
+            "times_tinyvit": times,
+            "megabytes": 100,
+            "building_seconds": 3.0,
+            "loss": 0.5,
+        }
+
+    training = {"epochs": 10, "images": 60_000, "batch": 64, "train_accuracy": 0.98, "first_seconds": 20.0}
+    row = {"what": ["head"], "launches": 2, "blocks": 8, "float32_operations": 0}
+    rows = [
+        {"kernel": "linear_forward", "bytes": 4_000_000, "operations": 1_000_000_000, "seconds": 2e-5, **row},
+        {"kernel": "layer_norm_forward", "bytes": 8_000_000, "operations": 0, "seconds": 1e-5, **row},
+    ]
+    return {
+        "conditions": {
+            "card": "NVIDIA Made-Up",
+            "cupy": "14.2.0",
+            "torch": "2.13.0+cu130",
+            "cuda_runtime": 13020,
+            "nvidia_smi": {"before": [{"driver_version": "580.1"}], "after": "nvidia-smi is not there"},
+        },
+        "settings": {"batches": [64, 256]},
+        "training": [
+            {"precision": "float32", **training, "seconds": [2.0, 2.5, 3.5]},
+            {"precision": "tf32", "epochs": 10, "failed": "ValueError: no such thing"},
+        ],
+        "steps": [
+            {
+                "batch": 64,
+                "precision": "float32",
+                "contestants": {
+                    "graph": figures(0.2, 1),
+                    "launches": figures(0.5, 2.5),
+                    "torch": figures(2.2, 11),
+                    "torch-graph": {"failed": "RuntimeError: out of luck"},
+                    "torch-compiled": figures(0.3, 1.5),
+                },
+            },
+            {
+                "batch": 256,
+                "precision": "bfloat16",
+                "contestants": {
+                    "graph": {"failed": "ended, as it took longer than 60 s at turn"},
+                    "torch": figures(3, None),
+                    "torch-graph": {"absent": "ImportError: No module named 'torch'"},
+                    "torch-compiled": {"left_out": "no time for it in 7.5 minutes"},
+                },
+            },
+        ],
+        "ceilings": {"copy": 2e12, "gap": 1e-6, "float32": 5e13, "tf32": "CUBLASError: no luck"},
+        "kernels": [
+            {"batch": 64, "precision": "float32", "rows": rows},
+            {"batch": 64, "precision": "tf32", "rows": rows},
+            {"batch": 256, "precision": "bfloat16", "failed": "ValueError: bad"},
+        ],
+        "minutes": 7.0,
+    }
+
+
+def test_gpu_prints_what_a_run_has_kept(tmp_path):
+    path = tmp_path / "found.json"
+    path.write_text(json.dumps(made_up()))
+    printed = run("gpu", "--recorded", path).stdout
+    assert "10 epochs, float32: 2.50 (2.25-3.00) s, 3 times, 60,000 images in batches of 64, 98.00 % right" in printed
+    assert "10 epochs, tf32: failed: ValueError: no such thing" in printed
+    lines = {" ".join(line.split()) for line in printed.splitlines()}
+    assert "PyTorch eager 2.200 (1.980-2.420) 11.00 (9.90-12.10) 100 3.0 s" in lines
+    assert "PyTorch eager 3.000 (2.700-3.300) 100 3.0 s" in lines
+    assert "PyTorch eager, the whole step in one CUDA graph failed: RuntimeError: out of luck" in lines
+    assert (
+        'PyTorch, torch.compile(mode="max-autotune") left out: no time for it in 7.5 minutes' in lines
+    )
+    # 4 MB at 2 TB/s are 2 us, and 1 GFLOP at 50 TFLOP/s 20; 8 MB are 4
+    assert "linear_forward head 2 8 20.00 20.00 1.0 40.0 operations" in lines
+    assert "layer_norm_forward head 2 8 10.00 4.00 2.5 20.0 bytes" in lines
+    assert "4 launches, together 60 us, their floors 48 us" in lines
+    assert "4 launches, together 60 us" in lines  # tf32, whose ceiling could not be measured
+    assert (
+        "a step of the graph takes 200 us: 56 in kernels, and 144 between them, where 4 launches of an empty kernel "
+        "would take 4" in lines
+    )
+    assert "float32 10 epochs 2.50 s; torch 11.00 (9.90-12.10)x, aim; torch-compiled 1.50 (1.35-1.65)x, goal" in lines
+    assert "the kernels of a step, batch 256, bfloat16: failed: ValueError: bad" in lines
+
+
+def test_a_floor_needs_both_ceilings():
+    row = {"bytes": 10, "operations": 100, "float32_operations": 0}
+    assert gpu.floor(row, "tf32", {"copy": 5, "tf32": 100}) == (2, "bytes")
+    assert gpu.floor(row, "tf32", {"copy": 100, "tf32": 10}) == (10, "operations")
+    assert gpu.floor(row, "tf32", {"copy": 5, "tf32": "CUBLASError"}) == (None, "")
+    assert gpu.floor(row, "tf32", {"failed": "everything"}) == (None, "")
+    attention = {"bytes": 10, "operations": 0, "float32_operations": 100}
+    assert gpu.floor(attention, "tf32", {"copy": 5, "float32": 25, "tf32": "CUBLASError"}) == (4, "operations")
+
+
+def test_the_readme_says_what_a_card_did_or_that_none_was_asked():
+    table = readme.gpu_table(made_up())
+    assert "| batch 64, float32 | 2.5 s | **0.200 ms** | 11.00x (9.90-12.10) |" in table
+    assert "| batch 256, bfloat16 | | failed | " in table
+    assert "not there" in table
+    assert "NVIDIA Made-Up" in table
+    assert "driver 580.1" in table
+    assert "not measured on a real card yet" in readme.gpu_table(None)
+
+
+def test_torch_on_its_way_to_a_gpu_trains_as_on_a_cpu():
+    pytest.importorskip("torch")
+    ours = gpu_work.TorchSteps("eager", device="cpu")
+    ours.build(4, "float32", 1, 100)
+    batches = [(pixels.numpy(), labels.numpy()) for pixels, labels in ours.batches]
+    config = ViTConfig(depth=1)
+    theirs = peers.torch_train_step(config, initialise(config), batches, gpu_work.RATE, threads=1)
+    losses = [theirs() for _ in range(9)]
+    assert ours.steps(4) > 0  # after the five of its building
+    assert float(ours.loss.detach()) == pytest.approx(losses[-1], rel=1e-4)
+    assert ours.build(4, "bfloat16", 1, 100) > 0
+    assert ours.turn(2)[1] == pytest.approx(losses[-1], rel=0.05)  # two that do not count, and two
+
+
+# ---- a process that one asks ----
+
+REMOTE = """
+import os, time
+
+class Thing:
+    def __init__(self, broken=False):
+        print("building")
+        if broken:
+            import torch_is_not_here
+    def double(self, number):
+        return 2 * number
+    def fail(self):
+        print("nearly there")
+        raise ValueError("no such luck\\nand more")
+    def die(self):
+        os._exit(3)
+    def wait(self):
+        time.sleep(60)
+"""
+
+
+@pytest.fixture
+def remote(tmp_path, monkeypatch):
+    (tmp_path / "remote_thing.py").write_text(REMOTE)
+    monkeypatch.syspath_prepend(tmp_path)
+    made = []
+
+    def make(**arguments):
+        made.append(turns.Remote("remote_thing", "Thing", seconds=60, **arguments))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.close()
+
+
+def test_a_remote_answers(remote):
+    one = remote()
+    assert [one.call("double", n, seconds=60) for n in (3, "ab")] == [6, "abab"]
+
+
+@pytest.mark.parametrize(
+    ("method", "seconds", "kind", "text"),
+    [
+        ("fail", 60, "ValueError", "ValueError: no such luck"),
+        ("die", 60, "ended", "the process died at die, exit code 3"),
+        ("wait", 0.2, "ended", "ended, as it took longer than 0.2 s at wait"),
+    ],
+)
+def test_a_remote_that_fails_says_how_and_is_gone(remote, method, seconds, kind, text):
+    one = remote()
+    with pytest.raises(turns.RemoteError) as caught:
+        one.call(method, seconds=seconds)
+    assert (caught.value.kind, str(caught.value)) == (kind, text)
+    assert caught.value.log.startswith("building") or method == "die"  # which leaves no time to write it down
+    assert not one._process.is_alive()
+    with pytest.raises(turns.RemoteError, match="the process is gone"):
+        one.call("double", 1, seconds=60)
+
+
+def test_a_remote_that_cannot_be_built(remote):
+    with pytest.raises(turns.RemoteError, match="No module named 'torch_is_not_here'") as caught:
+        remote(broken=True)
+    assert caught.value.kind == "ModuleNotFoundError"  # and "absent" for a peer
+
+
+def test_a_remote_whose_peer_is_not_installed(tmp_path, monkeypatch):
+    (tmp_path / "needs_torch.py").write_text("raise ImportError('torch is hidden', name='torch')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(turns.RemoteError, match="torch is hidden") as caught:
+        turns.Remote("needs_torch", "Thing", seconds=60)
+    assert caught.value.kind == "absent"
+
+
+# ---- the page's server ----
+
+
+def test_serving_a_crowd(tmp_path):
+    pytest.importorskip("uvicorn", reason="the page needs uvicorn: pip install -e '.[app,app-test]'")
+    pytest.importorskip("fastapi", reason="the page needs fastapi: pip install -e '.[app,app-test]'")
+    path = tmp_path / "found.json"
+    run("serve", "--clients", 1, 20, "--seconds", 2, "--batch", 8, "--json", path)
+    one, many = json.loads(path.read_text())["records"]
+    assert (one["clients"], many["clients"], many["batch"]) == (1, 20, 8)
+    for record in (one, many):
+        assert (record["errors"], record["first_errors"]) == (0, [])
+        assert record["predictions"] > 10
+        times = record["milliseconds"]
+        assert 0 < times["median"] <= times["p90"] <= times["p99"] <= times["most"]
+        assert record["drawings_read_rightly"] == "50 of 50"
+        assert 0 < record["cores_had"]["server"] < 64
+        took = record["predictions"] * record["milliseconds_of_a_core_each"]["server"] / 1e3
+        assert took == pytest.approx(record["cores_had"]["server"] * record["seconds"], rel=0.2, abs=0.05)
+    memory = many["server_megabytes"]
+    assert memory["most"] < memory["before"] + 100
+
+
+def test_serving_counts_wrong_answers_and_lost_connections():
+    """A server that answers each third request with another digit, and then with a 503, and then not at all."""
+    serve = importlib.import_module("serve")
+
+    async def bad_server(reader, writer):
+        for answer in ((200, b'{"digit":1,'), (200, b'{"digit":2,'), (503, b"{}")):
+            await reader.readuntil(b"\r\n\r\n")
+            await reader.readexactly(2)
+            status, body = answer
+            writer.write(b"HTTP/1.1 %d X\r\ncontent-length: %d\r\n\r\n%s" % (status, len(body), body))
+        writer.close()
+
+    async def ask():
+        server = await asyncio.start_server(bad_server, "127.0.0.1", 0)
+        port = server.sockets[0].getsockname()[1]
+        latencies, errors = [], []
+        request = b"POST / HTTP/1.1\r\ncontent-length: 2\r\n\r\n{}"
+        await serve.client(port, [(request, b'{"digit":1')], time.monotonic() + 5, latencies, errors)
+        server.close()
+        await server.wait_closed()
+        return latencies, errors
+
+    latencies, errors = asyncio.run(ask())
+    assert len(latencies) == 3
+    assert [error.split(":")[0] for error in errors] == ["200", "503", "IncompleteReadError"]
 
 
 # ---- what a stranger reads first ----

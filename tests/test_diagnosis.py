@@ -49,6 +49,7 @@ def message(monkeypatch, **fake):
     return text
 
 
+CTK = "Type 'pip install --upgrade \"cupy-cuda13x[ctk]\"'"  # CuPy's own libraries of CUDA
 CAUSES = {
     "no driver": (
         {"error": fake_cuda.TOO_OLD, "driver": 0},
@@ -92,7 +93,7 @@ CAUSES = {
         "Update the driver",
     ),
     **{
-        name: ({"error": error}, "needs NVRTC, CUDA's compiler library", "Type 'pip install \"cupy-cuda13x[ctk]\"'")
+        name: ({"error": error}, "needs NVRTC, CUDA's compiler library", CTK)
         for name, error in {
             "no compiler": fake_cuda.NO_NVRTC,
             "no compiler, CuPy 13": fake_cuda.NO_NVRTC_13,
@@ -100,11 +101,11 @@ CAUSES = {
         }.items()
     },
     **{
-        name: ({"error": error}, "needs cuBLAS, CUDA's library of matrix", "Type 'pip install \"cupy-cuda13x[ctk]\"'")
+        name: ({"error": error}, "needs cuBLAS, CUDA's library of matrix", CTK)
         for name, error in {"no cuBLAS": fake_cuda.NO_CUBLAS, "no cuBLAS, CuPy 13": fake_cuda.NO_CUBLAS_13}.items()
     },
     **{
-        name: ({"error": error}, "needs CUDA's header files", "Type 'pip install \"cupy-cuda13x[ctk]\"'")
+        name: ({"error": error}, "needs CUDA's header files", CTK)
         for name, error in {
             "no headers": fake_cuda.NO_HEADERS,
             "no headers, CUDA 12": fake_cuda.NO_HEADERS_12,
@@ -114,7 +115,7 @@ CAUSES = {
     "no runtime library": (
         {"error": ImportError("libcudart.so.13: cannot open shared object file: No such file or directory")},
         "needs CUDA's runtime library",
-        "Type 'pip install \"cupy-cuda13x[ctk]\"'",
+        "Type 'pip install --upgrade \"cupy-cuda13x[ctk]\"'",
     ),
     "a card that is too old for CUDA 13": (
         {"error": fake_cuda.UNKNOWN_CARD, "capability": (6, 1)},
@@ -171,7 +172,7 @@ def test_a_card_that_is_hidden(installed, monkeypatch, value):
 
 def test_the_command_names_the_package_that_is_installed(installed, monkeypatch):
     installed("cupy-cuda12x")
-    assert "pip install \"cupy-cuda12x[ctk]\"'" in message(monkeypatch, error=fake_cuda.NO_NVRTC)
+    assert "pip install --upgrade \"cupy-cuda12x[ctk]\"'" in message(monkeypatch, error=fake_cuda.NO_NVRTC)
     installed("cupy")  # built from source, or by conda: it has no such extra
     assert "Install the CUDA Toolkit" in message(monkeypatch, error=fake_cuda.NO_NVRTC)
 

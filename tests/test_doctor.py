@@ -1,6 +1,7 @@
 """`python -m tinyvit`: what the doctor finds on a machine that is well, and what to type on one that is not."""
 
 import configparser
+import functools
 import os
 import re
 import subprocess
@@ -17,6 +18,7 @@ from tinyvit.__main__ import main
 from tinyvit.backend import get_backend
 from tinyvit.data import DatasetError, load_mnist
 from tinyvit.doctor import FAILED, NOTED, OK, Finding, examine, host_memory, libraries, precisions
+from tinyvit.train import Training
 
 ROOT = Path(__file__).resolve().parent.parent
 ADVICE = r"Type|Try|Install|Update|Restart|See|Check|type 'pip"  # how a sentence begins that says what to do
@@ -54,6 +56,8 @@ def gpu(monkeypatch):
         for name, module in strict_cupy.modules.items():
             monkeypatch.setitem(sys.modules, name, module)
         monkeypatch.setitem(sys.modules, "cupy", fake_cuda.make(**fake))
+        # the default model is too much for kernels that are emulated
+        monkeypatch.setattr(doctor, "Training", functools.partial(Training, kernels="off"))
 
     return install
 
@@ -158,7 +162,7 @@ def test_training_that_fails_is_one_line(monkeypatch, data):
     def fail(*arguments):
         raise OSError(28, "no room for 6 MB\nthat the workers share")
 
-    monkeypatch.setattr(doctor.Training, "run", fail)
+    monkeypatch.setattr(Training, "run", fail)
     loss, finding = doctor.training(data, get_backend("cpu"), FAILED)
     assert loss is None
     assert finding.state == FAILED
@@ -169,7 +173,7 @@ def test_training_that_does_not_learn_is_found(monkeypatch, data):
     def stay(run, *arguments):
         run.history = [{"train_loss": 2.3}, {"train_loss": float("nan")}]
 
-    monkeypatch.setattr(doctor.Training, "run", stay)
+    monkeypatch.setattr(Training, "run", stay)
     loss, finding = doctor.training(data, get_backend("cpu"), FAILED)
     assert (loss, finding.state) == (None, FAILED)
     assert "does not learn: loss 2.300 to nan" in finding.found
@@ -261,7 +265,7 @@ def test_a_gpu_that_trains_to_another_loss(gpu, data):
 
 def test_a_gpu_on_which_training_fails(gpu, data, monkeypatch):
     gpu()
-    monkeypatch.setattr(doctor.Training, "run", fake_cuda.raising(fake_cuda.OutOfMemoryError()))
+    monkeypatch.setattr(Training, "run", fake_cuda.raising(fake_cuda.OutOfMemoryError()))
     _, finding = doctor.training(data, get_backend("gpu"), NOTED, expected=2.0)
     assert finding.state == NOTED
     assert "has no memory left: 60,000 MB of 80,000 MB are free" in finding.found

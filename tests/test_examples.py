@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 import strict_cupy
 
-from tinyvit.checkpoint import load_model
+from tinyvit.checkpoint import load_arrays, load_model, save_arrays
 from tinyvit.data import write_idx
 from tinyvit.train import CHECKPOINT, read_info
 
@@ -361,6 +361,7 @@ def gpu(monkeypatch):
     monkeypatch.setitem(sys.modules, "cupy", fake_cuda.make())
 
 
+ON_GPU = ["--device", "gpu", "--kernels", "off"]
 OUT_OF_MEMORY = [
     fake_cuda.OutOfMemoryError(),
     fake_cuda.CUDARuntimeError("cudaErrorMemoryAllocation: out of memory"),
@@ -375,12 +376,12 @@ def test_a_gpu_without_memory_suggests_half_the_batch(gpu, tmp_path, monkeypatch
     monkeypatch.setattr(train_mnist.Training, "step", fake_cuda.raising(error))
     for size, expected in ((None, "--batch-size 32, half of the present 64"), (24, "--batch-size 12, half of the")):
         flags = [] if size is None else ["--batch-size", size]
-        text = error_within(capsys, train_mnist, [*TINY, "--device", "gpu", *flags])
+        text = error_within(capsys, train_mnist, [*TINY, *ON_GPU, *flags])
         assert "error: not enough memory: try a smaller model or batch, such as " + expected in text
         assert type(error).__name__ in text
-    text = error_within(capsys, train_mnist, [*TINY, "--device", "gpu", "--batch-size", 1])
+    text = error_within(capsys, train_mnist, [*TINY, *ON_GPU, "--batch-size", 1])
     assert "try a smaller model or batch (" in text  # a batch of none is no advice
-    text = error_within(capsys, train_mnist, ["--device", "gpu", "--resume", tmp_path / "runs" / "tuned-seed0-2"])
+    text = error_within(capsys, train_mnist, [*ON_GPU, "--resume", tmp_path / "runs" / "tuned-seed0-2"])
     assert "--batch-size 12, half of the present 24, which takes a new run, as --resume keeps both (" in text
 
 
@@ -390,7 +391,7 @@ def test_other_errors_of_a_gpu_are_not_taken_for_want_of_memory(gpu, tmp_path, m
     error = fake_cuda.CUDARuntimeError("cudaErrorIllegalAddress: an illegal memory access was encountered")
     monkeypatch.setattr(train_mnist.Training, "step", fake_cuda.raising(error))
     with pytest.raises(fake_cuda.CUDARuntimeError):
-        train_mnist.main([*TINY, "--device", "gpu"])
+        train_mnist.main([*TINY, *ON_GPU])
 
 
 @pytest.mark.parametrize("error", [MemoryError(), *OUT_OF_MEMORY])
@@ -442,3 +443,34 @@ def test_every_setting_has_a_flag():
     assert set(module.MODEL_SETTINGS) == set(ViTConfig().as_dict()) - fixed_by_the_data_or_the_method
     assert set(module.TRAINING_SETTINGS) == set(TrainingConfig().as_dict()) - {"augmentation"}
     assert set(module.AUGMENTATION_SETTINGS) == set(vars(Augmentation()))
+
+
+def test_a_precision_reaches_the_run_and_its_record(gpu, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    train_mnist = load_example("train_mnist")
+    asked = []
+
+    class Asked(Exception):
+        pass
+
+    def training(*arguments):
+        asked.append(arguments[-2:])
+        raise Asked
+
+    monkeypatch.setattr(train_mnist, "Training", training)
+    with pytest.raises(Asked):
+        train_mnist.main([*TINY, "--device", "gpu", "--precision", "tf32"])
+    assert asked == [("tf32", None)]
+    monkeypatch.undo()
+
+    monkeypatch.chdir(tmp_path)
+    assert train_mnist.main([*TINY, "--device", "cpu", "--epochs", "2", "--stop-after", "1"]) == 0
+    folder = next((tmp_path / "runs").glob("*/checkpoint.safetensors")).parent
+    arrays, info = load_arrays(folder / "checkpoint.safetensors")
+    info["origin"]["precision"] = "tf32"
+    save_arrays(folder / "checkpoint.safetensors", arrays, info)
+    capsys.readouterr()
+    assert train_mnist.main(["--resume", str(folder), "--device", "cpu"]) == 0
+    assert "note: from here on in float32, not tf32 as before" in capsys.readouterr().err
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert (metrics["precision"], metrics["kernels"]) == ("float32", "off")

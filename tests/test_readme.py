@@ -23,7 +23,8 @@ def test_generated_parts_are_what_their_sources_say():
 
 def test_every_file_of_the_library_is_on_the_map():
     parts = {ROOT / part for part in load_script().PARTS}
-    files = {path for path in (ROOT / "tinyvit").rglob("*.py") if path.name != "__init__.py"}
+    source = {path for path in (ROOT / "tinyvit").rglob("*") if path.suffix in (".py", ".cu", ".cuh")}
+    files = {path for path in source if path.name != "__init__.py"}
     assert parts == files
 
 

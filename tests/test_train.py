@@ -1,13 +1,15 @@
 """Training: it learns, it repeats itself bit for bit, it stops and goes on, and it says what is wrong."""
 
 import math
+import re
 from dataclasses import replace
 
 import numpy as np
 import pytest
+import strict_cupy
 
 import tinyvit.train
-from tinyvit.backend import get_backend
+from tinyvit.backend import get_backend, to_host
 from tinyvit.checkpoint import CheckpointError, load_arrays, save_arrays
 from tinyvit.data import load_mnist
 from tinyvit.data.augment import Augmentation, warp
@@ -410,7 +412,7 @@ def test_training_runs_on_the_stand_in_for_a_gpu_and_its_checkpoint_on_the_cpu(s
     recipe = replace(RECIPE, epochs=2)
     on_cpu = training(recipe, workers=1)
     on_cpu.run()
-    on_device = Training(SMALL, recipe, IMAGES, LABELS, strict_gpu, workers=1)
+    on_device = Training(SMALL, recipe, IMAGES, LABELS, strict_gpu, workers=1, kernels="off")
     on_device.run(tmp_path, stop_after=1)
     back = resumed(tmp_path)
     back.run(tmp_path)
@@ -418,8 +420,12 @@ def test_training_runs_on_the_stand_in_for_a_gpu_and_its_checkpoint_on_the_cpu(s
     np.testing.assert_allclose(back.model().logits(IMAGES), on_cpu.model().logits(IMAGES), rtol=1e-3, atol=1e-3)
 
 
-def moved(folder, backend, **arguments):
-    return Training.resume(folder, IMAGES, LABELS, backend, **arguments)
+def begun(recipe, backend, workers):
+    return Training(SMALL, recipe, IMAGES, LABELS, backend, workers, kernels="off")
+
+
+def moved(folder, backend, kernels="off", **arguments):
+    return Training.resume(folder, IMAGES, LABELS, backend, kernels=kernels, **arguments)
 
 
 def stop_after_steps(run, folder, steps):
@@ -435,14 +441,14 @@ def stop_after_steps(run, folder, steps):
 
 @pytest.mark.parametrize("workers", [1, 2, None])
 def test_a_checkpoint_is_the_same_file_on_every_device(accelerator, tmp_path, workers):
-    begin = {device: Training(SMALL, RECIPE, IMAGES, LABELS, device, workers) for device in (CPU, accelerator)}
+    begin = {device: begun(RECIPE, device, workers) for device in (CPU, accelerator)}
     for name, run in zip("ab", begin.values(), strict=True):
         (tmp_path / name).mkdir()
         run.save(tmp_path / name)
     assert (tmp_path / "a" / CHECKPOINT).read_bytes() == (tmp_path / "b" / CHECKPOINT).read_bytes()
     for first, second in ((CPU, accelerator), (accelerator, CPU)):
         folder = tmp_path / first.device
-        stop_after_steps(Training(SMALL, RECIPE, IMAGES, LABELS, first, workers), folder, 13)  # in the second epoch
+        stop_after_steps(begun(RECIPE, first, workers), folder, 13)  # in the second epoch
         written = (folder / CHECKPOINT).read_bytes()
         for device in (second, first):
             run = moved(folder, device)
@@ -459,7 +465,7 @@ def test_a_run_that_moves_goes_on_with_the_same_numbers(accelerator, tmp_path, f
     stayed = training(recipe, workers=1)
     stayed.run()
     devices = [CPU, accelerator] if from_cpu else [accelerator, CPU]
-    run = Training(SMALL, recipe, IMAGES, LABELS, devices[0], workers=1)
+    run = begun(recipe, devices[0], workers=1)
     for stop in range(2 if there_and_back else 1):  # after steps 5 and 12 of 9 an epoch
         stop_after_steps(run, tmp_path, 5 + 2 * stop)
         run = moved(tmp_path, devices[(stop + 1) % 2])
@@ -486,3 +492,113 @@ def test_a_short_run_on_mnist_learns():
     run = Training(ViTConfig(), recipe, data.train_images[:12_000], data.train_labels[:12_000], CPU)
     run.run()
     assert run.history[-1]["validation_accuracy"] > 0.93
+
+
+# in kernels
+
+SHORT = replace(RECIPE, epochs=2, batch_size=48, clip=0.5)  # three steps an epoch, the last of 42 images
+
+
+def in_kernels(backend, kernels="graph", recipe=SHORT, **arguments):
+    return Training(SMALL, recipe, IMAGES, LABELS, backend, workers=1, kernels=kernels, **arguments)
+
+
+def test_training_in_kernels_is_training_on_the_cpu(accelerator):
+    on_cpu = training(SHORT, workers=1)
+    on_cpu.run()
+    run = in_kernels(accelerator)
+    run.run()
+    assert run.adam.steps == on_cpu.adam.steps == 6
+    assert run.average.steps == on_cpu.average.steps == 3  # after step 4, and at both ends
+    for mine, theirs in zip(run.history, on_cpu.history, strict=True):
+        for name in set(theirs) - {"seconds"}:
+            assert mine[name] == pytest.approx(theirs[name], rel=1e-3), name
+    np.testing.assert_allclose(run.model().logits(IMAGES), on_cpu.model().logits(IMAGES), rtol=1e-3, atol=1e-3)
+
+
+def test_an_epoch_in_kernels_never_waits_for_the_device(accelerator):
+    run = in_kernels(accelerator)
+    epoch = run._begin_epoch_in_kernels()
+    with strict_cupy.no_synchronisation():
+        for _ in range(3):
+            run.step(epoch)
+    assert run.place == len(run.images)
+    with pytest.raises(IndexError, match="0 images of the epoch are left"):  # a kernel would read on
+        epoch(48)
+
+
+def test_a_step_in_kernels_before_its_epoch_or_of_another_size_is_refused(accelerator):
+    run = in_kernels(accelerator)
+    with pytest.raises(IndexError, match="0 images of the epoch are left"):
+        run.kernel_step(48)
+    epoch = run._begin_epoch_in_kernels()
+    with pytest.raises(IndexError, match="138 images of the epoch are left: its next step takes 48, not 42"):
+        epoch(42)
+
+
+def test_a_place_between_two_batches_is_refused(tmp_path):
+    stop_after_steps(training(SHORT), tmp_path, 2)
+    arrays, info = load_arrays(tmp_path / CHECKPOINT)
+    save_arrays(tmp_path / CHECKPOINT, arrays, info | {"place": 50})
+    with pytest.raises(CheckpointError, match="place 50 is not between two batches of 48"):
+        resumed(tmp_path)
+
+
+@pytest.mark.parametrize("kernels", ["graph", "launches"])
+def test_a_run_in_kernels_goes_on_bit_for_bit(accelerator, tmp_path, kernels):
+    whole = in_kernels(accelerator)
+    whole.run()
+    stop_after_steps(in_kernels(accelerator, kernels), tmp_path, 2)  # in the middle of the first epoch
+    run = moved(tmp_path, accelerator, kernels=kernels)
+    assert run.place == 96
+    run.run(tmp_path)
+    assert run.history[-1] | {"seconds": 0} == whole.history[-1] | {"seconds": 0}
+    for name, array in state(run).items():
+        np.testing.assert_array_equal(to_host(array), to_host(state(whole)[name]), err_msg=name)
+
+
+def test_a_run_moves_from_kernels_to_the_cpu_and_back(accelerator, tmp_path):
+    stayed = training(SHORT, workers=1)
+    stayed.run()
+    stop_after_steps(in_kernels(accelerator), tmp_path, 2)
+    run = moved(tmp_path, CPU)
+    stop_after_steps(run, tmp_path, 2)
+    run = moved(tmp_path, accelerator, kernels="graph")
+    run.run(tmp_path)
+    np.testing.assert_allclose(run.model().logits(IMAGES), stayed.model().logits(IMAGES), rtol=1e-3, atol=1e-3)
+
+
+def test_kernels_that_diverge_are_found_out(accelerator, tmp_path):
+    recipe = replace(SHORT, learning_rate=9.0, clip=0, weight_decay=9.0, warmup_steps=0)
+    with pytest.raises(TrainingDiverged, match="try a learning rate below 9"):
+        in_kernels(accelerator, recipe=replace(recipe, epochs=40)).run(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("device", "arguments", "expected"),
+    [
+        ("cpu", {"precision": "tf32"}, "precision 'tf32' is for a GPU: give --device gpu"),
+        ("cpu", {"kernels": "graph"}, "kernels 'graph' is for a GPU"),
+        ("cpu", {"precision": "half"}, "precision 'half' is unknown: give 'float32', 'tf32', 'bfloat16'"),
+        ("cpu", {"kernels": "fast"}, "kernels 'fast' are unknown: give 'graph', 'launches', 'off'"),
+        ("gpu", {"precision": "bfloat16", "kernels": "off"}, "precision 'bfloat16' is one of the kernels'"),
+        ("gpu", {"kernels": "graph", "model": replace(SMALL, classes=300)}, "labels of one byte"),
+        ("gpu", {"precision": "tf32", "model": replace(SMALL, classes=300)}, "labels of one byte"),
+    ],
+)
+def test_a_precision_or_kernels_that_cannot_be_had(strict_gpu, device, arguments, expected):
+    model = arguments.pop("model", SMALL)
+    with pytest.raises(ValueError, match=re.escape(expected)):
+        Training(model, SHORT, IMAGES, LABELS, CPU if device == "cpu" else strict_gpu, **arguments)
+
+
+def test_where_there_are_no_kernels_for_a_model_plain_operations_compute_and_the_log_says_so(strict_gpu, caplog):
+    run = Training(replace(SMALL, classes=300), SHORT, IMAGES, LABELS, strict_gpu)
+    assert run.kernels == "off"
+    assert "note: plain operations compute, as the kernels read labels of one byte" in caplog.text
+
+
+def test_a_card_that_is_too_old_for_a_precision(strict_gpu, monkeypatch):
+    monkeypatch.setattr(strict_cupy.Device, "compute_capability", "75")
+    with pytest.raises(ValueError, match=r"needs a GPU of compute capability 8\.0 or above, and this one has 7\.5"):
+        in_kernels(strict_gpu, precision="tf32")

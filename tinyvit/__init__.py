@@ -4,6 +4,7 @@ from tinyvit.checkpoint import load_model, save_model
 from tinyvit.data import load_mnist
 from tinyvit.gradcheck import directional_error, gradient_error
 from tinyvit.model import VisionTransformer, ViTConfig, initialise, vit_backward, vit_forward
+from tinyvit.pretrained import load_pretrained
 
 __all__ = [
     "ViTConfig",
@@ -13,6 +14,7 @@ __all__ = [
     "initialise",
     "load_mnist",
     "load_model",
+    "load_pretrained",
     "save_model",
     "vit_backward",
     "vit_forward",

@@ -130,7 +130,7 @@ def ctk_command():
     """Return what to type to get CUDA's own libraries and headers for the CuPy that is installed."""
     wheels = [name for name in cupy_packages() if name.startswith("cupy-cuda")]
     if wheels:
-        return f"Type 'pip install \"{wheels[0]}[ctk]\"'"
+        return f"Type 'pip install --upgrade \"{wheels[0]}[ctk]\"'"
     return "Install the CUDA Toolkit that this CuPy was built for and set CUDA_PATH to its folder"
 
 

@@ -29,6 +29,7 @@ NEEDED = {  # what setup.cfg asks for: at least these versions
     "safetensors": "0.4.3",
     "threadpoolctl": "3.5",
     "joblib": "1.3",
+    "pillow": "10.1",
 }
 TRIAL = TrainingConfig(epochs=2, batch_size=64, learning_rate=1e-3, validation=0)
 TRIAL_IMAGES = 256

@@ -157,7 +157,12 @@ def attention_rollout(images, parameters, config):
     """
     images = array_module(parameters.flat).asarray(images)
     _, cache = vit_forward(images, parameters, config)
-    shares = [residual_attention(to_host(weights)) for weights in block_attention(cache)]
+    return rollout_of_attention([to_host(weights) for weights in block_attention(cache)])
+
+
+def rollout_of_attention(blocks):
+    """Return `attention_rollout` (B, N) of the attention weights of all blocks, as `block_attention` gives them."""
+    shares = [residual_attention(weights) for weights in blocks]
     # The product of all blocks is (T, T), but only its class token's row is wanted. The last block kept just
     # that row; a row times the blocks below it is still that row, exactly the one of the whole product.
     row = shares[-1][:, :1]  # (B, 1, T)

@@ -256,13 +256,15 @@ class VisionTransformer:
         """Return logits (B, classes), a NumPy array, for images (B, R, C), uint8 or float in 0 to 1.
 
         The images may lie on the CPU or on the model's device; batch_size of them are computed at a time, by default
-        as many as have 544 tokens (32 images of 17), so that they stay in the processor's cache whatever the patches.
+        on a CPU as many as have 544 tokens (32 images of 17), so that they stay in the processor's cache whatever the
+        patches, and on a GPU, which wants much to do at once, all of them.
         """
         check_images(images, self.config)
-        batch_size = max(1, 544 // self.config.tokens) if batch_size is None else batch_size
+        xp = array_module(self.parameters.flat)
+        if batch_size is None:
+            batch_size = max(1, 544 // self.config.tokens) if xp is np else len(images)
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, not {batch_size}")
-        xp = array_module(self.parameters.flat)
         chunks = (xp.asarray(images[i : i + batch_size]) for i in range(0, len(images), batch_size))
         with Workspace():
             logits = [vit_forward(chunk, self.parameters, self.config, with_cache=False)[0] for chunk in chunks]

@@ -96,15 +96,15 @@ def matrices_only(parameters):
 def clip_by_global_norm(gradient, limit):
     """Scale `gradient` (P,) in place so that its Euclidean norm is at most `limit`; return the norm before.
 
-    The norm is a 0-d array of the same device: nothing waits for it. If it is not finite the gradient is of no use,
-    and it is for the caller to look. Raises `ValueError` unless limit is above 0.
+    The norm is a 0-d array of the same device: nothing waits for it. If it is not finite the gradient becomes
+    not-a-number, so that nobody takes it for one. Raises `ValueError` unless limit is above 0.
     Source: Pascanu et al. 2013, "On the difficulty of training recurrent neural networks", algorithm 1.
     """
     if limit <= 0:
         raise ValueError(f"the limit of the gradient's norm must be above 0, not {limit}")
     xp = array_module(gradient)
     norm = xp.sqrt(xp.dot(gradient, gradient))
-    gradient *= xp.minimum(1, limit / xp.maximum(norm, 1e-12))
+    gradient *= xp.where(xp.isfinite(norm), xp.minimum(1, limit / xp.maximum(norm, 1e-12)), xp.nan)
     return norm
 
 
@@ -127,10 +127,13 @@ class ExponentialMovingAverage:
     def step(self, flat):
         """Take in the weights `flat` (P,) of one more step."""
         self.steps += 1
-        decay = min(self.decay, (self.steps - 1) / (self.steps + 8))
         array_module(flat).subtract(flat, self.average, out=self._scratch)
-        self._scratch *= 1 - decay
+        self._scratch *= self.share(self.steps)
         self.average += self._scratch
+
+    def share(self, update):
+        """Return how much of the weights the average takes in at its `update`-th step, counted from 1."""
+        return 1 - min(self.decay, (update - 1) / (update + 8))
 
 
 def constant(step, total_steps, peak, warmup_steps=0):

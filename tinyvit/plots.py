@@ -169,6 +169,28 @@ def attention_overlay(images, maps, path, labels=None):
     _save(figure, path)
 
 
+def explanations(pictures, images, maps, titles, path):
+    """Draw a row a picture: itself, what the model sees of it, and what the model looks at.
+
+    pictures: (R, C) arrays of grey levels in 0 to 1, of any sizes; images, maps: as in `attention_overlay`, one a
+    picture; titles: one string a picture; path: where the PNG (900 pixels wide) goes. All rows share one scale,
+    which begins at zero. Raises `ValueError` if there are no pictures, or not as many of something.
+    """
+    _check_maps(images, maps)
+    if not len(pictures) == len(titles) == len(images):
+        raise ValueError(f"{len(images)} images need as many pictures and titles")
+    figure = _figure(6.0, 2.05 * len(images))
+    grid = figure.subplots(len(images), 3, squeeze=False)
+    _overlay_panel(figure, grid[:, 2:], images, maps, None)
+    for (left, middle, right), picture, image, title in zip(grid, pictures, images, titles, strict=True):
+        left.imshow(picture, cmap="gray", vmin=0, vmax=1)
+        left.set_axis_off()
+        _show_digit(middle, _unit(image))
+        for axes, text in ((left, _shortened(title)), (middle, "as the model sees it"), (right, "attention rollout")):
+            axes.set_title(text, fontsize=SMALL, color=INK, pad=4)
+    _save(figure, path)
+
+
 def hero(history, images, maps, path):
     """Draw the project in one picture (1200 x 420): how the error falls, and what the model looks at.
 
@@ -336,6 +358,12 @@ def _unit(images):
 def _enlarged(image, zoom):
     """Return `image` (R, C) with every pixel as a square of zoom x zoom."""
     return image.repeat(zoom, axis=0).repeat(zoom, axis=1)
+
+
+def _shortened(title, most=34):
+    """Return `title` with its middle left out if it is long; what the library would read as a formula is text."""
+    cut = title if len(title) <= most else f"{title[: most // 2 - 1]}…{title[-(most // 2) :]}"
+    return cut.replace("$", r"\$")
 
 
 def _percent(share):

@@ -1,5 +1,6 @@
 """The training loop: epochs, validation, history, stopping and going on."""
 
+import logging
 import math
 import signal
 import threading
@@ -13,8 +14,9 @@ import numpy as np
 
 from tinyvit.checkpoint import CheckpointError, load_arrays, save_arrays
 from tinyvit.data.augment import Augmentation
-from tinyvit.data.batches import Epoch
+from tinyvit.data.batches import Epoch, draw_order, stream_of
 from tinyvit.evaluate import check_labels, evaluate
+from tinyvit.kernels import Kernels, KernelStep, why_not
 from tinyvit.model import VisionTransformer, ViTConfig, initialise
 from tinyvit.optim import (
     Adam,
@@ -30,6 +32,7 @@ CHECKPOINT = "checkpoint.safetensors"
 CHECKPOINT_FORMAT = 1
 CHECKPOINT_SECONDS = 20  # a killed run loses at most this, and the time of one step
 IMAGES_A_WORKER = 8  # at least, if nobody says how many workers: for less it is not worth a process
+KERNELS = ("graph", "launches", "off")  # how a GPU takes a step: one graph of kernels, kernels, plain operations
 AVERAGE_EVERY = 4  # steps, and at an epoch's end; an average over hundreds of steps does not need every one
 
 
@@ -123,14 +126,19 @@ class Training:
 
     model_config: `ViTConfig`; config: `TrainingConfig`; images: (N, R, C) uint8; labels: (N,) integers in
     0..classes-1; backend: a `Backend`; workers: processes side by side, by default as many as there are
-    cores and eights of images in a batch (a GPU has one, and keeps the number for a CPU that may go on with its run).
+    cores and eights of images in a batch (a GPU has one, and keeps the number for a CPU that may go on with its run);
+    precision: of a GPU's matrix products, one of `kernels.PRECISIONS`; kernels: one of `KERNELS`, for a GPU, by
+    default a graph if there are kernels for the model, which a line in the log says otherwise.
 
     Everything random follows from (seed, epoch), so what a checkpoint keeps is small: weights, moments, the average
     and the place in the epoch. Going on from one gives the same bits as never having stopped, on the same machine
-    with the same number of workers. Raises `ValueError` if the data does not fit the model.
+    with the same number of workers. Raises `ValueError` if the data does not fit the model, or the precision or the
+    kernels cannot be had.
     """
 
-    def __init__(self, model_config, config, images, labels, backend, workers=None):
+    def __init__(
+        self, model_config, config, images, labels, backend, workers=None, precision="float32", kernels=None
+    ):
         check_dataset(images, labels, model_config)
         self.model_config, self.config, self.backend = model_config, config, backend
         self.fingerprint = zlib.crc32(np.ascontiguousarray(labels), zlib.crc32(np.ascontiguousarray(images)))
@@ -162,6 +170,17 @@ class Training:
             threads=self.workers,
         )
 
+        self.precision, self.kernels = precision, choose_kernels(backend, model_config, precision, kernels)
+        self.kernel_step, began = None, time.perf_counter()
+        if self.kernels != "off":
+            self.kernel_step = KernelStep(
+                Kernels(backend, model_config, precision),
+                *(self.parameters, self.adam, self.average.average if self.average else None),
+                *(self.images, self.labels.astype(np.uint8), config.batch_size, config.smoothing, config.clip),
+                graph=self.kernels == "graph",
+            )
+        self.compile_seconds = time.perf_counter() - began  # of the kernels; none of a run's own seconds
+
         self.epoch = 0  # finished epochs
         self.place = 0  # images seen of the epoch under way,
         self.loss_sum, self.correct = 0.0, 0  # and what they gave
@@ -180,11 +199,12 @@ class Training:
         """Steps in all epochs; the last of each may have a smaller batch."""
         return self.config.epochs * -(-len(self.images) // self.config.batch_size)
 
-    def learning_rate(self):
-        """Return the learning rate of the next step."""
+    def learning_rate(self, step=None):
+        """Return the learning rate of a step, counted from 0 over all epochs; by default of the next one."""
+        step = self.adam.steps if step is None else step
         schedule = warmup_cosine if self.config.schedule == "cosine" else constant
         warmup_steps = min(self.config.warmup_steps, self.total_steps // 10)
-        return schedule(self.adam.steps, self.total_steps, self.config.learning_rate, warmup_steps)
+        return schedule(step, self.total_steps, self.config.learning_rate, warmup_steps)
 
     def model(self):
         """Return the `VisionTransformer` as it stands: with averaged weights, if the recipe averages."""
@@ -220,27 +240,40 @@ class Training:
     def _run_epoch(self, folder, on_step):
         """Take the steps that are left of the epoch under way."""
         config = self.config
-        epoch = Epoch(self.images, self.labels, config.augmentation, config.seed, self.epoch, self.backend)
-        saved = time.monotonic()
+        saved, began = time.monotonic(), time.perf_counter()
+        if self.kernel_step is None:
+            epoch = Epoch(self.images, self.labels, config.augmentation, config.seed, self.epoch, self.backend)
+        else:
+            epoch = self._begin_epoch_in_kernels()
         while self.place < len(self.images):
-            began = time.perf_counter()
             self.step(epoch)
-            if self.place == len(self.images):
-                self.backend.synchronise()  # a GPU may still be at it
+            due = self.stop_requested or time.monotonic() - saved > CHECKPOINT_SECONDS
+            if due or self.place == len(self.images):
+                self._wait()  # in the time that counts
             self.seconds += time.perf_counter() - began
             if on_step:
                 on_step(self)
-            if self.stop_requested or time.monotonic() - saved > CHECKPOINT_SECONDS:
+            if due or self.stop_requested:
                 self.save(folder)
                 saved = time.monotonic()
             self._stop_if_asked()
+            began = time.perf_counter()
+
+    def _wait(self):
+        """Wait for a GPU, which may still be at it."""
+        if self.kernel_step is not None:
+            self.kernel_step.synchronise()
+        self.backend.synchronise()
 
     def _stop_if_asked(self):
         if self.stop_requested:
             raise TrainingStopped
 
     def step(self, epoch):
-        """Take one step on the next batch of `epoch`, an `Epoch`."""
+        """Take one step on the next batch of `epoch`: an `Epoch`, or the `KernelStep` that has begun one."""
+        if epoch is self.kernel_step:
+            self._step_in_kernels()
+            return
         start, stop = self.place, min(self.place + self.config.batch_size, len(self.images))
         loss, correct, gradient = self.sharded_gradient(self.parameters, epoch.load, start, stop)
         if self.backend.device == "cpu":  # a GPU would have to be waited for; there `check_finite` finds it
@@ -254,8 +287,46 @@ class Training:
         self.loss_sum = self.loss_sum + loss.astype(np.float64) * (stop - start)
         self.correct = self.correct + correct
         self.place = stop
-        if self.average is not None and (self.adam.steps % AVERAGE_EVERY == 0 or stop == len(self.images)):
+        if self._averages_after(self.adam.steps, stop == len(self.images)):
             self.average.step(self.parameters.flat)
+
+    def _averages_after(self, steps, is_last):
+        """Say whether the average takes in the weights after so many steps, of which the last may end an epoch."""
+        return self.average is not None and (steps % AVERAGE_EVERY == 0 or is_last)
+
+    def _begin_epoch_in_kernels(self):
+        """Put on the device what the steps that are left of the epoch will need; return the `KernelStep`."""
+        config, kernel_step = self.config, self.kernel_step
+        order, rng = draw_order(len(self.images), config.seed, self.epoch)
+        draw = (config.augmentation, *stream_of(rng)) if config.augmentation else None
+        done = -(-self.place // config.batch_size)
+        totals = float(self.loss_sum), int(self.correct)
+        kernel_step.begin_epoch(order, draw, self._kernel_schedule(done), done, totals)
+        self.loss_sum, self.correct = kernel_step.totals[0], kernel_step.totals[1]  # views: they follow the steps
+        return kernel_step
+
+    def _kernel_schedule(self, done):
+        """Return (steps, 4), what `adam_step` reads for each step of the epoch, of which `done` are done."""
+        steps = -(-len(self.images) // self.config.batch_size)
+        rows = np.zeros((steps, 4))
+        average_steps = self.average.steps if self.average else 0
+        for i in range(done, steps):
+            step = self.adam.steps - done + i + 1  # counted from 1 over all epochs
+            rate = self.learning_rate(step - 1)
+            rows[i, :3] = rate, rate / (1 - self.adam.beta1**step), 1 / math.sqrt(1 - self.adam.beta2**step)
+            if self._averages_after(step, i == steps - 1):
+                average_steps += 1
+                rows[i, 3] = self.average.share(average_steps)
+        return rows
+
+    def _step_in_kernels(self):
+        """Take one step on the next batch, and count what the device does along with it."""
+        count = min(self.config.batch_size, len(self.images) - self.place)
+        self.kernel_step(count)
+        self.place += count
+        self.adam.steps += 1
+        if self._averages_after(self.adam.steps, self.place == len(self.images)):
+            self.average.steps += 1
 
     def _finish_epoch(self):
         """Validate and write the epoch into the history; the learning rate there is that of the next step."""
@@ -300,6 +371,7 @@ class Training:
 
         Raises `TrainingDiverged` if it is not finite, and `OSError` if it cannot be written.
         """
+        self._wait()
         self.check_finite()
         if folder is None:
             return
@@ -329,12 +401,14 @@ class Training:
         save_arrays(Path(folder) / CHECKPOINT, arrays, info)
 
     @classmethod
-    def resume(cls, folder, images, labels, backend, epochs=None, workers=None):
+    def resume(
+        cls, folder, images, labels, backend, epochs=None, workers=None, precision="float32", kernels=None
+    ):
         """Return the run that `folder`/checkpoint.safetensors holds, ready to go on.
 
         images, labels: the same training set; epochs: a new number of epochs, by default that of the run; workers:
-        by default that of the run, which alone gives the same bits. Raises `CheckpointError` if the checkpoint is
-        not whole or the data is another.
+        by default that of the run, which alone gives the same bits; precision, kernels: as for a new run. Raises
+        `CheckpointError` if the checkpoint is not whole or the data is another.
         """
         path = Path(folder) / CHECKPOINT
         arrays, info = _load(path)
@@ -345,7 +419,7 @@ class Training:
                 raise CheckpointError(f"{path}: {begun} epochs are begun or done, which is more than {epochs}")
             config = replace(config, epochs=epochs)
         workers = info["workers"] if workers is None else workers
-        run = cls(ViTConfig(**info["model"]), config, images, labels, backend, workers)
+        run = cls(ViTConfig(**info["model"]), config, images, labels, backend, workers, precision, kernels)
         if run.fingerprint != info["data"]:
             raise CheckpointError(f"{path}: the run was trained on other data than is given now")
         for name, array in arrays.items():
@@ -353,6 +427,8 @@ class Training:
                 raise CheckpointError(f"{path}: {name} does not fit the model: {array.dtype} {array.shape}")
         if not 0 <= info["place"] <= len(run.images):
             raise CheckpointError(f"{path}: place {info['place']} is outside an epoch of {len(run.images)} images")
+        if info["place"] % config.batch_size and info["place"] != len(run.images):
+            raise CheckpointError(f"{path}: place {info['place']} is not between two batches of {config.batch_size}")
         run.parameters.flat[...] = backend.asarray(arrays["parameters"])
         run.adam.first_moment[...] = backend.asarray(arrays["adam.first_moment"])
         run.adam.second_moment[...] = backend.asarray(arrays["adam.second_moment"])
@@ -383,6 +459,31 @@ class Training:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+
+def choose_kernels(backend, model_config, precision="float32", kernels=None):
+    """Return which of `KERNELS` a run takes its steps by: on a CPU "off", and on a GPU what was asked for.
+
+    kernels: one of `KERNELS`, or None for a graph if there are kernels for this model; if there are none, a line in
+    the log says why. Raises `ValueError` if what was asked for, or the precision, cannot be had.
+    """
+    if kernels not in (None, *KERNELS):
+        raise ValueError(f"kernels {kernels!r} are unknown: give {', '.join(map(repr, KERNELS))}")
+    reason = why_not(model_config, precision, backend.compute_capability())
+    if backend.device == "cpu":
+        if precision != "float32" or kernels in ("graph", "launches"):
+            asked = f"precision {precision!r}" if precision != "float32" else f"kernels {kernels!r}"
+            raise ValueError(f"{asked} is for a GPU: give --device gpu, or leave it out")
+        return "off"
+    if kernels == "off" or (kernels is None and reason is not None and precision == "float32"):
+        if precision != "float32":
+            raise ValueError(f"precision {precision!r} is one of the kernels': without them there is float32 alone")
+        if kernels is None:
+            logging.getLogger("tinyvit").warning("note: plain operations compute, as %s", reason)
+        return "off"
+    if reason is not None:
+        raise ValueError(reason)
+    return kernels or "graph"
 
 
 def read_info(folder):

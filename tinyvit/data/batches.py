@@ -5,6 +5,23 @@ import numpy as np
 from tinyvit.data.augment import warp
 
 
+def draw_order(count, seed, number):
+    """Return an epoch's order, the places (count,) of all images, and the generator that draws their maps next."""
+    rng = np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, number])))
+    return rng.permutation(count), rng
+
+
+def stream_of(rng):
+    """Return the key of a Philox generator, two whole numbers, and which 64-bit word of its stream it gives next.
+
+    With these a kernel draws the numbers that the generator would. NumPy keeps four words at a time: those of the
+    counter it is at, of which `buffer_pos` are gone.
+    """
+    state = rng.bit_generator.state
+    counter = int(state["state"]["counter"][0])  # the low 64 bits, which no epoch exhausts
+    return tuple(int(word) for word in state["state"]["key"]), 4 * counter + state["buffer_pos"]
+
+
 class Epoch:
     """One pass over a training set: a shuffled order, and an affine map for every place in it.
 
@@ -18,8 +35,8 @@ class Epoch:
         if labels.shape != (len(images),):  # a GPU would not miss a label, but take another's
             raise ValueError(f"{len(images)} images need as many labels, not labels of shape {labels.shape}")
         self.images, self.labels = images, labels
-        rng = np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, number])))
-        self._order = backend.asarray(rng.permutation(len(images)))
+        order, rng = draw_order(len(images), seed, number)
+        self._order = backend.asarray(order)
         self._maps = backend.asarray(augmentation.draw(rng, len(images))) if augmentation else None
 
     def load(self, start, stop):

@@ -63,9 +63,10 @@ extern "C" __global__ void __launch_bounds__(256) adam_step(float* __restrict__ 
     if (clip > 0.0f) {
         for (int i = (int)threadIdx.x; i < (int)gridDim.x; i += THREADS) square += squares[i];
         float norm = sqrtf(block_sum(square, parts));
-        // written so that a norm that is not a number makes the weights none: then the run is found out
-        scale = clip / (norm < 1e-12f ? 1e-12f : norm);
-        if (scale > 1.0f) scale = 1.0f;
+        scale = fminf(1.0f, clip / fmaxf(norm, 1e-12f));
+        // an infinite norm would scale all to zero, and one that is not a number pass: so that the run is found out,
+        // either makes the weights not-a-number
+        if (!(norm <= LARGEST)) scale = nanf("");
     }
     const float* row = schedule + 4 * (counter[0] - 1);
     float rate = row[0], step_size = row[1], v_correction = row[2], average_share = row[3];

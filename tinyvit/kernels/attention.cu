@@ -2,7 +2,7 @@
 //
 // A head of the note's model has 17 tokens of width 32, so queries, keys and values fit into shared memory together, and
 // nothing but the weights goes back to global memory. The rows of a table there are one number longer than they need be,
-// so that 32 lanes that read down a column read from 32 banks.
+// so that lanes that read down a column read from different banks (if the width of a head is even).
 
 #include "warp.cuh"
 

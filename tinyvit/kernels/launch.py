@@ -50,6 +50,8 @@ def why_not(config, precision="float32", capability=None):
             f"a head of {tokens} tokens of width {head_width} needs {needed:,} bytes of shared memory in the "
             f"attention kernel, which has {SHARED_MEMORY:,}: use larger patches or more heads"
         )
+    if config.classes > 256:
+        return f"the kernels read labels of one byte, and there are {config.classes} classes"
     if config.width > 2048:
         return f"the layer norm kernel keeps a row in registers: a width of {config.width} is over 2048"
     return None

@@ -4,7 +4,8 @@
 //
 // Both operands come 32 steps of k at a time from global into shared memory, where each number is read by 32 others.
 // While a slab is multiplied the next one is on its way into registers. In shared memory a slab lies as [k][m] and
-// [k][n], with rows 40 words apart, so that the 32 lanes of a warp read from 32 different banks.
+// [k][n], with rows 40 words apart, so that the lanes of a warp read from different banks. (They write to different ones
+// too, but for the operand whose k lies side by side, where two lanes share a bank.)
 //
 // PRECISION: 0 float32, by the ordinary units; 1 TF32 and 2 bfloat16, by tensor cores (from compute capability 8.0).
 // Operands are float32 in global memory and are rounded on their way into shared memory; sums are float32 always.

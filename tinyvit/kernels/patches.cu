@@ -1,5 +1,4 @@
-// Twins of Augmentation.draw, warp and the pixels of patch_embedding_forward: from images as they are stored to rows for
-// the first matrix product.
+// Twins of Augmentation.draw, warp and the pixels of patch_embedding_forward: from stored images to normalised patches.
 
 // Philox4x64-10 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3", section 3.3): ten rounds turn a
 // counter and a key into four random words, and any counter can be asked for at once. It is the generator that
@@ -63,7 +62,7 @@ __device__ __forceinline__ float pixel_at(const unsigned char* image, int side, 
 // patch and 0 for the class token, then the reverse, then a one at the token's place and zeros elsewhere. Times the
 // matrix of the embedding's weight, its bias, the class token and the positions, one under the other as they lie in
 // the flat array, that gives patches embedded, class token in front and positions added; and its backward is the one
-// product's backward.
+// product's backward. (In TF32 and bfloat16 bias, class token and positions are rounded with it.)
 //
 // images: (N, side, side); labels: (N,); order: (N,), the epoch's; maps: (N, 2, 3) at the places of the order, or null if
 // nothing is changed; counter[0]: steps of the epoch that are done. grid: one block an image of the batch.

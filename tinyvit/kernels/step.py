@@ -23,8 +23,8 @@ class KernelStep:
     0..classes-1; batch_size: images a step; smoothing, clip: as `TrainingConfig` has them; graph: whether a step is
     recorded as a CUDA graph after its first time, or launched anew each time.
 
-    `totals` (2,) float64, on the device: the sum of the losses and the number of images classified rightly, since
-    whoever reads them set them to zero.
+    `totals` (2,) float64, on the device: the sum of the losses and the number of images classified rightly in the
+    epoch so far. Read them, and whatever else the steps write, after `synchronise`.
     """
 
     def __init__(
@@ -36,7 +36,7 @@ class KernelStep:
         self.images, self.labels = images, labels
         self.batch_size, self.smoothing, self.clip = batch_size, smoothing, clip
         self.totals = xp.zeros(2, np.float64)
-        self.stream = xp.cuda.Stream()  # it waits for the default stream, and that one for it
+        self.stream = xp.cuda.Stream()  # it waits for the (legacy) default stream, and that one for it
         self._record = graph
         self._graphs, self._buffers = {}, {}  # by the number of images in the batch
 
@@ -53,33 +53,52 @@ class KernelStep:
         self._schedule = xp.empty((steps, 4), np.float32)
         self._counter = xp.zeros(1, np.int32)
         self._augmented = None
+        self._place = len(images)  # no epoch has begun
+        kernels.backend.synchronise()  # all that was made is there before another stream reads it
 
-    def begin_epoch(self, order, draw, schedule, step=0):
+    def synchronise(self):
+        """Wait until all steps are done, as whoever reads what they wrote must."""
+        self.stream.synchronize()
+
+    def begin_epoch(self, order, draw, schedule, step=0, totals=(0.0, 0)):
         """Set out on an epoch, or in the middle of one.
 
         order: (N,) whole numbers, NumPy: the places of all images in the order of the epoch; draw: (augmentation,
         key, first) as `Kernels.draw_maps` takes them, or None if nothing is changed; schedule: (steps, 4) float32,
-        NumPy, as the kernel `adam_step` reads it; step: how many steps of the epoch are done. Raises `ValueError` if
-        the order is not one of all images, or the schedule or the step does not fit it.
+        NumPy, as the kernel `adam_step` reads it; step: how many steps of the epoch are done; totals: the sum of
+        their losses, and how many images they classified rightly. Raises `ValueError` if the order is not one of all
+        images, or the schedule or the step does not fit it.
         """
         count, steps = len(self.images), len(self._schedule)
-        if order.shape != (count,) or not np.array_equal(np.sort(order), np.arange(count)):
+        if order.shape != (count,) or order.min() < 0 or not (np.bincount(order, minlength=count) == 1).all():
             raise ValueError(f"the order must have each of the {count:,} images once")
         if schedule.shape != (steps, 4) or not 0 <= step <= steps:
             raise ValueError(f"{steps} steps need a schedule of ({steps}, 4), not {schedule.shape}, and begin within")
         if self._augmented is not None and self._augmented != (draw is not None):
             raise ValueError("images are changed in all epochs or in none: the graph is recorded for one of them")
         self._augmented = draw is not None
+        self._place = min(step * self.batch_size, count)
         to_device = self.kernels.backend.asarray
-        self._order[...] = to_device(order.astype(np.int32))
-        self._schedule[...] = to_device(schedule.astype(np.float32))
-        self._counter[...] = step
-        if draw is not None:
-            augmentation, key, first = draw
-            self.kernels.draw_maps(self._maps, key, first, augmentation)
+        with self.stream:
+            self._order[...] = to_device(order.astype(np.int32))
+            self._schedule[...] = to_device(schedule.astype(np.float32))
+            self._counter[...] = step
+            self.totals[0], self.totals[1] = totals
+            if draw is not None:
+                augmentation, key, first = draw
+                self.kernels.draw_maps(self._maps, key, first, augmentation)
 
     def __call__(self, count):
-        """Take the next step of the epoch, on `count` images: the batch size, or what is left at the epoch's end."""
+        """Take the next step of the epoch, on `count` images: the batch size, or what is left at the epoch's end.
+
+        Raises `IndexError` on another count, and after the epoch's end: the kernels would not notice, and read on.
+        """
+        left = len(self.images) - self._place
+        if left == 0 or count != min(self.batch_size, left):
+            raise IndexError(
+                f"{left} images of the epoch are left: its next step takes {min(self.batch_size, left)}, not {count}"
+            )
+        self._place += count
         with self.stream:
             graph = self._graphs.get(count)
             if graph is not None:

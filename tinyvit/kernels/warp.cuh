@@ -2,7 +2,8 @@
 
 #pragma once
 
-const float LEAST = -3.402823466e+38f;  // of all float32, in place of minus infinity, for which NVRTC has no name
+#define LARGEST 3.402823466e+38f  // of all float32
+#define LEAST (-LARGEST)          // in place of minus infinity, for which NVRTC has no name
 
 __device__ __forceinline__ float warp_sum(float value) {
     for (int distance = 16; distance > 0; distance /= 2) value += __shfl_xor_sync(0xffffffffu, value, distance);

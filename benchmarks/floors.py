@@ -1,0 +1,310 @@
+"""What a training step on a GPU must move and compute, launch by launch, and what that takes at least: no GPU needed.
+
+    python benchmarks/floors.py                        batch 64 on an H100 and an H200, by their data sheets
+    python benchmarks/floors.py --batch 1024 --gap 1   another batch, another time between two launches (microseconds)
+
+Everything here is computed from shapes, and nothing is measured. A kernel's floor is the larger of two times: that of
+its bytes, each input read once and each output written once, and that of its operations, a multiplication and an
+addition each for every product. `benchmarks/gpu.py` measures both ceilings and holds every kernel against its floor;
+`tests/test_benchmarks.py` holds this list against the launches of a step.
+"""
+
+import argparse
+from dataclasses import dataclass
+
+from tinyvit.kernels.launch import ADAM_NUMBERS, NORM_ROWS, PRECISIONS, TILE
+from tinyvit.kernels.step import SHARDS
+from tinyvit.model import ViTConfig
+
+NUMBER = 4  # bytes of a float32
+GAP = 1.3e-6  # seconds from one launch of a graph to the next: assumed here, measured by gpu.py
+BARRIER = 1.5e-6  # seconds for all blocks of a card to wait for each other: assumed
+EPOCH = 60_000  # images
+
+
+@dataclass(frozen=True)
+class Card:
+    """What a data sheet promises: bytes and operations a second, dense; and what is assumed beside it."""
+
+    bandwidth: float
+    rates: dict  # operations a second, by precision
+    cache_bandwidth: float = 5.5e12  # of the level-2 cache: no data sheet says; measured so by others, roughly
+    processors: int = 132
+    shared: int = 227 * 1024  # bytes of shared memory that a block has at most, and a processor one such block
+
+
+_HOPPER = {"float32": 66.9e12, "tf32": 494.7e12, "bfloat16": 989.4e12}
+CARDS = {"H100 SXM": Card(3.35e12, _HOPPER), "H200 SXM": Card(4.8e12, _HOPPER)}
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One kernel of a step: its name and size as they are launched, what it works on, and what it costs."""
+
+    name: str
+    what: str  # the part of the model, as its parameters are named, without the block's number
+    grid: tuple
+    block: int
+    bytes: int
+    operations: int = 0  # of products with weights, in the chosen precision
+    float32_operations: int = 0  # of attention's products, in float32 always
+    fetched: int = 0  # bytes that the tiles of a product read from the level-2 cache: each number once a tile
+    shape: tuple = ()  # of a product with a weight: rows, inputs, outputs
+
+    def work(self, bandwidth, rate, float32_rate):
+        """Return the floor in seconds at so many bytes and operations a second."""
+        return max(self.bytes / bandwidth, self.operations / rate + self.float32_operations / float32_rate)
+
+
+def launches(config, batch, augmented=True, clip=False, decayed=False, average=False):
+    """Return the launches of a training step in their order, a list of `Launch`.
+
+    config: `ViTConfig`; batch: images; augmented, clip, decayed, average: whether images are changed, the gradient is
+    clipped, weight decay acts on some weights only, the weights are averaged at this step.
+    """
+    tokens, width, mlp = config.tokens, config.width, config.mlp_width
+    embedding = config.patch_size**2 + 2 + tokens
+    last = config.depth - 1
+    rows = batch * tokens
+    forward, backward = [], []  # the latter from its end, as a block's two halves are read side by side
+
+    forward.append(_gather(config, batch, embedding, augmented))
+    forward.append(_product("embedding", rows, embedding, width, bias=False))
+    backward.append(_gradients("embedding", rows, embedding, width, dx=False, db=False))
+    for i in range(config.depth):
+        asking = batch if i == last else rows
+        forward += [
+            _norm("norm1", rows, width),
+            _product("attention.qkv", rows, width, 3 * width),
+            _attention(config, batch, asking // batch),
+            _product("attention.projection", asking, width, width, residual=True),
+            _norm("norm2", asking, width),
+            _product("mlp.fc1", asking, width, mlp, gelu=True),
+            _product("mlp.fc2", asking, mlp, width, residual=True),
+        ]
+        backward += [
+            _norm_gradients("norm1", rows, width, residual=asking),
+            _gradients("attention.qkv", rows, width, 3 * width),
+            _attention_gradients(config, batch, asking // batch),
+            _gradients("attention.projection", asking, width, width),
+            _norm_gradients("norm2", asking, width, residual=asking),
+            _gradients("mlp.fc1", asking, width, mlp),
+            _gradients("mlp.fc2", asking, mlp, width, derivative=True),
+        ]
+    forward += [_norm("norm", batch, width), _product("head", batch, width, config.classes)]
+    backward += [_norm_gradients("norm", batch, width), _gradients("head", batch, width, config.classes)]
+    loss = Launch(
+        *("cross_entropy", "loss", (1,), 256),
+        bytes=NUMBER * (2 * batch * config.classes + batch) + 2 * 16,
+    )
+    return [*forward, loss, *reversed(backward), *_update(_numbers(config), clip, decayed, average)]
+
+
+def _size(shape):
+    size = 1
+    for length in shape:
+        size *= length
+    return size
+
+
+def _numbers(config):
+    """How many parameters a model has."""
+    return sum(_size(shape) for shape in config.shapes().values())
+
+
+def _tiles(count, size):
+    return -(-count // size)
+
+
+def _gather(config, batch, embedding, augmented):
+    image = config.image_size**2 + 1 + NUMBER + (6 * NUMBER if augmented else 0)  # pixels, label, place, map
+    written = NUMBER * (config.tokens * embedding + 1)
+    return Launch("gather_patches", "batch", (batch,), 256, bytes=batch * (image + written) + NUMBER)
+
+
+def _product(what, rows, inputs, outputs, bias=True, residual=False, gelu=False):
+    numbers = rows * inputs + inputs * outputs + outputs * bias + rows * outputs * (1 + residual + gelu)
+    name = "linear_gelu_forward" if gelu else "linear_forward"
+    grid = _tiles(outputs, TILE), _tiles(rows, TILE)
+    return Launch(
+        *(name, what, grid, 128),
+        bytes=NUMBER * numbers,
+        operations=2 * rows * inputs * outputs,
+        fetched=_size(grid) * 2 * TILE * inputs * NUMBER,
+        shape=(rows, inputs, outputs),
+    )
+
+
+def _gradients(what, rows, inputs, outputs, dx=True, db=True, derivative=False):
+    read = rows * outputs + rows * inputs + (inputs * outputs + rows * inputs * derivative) * dx
+    written = rows * inputs * dx + SHARDS * (inputs * outputs + outputs * db)
+    input_tiles, output_tiles, row_tiles = (_tiles(size, TILE) for size in (inputs, outputs, rows))
+    dx_tiles, dw_tiles = row_tiles * input_tiles * dx, input_tiles * output_tiles
+    return Launch(
+        *("linear_backward", what, (dx_tiles + SHARDS * dw_tiles,), 128),
+        bytes=NUMBER * (read + written),
+        operations=2 * rows * inputs * outputs * (1 + dx),
+        fetched=2 * TILE * NUMBER * (dx_tiles * outputs + dw_tiles * rows),
+        shape=(rows, inputs, outputs),
+    )
+
+
+def _norm(what, rows, width):
+    numbers = rows * width + 2 * width + 2 * rows * width + rows
+    return Launch("layer_norm_forward", what, (_tiles(rows, NORM_ROWS),), 256, bytes=NUMBER * numbers)
+
+
+def _norm_gradients(what, rows, width, residual=0):
+    numbers = 3 * rows * width + rows + width + residual * width + SHARDS * 2 * width
+    grid = _tiles(rows, NORM_ROWS) + SHARDS * _tiles(width, 32)
+    return Launch("layer_norm_backward", what, (grid,), 256, bytes=NUMBER * numbers)
+
+
+def _attention(config, batch, queries):
+    products, weights = batch * queries * config.tokens * config.width, batch * config.heads * queries * config.tokens
+    numbers = batch * (2 * config.tokens + 2 * queries) * config.width + weights
+    return Launch(
+        *("attention_forward", "attention", (config.heads, batch), 128),
+        bytes=NUMBER * numbers,
+        float32_operations=2 * 2 * products,
+    )
+
+
+def _attention_gradients(config, batch, queries):
+    products, weights = batch * queries * config.tokens * config.width, batch * config.heads * queries * config.tokens
+    numbers = batch * (5 * config.tokens + 2 * queries) * config.width + weights
+    return Launch(
+        *("attention_backward", "attention", (config.heads, batch), 128),
+        bytes=NUMBER * numbers,
+        float32_operations=4 * 2 * products,
+    )
+
+
+def _update(numbers, clip, decayed, average):
+    blocks = _tiles(numbers, ADAM_NUMBERS)
+    summed = NUMBER * (SHARDS * numbers + numbers + blocks + 2)
+    updated = NUMBER * ((7 + decayed + 2 * average) * numbers + blocks * clip + 4 + 1)
+    return [
+        Launch("sum_shards", "gradient", (blocks,), 256, bytes=summed),
+        Launch("adam_step", "weights", (blocks,), 256, bytes=updated),
+    ]
+
+
+# ---- what it takes ----
+
+
+def predict(steps_launches, bandwidth, rate, float32_rate, gap):
+    """Return the least time of a step in seconds, {"work", "gaps", "total"}, if every kernel were at its floor.
+
+    bandwidth: bytes a second; rate, float32_rate: operations a second of products with weights and of all else; gap:
+    seconds from one launch to the next.
+    """
+    work = sum(launch.work(bandwidth, rate, float32_rate) for launch in steps_launches)
+    gaps = gap * len(steps_launches)
+    return {"work": work, "gaps": gaps, "total": work + gaps}
+
+
+def persistent(config, batch, card, precision, images=1, cluster=2, barriers=5):
+    """Return the least time of a step as one kernel that stays on the card, in seconds by part, and "total".
+
+    A cluster of `cluster` processors takes `images` images from pixels to logits and back, and keeps what belongs to
+    them; each cluster reads all weights once forward and once backward, from the level-2 cache. After a barrier the
+    weights' gradients are products over the whole batch, and whoever has a part of one updates those weights.
+    """
+    step = launches(config, batch)
+    shapes = [launch.shape for launch in step if launch.name == "linear_backward"]
+    gradients = sum(2 * _size(shape) for shape in shapes)  # operations of the weights' gradients
+    there_and_back = sum(launch.operations for launch in step) - gradients
+    numbers = _numbers(config)
+    clusters = _tiles(batch, images)
+    waves = _tiles(clusters, max(1, card.processors // cluster))  # not all clusters of a large batch fit at once
+    share = cluster / card.processors
+    rows = images * config.tokens
+    padding = 1.0 if precision == "float32" else _tiles(rows, 16) * 16 / rows  # tensor cores take 16 rows at a time
+    rate = card.rates[precision]
+    number = 2 if precision == "bfloat16" else NUMBER
+    kept = NUMBER * sum(rows * (inputs + outputs) for rows, inputs, outputs in shapes)
+    parts = {
+        "products there and back": waves * padding * there_and_back * images / batch / (rate * share),
+        "weights from the cache": 2 * number * numbers * clusters / card.cache_bandwidth,
+        "weights' gradients": max(gradients / rate, kept / card.cache_bandwidth),
+        "Adam": 6 * NUMBER * numbers / card.cache_bandwidth,
+        "barriers": barriers * BARRIER,
+    }
+    beside_each_other = max(parts["products there and back"], parts["weights from the cache"])
+    rest = parts["weights' gradients"] + parts["Adam"] + parts["barriers"]
+    return parts | {"total": beside_each_other + rest}
+
+
+def activations(config):
+    """Return how many bytes of float32 the forward pass leaves for the backward pass, for one image."""
+    tokens, width = config.tokens, config.width
+    numbers = 0
+    for i in range(config.depth):
+        asking = 1 if i == config.depth - 1 else tokens
+        numbers += tokens * (2 * width + 3 * width) + config.heads * asking * tokens  # norm1, qkv, weights
+        numbers += asking * (width + 2 * width + 2 * config.mlp_width)  # attended, norm2, active and derivative
+    return NUMBER * numbers
+
+
+# ---- the command ----
+
+
+def by_kernel(step):
+    """Return rows (name, launches, bytes, operations, fetched) of a step, and one of their sums."""
+    rows = {}
+    for launch in step:
+        row = rows.setdefault(launch.name, [0, 0, 0, 0])
+        operations = launch.operations + launch.float32_operations
+        for i, value in enumerate((1, launch.bytes, operations, launch.fetched)):
+            row[i] += value
+    total = [sum(column) for column in zip(*rows.values(), strict=True)]
+    return [(name, *row) for name, row in rows.items()] + [("a step", *total)]
+
+
+def show(batch, gap):
+    """Print the launches of a step of the default model, and what data sheets make of them."""
+    config = ViTConfig()
+    step = launches(config, batch)
+    print(f"computed, not measured: a training step of the default model, batch {batch}, augmented\n")
+    print(f"{'kernel':22} {'launches':>8} {'MB':>8} {'GFLOP':>8} {'MB by tiles':>12}")
+    for name, count, size, operations, fetched in by_kernel(step):
+        print(f"{name:22} {count:8} {size / 1e6:8.1f} {operations / 1e9:8.3f} {fetched / 1e6:12.1f}")
+    steps = 10 * _tiles(EPOCH, batch)
+    print(f"\n{'at least, microseconds':32} {'kernels':>8} {'gaps':>8} {'step':>8} {'10 epochs':>10}")
+    for name, card in CARDS.items():
+        for precision in PRECISIONS:
+            found = predict(step, card.bandwidth, card.rates[precision], card.rates["float32"], gap)
+            work, gaps, total = (1e6 * found[part] for part in ("work", "gaps", "total"))
+            label = f"{name}, {precision}"
+            print(f"{label:32} {work:8.0f} {gaps:8.0f} {total:8.0f} {steps * total / 1e6:8.2f} s")
+    card = CARDS["H100 SXM"]
+    by_tiles = sum(launch.fetched for launch in step) / card.cache_bandwidth
+    print(f"\nwhat the tiles fetch, at {card.cache_bandwidth / 1e12:.1f} TB/s of the cache: {1e6 * by_tiles:.0f} us")
+    kept, weights = activations(config) / 1e6, NUMBER * _numbers(config) / 1e6
+    print(f"what forward leaves for backward: {kept:.2f} MB an image; all weights: {weights:.1f} MB")
+    for images, cluster in ((1, 2), (2, 4)):
+        read = 2 * weights * _tiles(batch, images)
+        print(f"\none persistent kernel on an H100, images to a cluster of {cluster} processors: {images}")
+        shared = cluster * card.shared / 1e6
+        print(f"  with {shared:.2f} MB of shared memory; all clusters together read {read:.0f} MB of weights")
+        for precision in PRECISIONS:
+            found = persistent(config, batch, card, precision, images, cluster)
+            parts = ", ".join(f"{part} {1e6 * seconds:.0f}" for part, seconds in found.items() if part != "total")
+            total = found["total"]
+            print(f"  {precision:9} {1e6 * total:4.0f} us, {steps * total:.2f} s for 10 epochs ({parts})")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--batch", type=int, default=64, metavar="N", help="images a step (64)")
+    text = f"microseconds from one launch of a graph to the next ({1e6 * GAP:g}, an assumption)"
+    parser.add_argument("--gap", type=float, default=1e6 * GAP, metavar="US", help=text)
+    options = parser.parse_args()
+    if options.batch < 1 or options.gap < 0:
+        parser.error("--batch must be at least 1 and --gap at least 0")
+    show(options.batch, options.gap / 1e6)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,524 @@
+"""What works in the processes of gpu.py: this library on a GPU, its kernels one by one, and PyTorch.
+
+A process each, as CuPy and PyTorch bring CUDA libraries of their own, often of different versions, and whichever is
+loaded first serves both if they share a process; and as an error of CUDA spoils its whole process. Each class here is
+built once in its process, then builds one case after the other: a batch size at a precision.
+"""
+
+import statistics
+import time
+
+import floors
+import numpy as np
+import peers
+
+from tinyvit.backend import get_backend
+from tinyvit.data import load_mnist
+from tinyvit.data.batches import Epoch
+from tinyvit.kernels import Kernels, KernelStep
+from tinyvit.model import ViTConfig, initialise
+from tinyvit.optim import Adam
+from tinyvit.parallel import ShardedGradient
+from tinyvit.train import NOTE, Training, TrainingConfig
+
+BATCHES = 8  # different ones, in turn, for the peers
+BETA1, BETA2, RATE = NOTE.beta1, NOTE.beta2, NOTE.learning_rate
+
+
+def images_of(limit):
+    """Return the first `limit` training images and labels of MNIST, all of them if it is None."""
+    data = load_mnist()
+    return data.train_images[:limit], data.train_labels[:limit]
+
+
+def seconds_for(function):
+    """Return what `function` returns, and the seconds it took."""
+    began = time.perf_counter()
+    result = function()
+    return result, time.perf_counter() - began
+
+
+def known(function):
+    """Return what `function` returns, or None where the machine does not say."""
+    try:
+        return function()
+    except Exception:  # of many kinds, by library and version: not to know is no reason to stop
+        return None
+
+
+class _OnGPU:
+    """The backend "gpu", and what it says of itself. Raises `DeviceError` if there is none that computes."""
+
+    def __init__(self):
+        self.backend = get_backend("gpu")
+
+    def about(self):
+        """Return what is known of the card and of the libraries, a dict."""
+        xp = self.backend.xp
+        properties = known(lambda: xp.cuda.runtime.getDeviceProperties(xp.cuda.runtime.getDevice())) or {}
+        name = properties.get("name", b"unknown")
+        return {
+            "card": name.decode() if isinstance(name, bytes) else str(name),
+            "compute_capability": self.backend.compute_capability(),
+            "multiprocessors": properties.get("multiProcessorCount"),
+            "level_2_cache_bytes": properties.get("l2CacheSize"),
+            "memory_bytes": properties.get("totalGlobalMem"),
+            "cupy": xp.__version__,
+            "cuda_of_the_driver": known(lambda: xp.cuda.runtime.driverGetVersion()),
+            "cuda_runtime": known(lambda: xp.cuda.runtime.runtimeGetVersion()),
+            "nvrtc": known(lambda: "{}.{}".format(*xp.cuda.nvrtc.getVersion())),
+            "cublas": known(lambda: xp.cuda.cublas.getVersion(xp.cuda.device.get_cublas_handle())),
+        }
+
+    def megabytes(self):
+        """Return what the arrays of this case took from the card at most, None where that is not known."""
+        return known(lambda: self.backend.xp.get_default_memory_pool().total_bytes() / 1e6)
+
+    def _forget(self):
+        """Give back what the case before has taken."""
+        self.step = self._begin_epoch = self._wait = self._epoch = self._loss = None
+        known(lambda: self.backend.xp.get_default_memory_pool().free_all_blocks())
+
+    def _data(self, batch, limit):
+        images, labels = images_of(limit)
+        if len(images) < 2 * batch:
+            raise ValueError(f"two batches of {batch} need more than {len(images)} images")
+        return self.backend.asarray(images), self.backend.asarray(labels)
+
+    def _weights(self, config):
+        first = initialise(config)
+        parameters = first.with_flat(self.backend.asarray(first.flat))
+        return parameters, Adam(parameters.flat, BETA1, BETA2)
+
+    def _kernel_step(self, batch, precision, depth, limit, graph):
+        """Return a `KernelStep` of the note's model and training."""
+        config = ViTConfig(depth=depth)
+        images, labels = self._data(batch, limit)
+        kernels = Kernels(self.backend, config, precision)
+        return KernelStep(kernels, *self._weights(config), None, images, labels, batch, graph=graph)
+
+
+def schedule(done, steps):
+    """Return what the kernel adam_step reads in the `steps` steps after the first `done`, at a constant rate."""
+    t = np.arange(done + 1, done + steps + 1, dtype=np.float64)
+    rows = np.full(steps, RATE), RATE / (1 - BETA1**t), 1 / np.sqrt(1 - BETA2**t), np.zeros(steps)
+    return np.stack(rows, axis=1).astype(np.float32)
+
+
+class Ours(_OnGPU):
+    """Training steps of this library: from images on the device to new weights, augmentation included.
+
+    way: "graph", "launches" or "off", as `Training` takes them: kernels in a CUDA graph, the same kernels launched
+    one by one, or the plain operations on CuPy.
+    """
+
+    def __init__(self, way):
+        super().__init__()
+        self.way = way
+
+    def build(self, batch, precision, depth, limit):
+        """Get ready for steps of `batch` images and take some; return the seconds that took."""
+        self._forget()
+        self.batch = batch
+        began = time.perf_counter()
+        if self.way == "off":
+            self._build_plain(batch, depth, limit)
+        else:
+            step = self._kernel_step(batch, precision, depth, limit, self.way == "graph")
+            self.step, self.count = step, len(step.images)
+            self._begin_epoch, self._wait = self._begin_in_kernels, step.stream.synchronize
+        self.epochs, self.left = 0, 0
+        self.steps(3)  # the first step compiles or loads, the second one is recorded
+        return time.perf_counter() - began
+
+    def _begin_in_kernels(self):
+        steps = -(-self.count // self.batch)
+        order = np.random.default_rng(self.epochs).permutation(self.count)
+        draw = (NOTE.augmentation, (0, self.epochs), 0)
+        totals = [float(total) for total in self.step.totals.get()]  # a turn may be longer than an epoch
+        self.step.begin_epoch(order, draw, schedule(self.epochs * steps, steps), totals=totals)
+
+    def _build_plain(self, batch, depth, limit):
+        config, backend = ViTConfig(depth=depth), self.backend
+        images, labels = self._data(batch, limit)
+        parameters, adam = self._weights(config)
+        gradient_of = ShardedGradient(config, 1, NOTE.smoothing, batch).__enter__()
+        self.count, self._wait = len(images), backend.synchronise
+
+        def begin():
+            self._epoch = Epoch(images, labels, NOTE.augmentation, NOTE.seed, self.epochs, backend)
+
+        def step(batch):
+            start = self.count // batch * batch - self.left * batch
+            loss, _, gradient = gradient_of(parameters, self._epoch.load, start, start + batch)
+            adam.step(parameters.flat, gradient.flat, RATE)
+            self._loss = loss
+
+        self._begin_epoch, self.step = begin, step
+
+    def steps(self, count):
+        """Take `count` steps and return the seconds of one; what an epoch begins with is not counted."""
+        seconds, done = 0.0, 0
+        while done < count:
+            if self.left == 0:
+                self._begin_epoch()
+                self.epochs += 1
+                self.left = self.count // self.batch
+            part = min(count - done, self.left)
+            self._wait()
+            began = time.perf_counter()
+            for _ in range(part):
+                self.step(self.batch)
+                self.left -= 1
+            self._wait()
+            seconds += time.perf_counter() - began
+            done += part
+        return seconds / count
+
+    def turn(self, count):
+        """Take two steps that are not counted, then `count`; return the seconds of one of these and the loss."""
+        self.steps(2)
+        if self.way == "off":
+            seconds = self.steps(count)
+            return seconds, float(self._loss)
+        self.step.totals[...] = 0
+        seconds = self.steps(count)
+        return seconds, float(self.step.totals[0]) / (count * self.batch)
+
+    def train(self, precision, epochs, depth, limit):
+        """Train as `Training` does, without validation, and return what came of it, a dict.
+
+        "seconds" is all of `Training.run`: drawing and shuffling, steps, the history at the end of every epoch.
+        """
+        self._forget()
+        images, labels = images_of(limit)
+        config = TrainingConfig(epochs=epochs, augmentation=NOTE.augmentation, validation=0, seed=NOTE.seed)
+
+        def new():
+            return Training(
+                ViTConfig(depth=depth), config, images, labels, self.backend, precision=precision, kernels=self.way
+            )
+
+        training, building = seconds_for(new)
+        _, seconds = seconds_for(training.run)
+        last = training.history[-1]
+        return {
+            "images": len(images),
+            "batch": config.batch_size,
+            "steps": training.total_steps,
+            "seconds": seconds,
+            "building_seconds": building,
+            "train_loss": last["train_loss"],
+            "train_accuracy": last["train_accuracy"],
+        }
+
+
+class KernelTimes(_OnGPU):
+    """The kernels of a step one by one, and what the card can do at best."""
+
+    NOTHING = 'extern "C" __global__ void nothing(int* place) { if (place) place[0] = 0; }'
+    COPY = """
+    extern "C" __global__ void copy(const float* source, float* target, int count) {
+        for (int i = 0; i < 4; i++) {
+            int place = ((int)blockIdx.x * 4 + i) * (int)blockDim.x + (int)threadIdx.x;
+            if (place < count) target[place] = source[place];
+        }
+    }
+    """
+
+    def ceilings(self, side, megabytes):
+        """Return bytes a second of a copy, operations a second of a matrix product, and seconds between launches.
+
+        side: of the square matrices; megabytes: of the array that is copied. What fails is a text that says why.
+        """
+        measures = {
+            "copy": lambda: self._copy(megabytes * 1_000_000),
+            "copy_within_the_cache": lambda: self._copy_in_graph(12_000_000),
+            "gap": self._gap,
+        }
+        measures |= {precision: lambda p=precision: self._product(side, p) for precision in floors.PRECISIONS}
+        found = {}
+        for name, measure in measures.items():
+            try:
+                found[name] = measure()
+            except Exception as error:
+                found[name] = f"{type(error).__name__}: {error}"[:300]
+            known(lambda: self.backend.xp.get_default_memory_pool().free_all_blocks())
+        return found
+
+    def _copy(self, size):
+        source = self.backend.xp.ones(size // 4, np.float32)
+        target = self.backend.xp.empty_like(source)
+
+        def copy():
+            target[...] = source
+
+        return 2 * source.nbytes / self._seconds(copy)  # read and written
+
+    def _copy_in_graph(self, size):
+        """A copy so small that source and target stay in the level-2 cache; its launch is in the time."""
+        count = size // 4
+        source = self.backend.xp.ones(count, np.float32)
+        target = self.backend.xp.empty_like(source)
+        kernel = self.backend.xp.RawModule(code=self.COPY, backend="nvrtc").get_function("copy")
+        arguments = source, target, np.int32(count)
+        return 2 * source.nbytes / self._seconds_in_graph(lambda: kernel((-(-count // 1024),), (256,), arguments))
+
+    def _gap(self):
+        kernel = self.backend.xp.RawModule(code=self.NOTHING, backend="nvrtc").get_function("nothing")
+        return self._seconds_in_graph(lambda: kernel((1,), (32,), (np.uint64(0),)))
+
+    def _product(self, side, precision):
+        """cuBLAS itself, as CuPy's own product does not reach all three precisions."""
+        xp = self.backend.xp
+        cublas, runtime = xp.cuda.cublas, xp.cuda.runtime
+        handle = xp.cuda.device.get_cublas_handle()
+        numbers = np.random.default_rng(0).standard_normal((2, side, side), dtype=np.float32)
+        kind, compute = runtime.CUDA_R_32F, cublas.CUBLAS_COMPUTE_32F
+        if precision == "tf32":
+            compute = cublas.CUBLAS_COMPUTE_32F_FAST_TF32
+        elif precision == "bfloat16":
+            kind, numbers = getattr(runtime, "CUDA_R_16BF", 14), (numbers.view(np.uint32) >> 16).astype(np.uint16)
+        a, b = (self.backend.asarray(half) for half in numbers)
+        out = xp.empty_like(a)
+        one, zero = np.ones(1, np.float32), np.zeros(1, np.float32)  # on the host, where cuBLAS looks for them
+
+        def product():
+            arguments = (0, 0, side, side, side, one.ctypes.data, a.data.ptr, kind, side, b.data.ptr, kind, side)
+            cublas.gemmEx(handle, *arguments, zero.ctypes.data, out.data.ptr, kind, side, compute, -1)
+
+        return 2 * side**3 / self._seconds(product)
+
+    def _seconds(self, work, least=0.1):
+        """Return the seconds of one `work` on the device, between two events with many of them between."""
+        xp = self.backend.xp
+        stream = xp.cuda.get_current_stream()
+
+        def time_of(times):
+            begin, end = xp.cuda.Event(), xp.cuda.Event()
+            begin.record(stream)
+            for _ in range(times):
+                work()
+            end.record(stream)
+            end.synchronize()
+            return xp.cuda.get_elapsed_time(begin, end) / 1e3 / times
+
+        time_of(2)
+        times = min(1000, max(3, round(least / max(1e-7, time_of(3)))))
+        return statistics.median(time_of(times) for _ in range(3))
+
+    def _seconds_in_graph(self, launch, least=0.01):
+        """Return the seconds of one launch, of many in one CUDA graph; what goes by between two is in it."""
+        xp = self.backend.xp
+        stream = xp.cuda.Stream()
+        with stream:
+            launch()  # a driver loads a kernel when it first runs
+            begin, end = xp.cuda.Event(), xp.cuda.Event()
+            begin.record(stream)
+            launch()
+            end.record(stream)
+            end.synchronize()
+            once = max(1e-6, xp.cuda.get_elapsed_time(begin, end) / 1e3)
+            times = min(100, max(3, round(least / once)))
+            stream.begin_capture()
+            try:
+                for _ in range(times):
+                    launch()
+            finally:
+                graph = stream.end_capture()
+
+            def replay():
+                begin.record(stream)
+                graph.launch(stream)
+                end.record(stream)
+                end.synchronize()
+                return xp.cuda.get_elapsed_time(begin, end) / 1e3 / times
+
+            replay()
+            return statistics.median(replay() for _ in range(5))
+
+    def kernels(self, batch, precision, depth, limit):
+        """Return the time of every kernel of a step, on the buffers of a step, a list of dicts.
+
+        Launches of the same size are one row. Raises `ValueError` if the launches are not those of `floors.py`.
+        """
+        self._forget()
+        step = self.step = self._kernel_step(batch, precision, depth, limit, graph=False)
+        count = len(step.images)
+        steps = -(-count // batch)
+
+        def begin(step_number):
+            order = np.arange(count)
+            step.begin_epoch(order, (NOTE.augmentation, (0, 0), 0), schedule(0, steps), step=step_number)
+            step.synchronise()  # what is timed runs on another stream
+
+        begin(0)
+        recorded = recorded_launches(step, batch)
+        model = floors.launches(step.config, batch)
+        if [(name, grid) for name, grid, _ in recorded] != [(launch.name, launch.grid) for launch in model]:
+            raise ValueError("the step launches other kernels than floors.py says")
+        rows = {}
+        for (_, _, launch), expected in zip(recorded, model, strict=True):
+            key = (expected.name, expected.grid, expected.bytes, expected.operations)
+            if key not in rows:
+                begin(1)  # sum_shards has counted, and the counter must lead to a batch and a row of the schedule
+                rows[key] = {
+                    "kernel": expected.name,
+                    "what": [],
+                    "launches": 0,
+                    "blocks": int(np.prod(expected.grid)),
+                    "bytes": expected.bytes,
+                    "operations": expected.operations,
+                    "float32_operations": expected.float32_operations,
+                    "seconds": self._seconds_in_graph(launch),
+                }
+            row = rows[key]
+            row["launches"] += 1
+            if expected.what not in row["what"]:
+                row["what"].append(expected.what)
+        return list(rows.values())
+
+
+def recorded_launches(step, batch):
+    """Take a step and return its launches, (name, grid, function that launches it again)."""
+    kernels, found = step.kernels, []
+    launch = kernels._launch
+
+    def record(name, grid, block, *arguments):
+        grid = grid if isinstance(grid, tuple) else (grid,)
+        found.append((name, grid, lambda: launch(name, grid, block, *arguments)))
+        launch(name, grid, block, *arguments)
+
+    kernels._launch = record
+    try:
+        step(batch)
+    finally:
+        del kernels._launch
+    step.stream.synchronize()
+    return found
+
+
+class TorchSteps:
+    """Training steps of PyTorch as its users write them, on batches that lie ready on the device, normalised.
+
+    way: "eager"; "compiled", by torch.compile(mode="max-autotune"), which records CUDA graphs of forward and of
+    backward; or "graph", eager operations of the whole step in one CUDA graph. Adam is the fused one in all three.
+    """
+
+    def __init__(self, way, device="cuda"):
+        import torch
+
+        self.torch, self.way, self.device = torch, way, device
+        if device == "cuda" and not torch.cuda.is_available():
+            raise RuntimeError(f"PyTorch {torch.__version__}, for CUDA {torch.version.cuda}, finds no GPU")
+
+    def about(self):
+        """Return the versions that matter, a dict."""
+        torch = self.torch
+        found = {"torch": torch.__version__, "torch_cuda": torch.version.cuda}
+        return found | {"torch_card": known(lambda: torch.cuda.get_device_name(0))}
+
+    def build(self, batch, precision, depth, limit):
+        """Get ready for steps of `batch` images and take some; return the seconds that took."""
+        torch, device = self.torch, self.device
+        self.step = None
+        if self.way == "compiled":
+            torch._dynamo.reset()
+        if device == "cuda":
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
+        began = time.perf_counter()
+        tf32 = precision == "tf32"
+        torch.set_float32_matmul_precision("high" if tf32 else "highest")
+        torch.backends.cuda.matmul.allow_tf32 = tf32
+        torch.backends.cudnn.allow_tf32 = tf32  # for the convolution that embeds patches
+
+        config = ViTConfig(depth=depth)
+        model = peers.torch_model(config, initialise(config)).to(device)
+        self.batches = self._batches(config, batch, limit)
+        autocast = precision == "bfloat16"
+
+        def loss_of(pixels, labels):
+            if not autocast:
+                return torch.nn.functional.cross_entropy(model(pixels), labels)
+            # weights are cast anew in every step: a cache of them would not do inside a CUDA graph of the whole step
+            with torch.autocast(device, torch.bfloat16, cache_enabled=False):
+                logits = model(pixels)
+            return torch.nn.functional.cross_entropy(logits.float(), labels)
+
+        capturable = {"capturable": True} if self.way == "graph" else {}
+        self.optimiser = torch.optim.Adam(model.parameters(), lr=RATE, fused=True, **capturable)
+        self.loss_of = torch.compile(loss_of, mode="max-autotune") if self.way == "compiled" else loss_of
+        self.taken = 0
+        self.step = self._graph_step() if self.way == "graph" else self._eager_step
+        self.steps(5)  # compiles, warms up and records
+        return time.perf_counter() - began
+
+    def _batches(self, config, batch, limit):
+        torch = self.torch
+        images, labels = images_of(limit)
+        chosen = np.random.default_rng(0).permutation(len(images))
+        if len(chosen) < batch:
+            raise ValueError(f"a batch of {batch} needs more than {len(chosen)} images")
+        found = []
+        for start in range(0, min(BATCHES * batch, len(chosen) // batch * batch), batch):
+            part = chosen[start : start + batch]
+            pixels = (images[part].astype(np.float32) / 255 - config.pixel_mean) / config.pixel_deviation
+            arrays = pixels.astype(np.float32), labels[part].astype(np.int64)
+            found.append([torch.from_numpy(array).to(self.device) for array in arrays])
+        return found
+
+    def _eager_step(self, pixels, labels):
+        self.optimiser.zero_grad(set_to_none=True)
+        if self.way == "compiled":
+            self.torch.compiler.cudagraph_mark_step_begin()
+        self.loss = self.loss_of(pixels, labels)
+        self.loss.backward()
+        self.optimiser.step()
+
+    def _graph_step(self):
+        """Record a whole step, after some on another stream, as PyTorch asks for; return what replays it."""
+        torch = self.torch
+        pixels, labels = (array.clone() for array in self.batches[0])
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(3):
+                self._eager_step(pixels, labels)
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        self.optimiser.zero_grad(set_to_none=True)
+        with torch.cuda.graph(graph):
+            self.loss = self.loss_of(pixels, labels)
+            self.loss.backward()
+            self.optimiser.step()
+
+        def step(new_pixels, new_labels):
+            pixels.copy_(new_pixels)
+            labels.copy_(new_labels)
+            graph.replay()
+
+        return step
+
+    def steps(self, count):
+        """Take `count` steps and return the seconds of one."""
+        self._wait()
+        began = time.perf_counter()
+        for _ in range(count):
+            self.step(*self.batches[self.taken % len(self.batches)])
+            self.taken += 1
+        self._wait()
+        return (time.perf_counter() - began) / count
+
+    def turn(self, count):
+        """Take two steps that are not counted, then `count`; return the seconds of one of these and the last loss."""
+        self.steps(2)
+        return self.steps(count), float(self.loss.detach())
+
+    def _wait(self):
+        if self.device == "cuda":
+            self.torch.cuda.synchronize()
+
+    def megabytes(self):
+        """Return what PyTorch took from the card at most in this case."""
+        return self.torch.cuda.max_memory_reserved() / 1e6 if self.device == "cuda" else None

@@ -1,0 +1,148 @@
+"""Put a trained model into the package, with its card: tinyvit/weights/mnist.safetensors and README.md.
+
+    python examples/train_mnist.py --epochs 100 ... --out runs/long
+    python benchmarks/publish_weights.py runs/long
+
+All that the card says comes from the run's metrics.json and the files themselves; nothing is typed by hand, and a
+test holds the card against the model. The run is to be of the default data, all of it: what it is measured on is what
+the package holds.
+"""
+
+import argparse
+import hashlib
+import json
+import shlex
+import sys
+from dataclasses import asdict, fields
+from pathlib import Path
+
+import numpy as np
+from turns import ROOT
+
+from tinyvit.checkpoint import load_model, save_model
+from tinyvit.data import load_mnist
+from tinyvit.data.augment import Augmentation
+from tinyvit.evaluate import evaluate, misclassified
+from tinyvit.files import write_atomically
+from tinyvit.pretrained import WEIGHTS, ModelCard
+from tinyvit.results import MODEL, read_metrics
+from tinyvit.train import RECIPES, TrainingConfig
+
+FOLDER = ROOT / "tinyvit" / "weights"
+SHORT = {"learning_rate": "--lr", "smoothing": "--label-smoothing"}  # as examples/train_mnist.py names them
+
+
+def training_command(metrics):
+    """Return the command that trains such a model: what differs from the recipe, and the number of workers."""
+    training = metrics["training"]
+    recipe = RECIPES[metrics["recipe"]].as_dict()
+    flags = [] if metrics["recipe"] == "tuned" else ["--recipe", metrics["recipe"]]
+    names = [field.name for field in fields(TrainingConfig) if field.name != "augmentation"]
+    pairs = [(name, training[name], recipe[name]) for name in names]
+    given, default = training["augmentation"], recipe["augmentation"]
+    pairs += [(field.name, given[field.name], default[field.name]) for field in fields(Augmentation)]
+    for name, value, usual in pairs:
+        if value != usual:
+            text = f"{value:g}" if isinstance(value, float) else str(value)
+            flags += [SHORT.get(name, "--" + name.replace("_", "-")), text]
+    return shlex.join(["python", "examples/train_mnist.py", *flags, "--workers", str(metrics["workers"])])
+
+
+def card_of(metrics, model):
+    """Return the `ModelCard` of a run and its model. Raises `ValueError` if it is not one to put into the package."""
+    origin = metrics.get("origin", {})
+    if not metrics.get("history") or metrics["device"] != "cpu":
+        raise ValueError("expected the metrics.json of a finished training run on the CPU")
+    if any(origin.get(name) for name in ("data_dir", "train_limit", "test_limit")):
+        raise ValueError("expected a run on all of the MNIST of the package: no --data-dir, no --train-limit")
+    data = load_mnist()
+    evaluation = evaluate(model, data.test_images, data.test_labels)
+    if abs(evaluation.accuracy - metrics["test_accuracy"]) > 1.5e-4:  # one image may be on the edge elsewhere
+        raise ValueError(f"the model reads {evaluation.accuracy} of the test images, not {metrics['test_accuracy']}")
+    wrong = misclassified(evaluation)
+    two_best = np.sort(evaluation.probabilities, axis=1)[:, -2:]
+    by_margin = np.argsort(two_best[:, 1] - two_best[:, 0], kind="stable")
+    return ModelCard(
+        command=training_command(metrics),
+        data="MNIST",
+        seed=metrics["seed"],
+        epochs=len(metrics["history"]),
+        parameters=metrics["parameters"],
+        validation_accuracy=metrics["history"][-1]["validation_accuracy"],
+        validation_images=metrics["validation_images"],
+        test_accuracy=metrics["test_accuracy"],
+        test_loss=metrics["test_loss"],
+        test_images=metrics["test_images"],
+        misread=wrong.tolist(),
+        barely_read=by_margin[~np.isin(by_margin, wrong)][:20].tolist(),
+        versions={name: metrics["versions"][name] for name in ("python", "numpy", "blas", "cpu")},
+    )
+
+
+def card_in_words(card, config, weights):
+    """Return tinyvit/weights/README.md: `card`, a `ModelCard`, for `weights`, the bytes of the file."""
+    return f"""# The trained model in the box
+
+`tinyvit.load_pretrained()` gives it, `tinyvit.pretrained.pretrained_card()` the numbers below.
+
+| | |
+| --- | --- |
+| what | a Vision Transformer for handwritten digits, the technical note's architecture |
+| size | {card.parameters:,} parameters, float32: {config.depth} blocks of width {config.width}, \
+{config.heads} heads, MLP {config.mlp_width}, patches of {config.patch_size} x {config.patch_size} pixels |
+| file | `{WEIGHTS}`, {len(weights) / 1e6:.1f} MB, SHA-256 `{hashlib.sha256(weights).hexdigest()}` |
+| trained by | `{card.command}` |
+| data | {card.data}: 60,000 images less the last {card.validation_images:,}, which are for validation |
+| seed | {card.seed} |
+| epochs | {card.epochs} |
+| validation accuracy | **{100 * card.validation_accuracy:.2f} %** of {card.validation_images:,} images |
+| test accuracy | **{100 * card.test_accuracy:.2f} %** of {card.test_images:,} images: \
+{len(card.misread)} are misread |
+| test loss | {card.test_loss:.4f} nats |
+| trained with | Python {card.versions["python"]}, NumPy {card.versions["numpy"]} ({card.versions["blas"]}), \
+{card.versions["cpu"]} |
+
+The weights are the average that the recipe keeps, after the last epoch. The recipe's own settings were chosen on
+validation images; what the command sets beside them was set beforehand and tried once. Nothing was chosen by the test
+set; the run read that once, when it was finished. A test reads all test images again and compares with this card.
+
+## What it is for
+
+One handwritten digit, 0 to 9, in an image of 28 x 28 pixels as MNIST has them: white ink on black, scaled into
+20 x 20 pixels, its mass in the middle. `tinyvit/data/pictures.py` makes such an image of a photograph or of pen
+strokes. It is for teaching and for trying out: to see what a small transformer looks at.
+
+## What it is not for
+
+* **Anything that matters.** Cheques, forms, ballots, exams: not tested, not meant.
+* **Anything that is no digit.** It has ten answers and no "none of these": a letter or a scribble gets a digit too,
+  often with confidence. Its probabilities come of training with smoothed labels; they are shares of belief among ten
+  answers, and no promise.
+* **Other hands.** MNIST was written by American census workers and high-school students around 1990. A 1 with a long
+  upstroke, a 7 with a bar, a 4 that is open or closed another way, digits of other scripts: less well, by how much is
+  not measured.
+* **Many digits at once, printed digits, mirrored or upside-down digits.** It was trained on none of these.
+"""
+
+
+def main(arguments=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path, metavar="RUN", help="folder of a finished run, from train_mnist.py")
+    parser.add_argument("--out", type=Path, default=FOLDER, metavar="DIR", help="where to (tinyvit/weights)")
+    options = parser.parse_args(arguments)
+    try:
+        model = load_model(options.run / MODEL)
+        card = card_of(read_metrics(options.run), model)
+        options.out.mkdir(parents=True, exist_ok=True)
+        save_model(options.out / WEIGHTS, model, {"card": asdict(card)})
+        weights = (options.out / WEIGHTS).read_bytes()
+        write_atomically(options.out / "README.md", card_in_words(card, model.config, weights))
+    except (OSError, ValueError, KeyError) as error:
+        print(f"error: {options.run}: {error}", file=sys.stderr)
+        return 2
+    print(json.dumps(asdict(card), indent=2))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

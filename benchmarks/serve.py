@@ -1,0 +1,286 @@
+"""How the page's server bears a crowd: 200 clients that draw without a pause, for a minute.
+
+    python benchmarks/serve.py                                   one client, then 200, with and without batches
+    python benchmarks/serve.py --clients 50 --seconds 10 --batch 16
+    python benchmarks/serve.py --clients --page 5           from the stroke to the answer on the page, in a browser
+
+Every client sends a drawing, reads the answer and sends the next. The clients are one process beside the server's and
+share its cores, so that the predictions a second are fewer than a server with clients elsewhere would give. An answer
+that is not a 200 with the digit that the same drawing got at first counts as an error. Memory is the server's, read
+four times a second (Linux). On a machine with other work, see how many cores server and clients had in all, and how
+much of a core a prediction takes: these two bear it better than predictions a second do.
+
+--page draws the ten digits on the page, so many times each, in headless Chromium with sixty moves of the mouse
+a second, and takes the time that the page itself takes: from the event of a move, which the browser stamps, to the
+moment at which the answer that knows of it is on the page. It needs Playwright and a browser.
+"""
+
+import argparse
+import asyncio
+import json
+import math
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+from turns import ROOT, conditions, processes
+
+SHAPES = {  # of a digit: arcs (centre x, y, radius x, y, from, to in degrees) and lines, in a square of side 1
+    0: [("arc", 0.5, 0.5, 0.22, 0.32, 0, 360)],
+    1: [("line", 0.52, 0.15, 0.5, 0.85)],
+    2: [("arc", 0.5, 0.35, 0.2, 0.18, -160, 40), ("line", 0.65, 0.47, 0.3, 0.82), ("line", 0.3, 0.82, 0.72, 0.8)],
+    3: [("arc", 0.48, 0.34, 0.17, 0.17, -140, 90), ("arc", 0.48, 0.66, 0.2, 0.17, -90, 140)],
+    4: [("line", 0.4, 0.15, 0.28, 0.55), ("line", 0.28, 0.55, 0.75, 0.55), ("line", 0.6, 0.3, 0.58, 0.88)],
+    5: [("line", 0.68, 0.18, 0.38, 0.2), ("line", 0.38, 0.2, 0.36, 0.46), ("arc", 0.46, 0.63, 0.2, 0.19, -120, 140)],
+    6: [("line", 0.6, 0.13, 0.36, 0.6), ("arc", 0.5, 0.66, 0.15, 0.17, -200, 170)],
+    7: [("line", 0.28, 0.2, 0.72, 0.2), ("line", 0.72, 0.2, 0.45, 0.85)],
+    8: [("arc", 0.5, 0.33, 0.14, 0.16, 90, 450), ("arc", 0.5, 0.67, 0.18, 0.18, -90, 270)],
+    9: [("arc", 0.48, 0.35, 0.17, 0.17, 0, 360), ("line", 0.65, 0.35, 0.6, 0.87)],
+}
+
+
+def drawing(digit, rng=None, points=24):
+    """Return strokes of `digit`, each a list of [x, y] in 0 to 1; with `rng` somewhat tilted, moved and resized."""
+    strokes = []
+    for kind, *numbers in SHAPES[digit]:
+        along = np.linspace(0, 1, points)
+        if kind == "line":
+            x0, y0, x1, y1 = numbers
+            line = np.stack([x0 + (x1 - x0) * along, y0 + (y1 - y0) * along], axis=1)
+        else:
+            x, y, rx, ry, start, stop = numbers
+            angle = np.radians(start + (stop - start) * along)
+            line = np.stack([x + rx * np.cos(angle), y + ry * np.sin(angle)], axis=1)
+        strokes.append(line)
+    if rng is not None:
+        size, shift, tilt = rng.uniform(0.6, 1), rng.uniform(-0.1, 0.1, 2), math.radians(rng.uniform(-8, 8))
+        turn = size * np.array([[math.cos(tilt), -math.sin(tilt)], [math.sin(tilt), math.cos(tilt)]])
+        strokes = [np.clip((line - 0.5) @ turn.T + 0.5 + shift, 0, 1) for line in strokes]
+    return [line.round(4).tolist() for line in strokes]
+
+
+BROWSER_FLAGS = [
+    "--no-sandbox",  # in a container there is nobody but root
+    "--disable-gpu",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+
+
+def find_browser():
+    """Return the path of a Chromium or Chrome: TINYVIT_BROWSER, or one on the PATH, or None."""
+    names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+    return os.environ.get("TINYVIT_BROWSER") or next(filter(None, map(shutil.which, names)), None)
+
+
+def draw_with_mouse(page, strokes, up=True, pause=0.0):
+    """Draw on a Playwright page; up: whether the pen is lifted in the end; pause: seconds between two moves."""
+    page.locator("#ink").scroll_into_view_if_needed()
+    box = page.locator("#ink").bounding_box()
+    for number, stroke in enumerate(strokes):
+        for place, (x, y) in enumerate(stroke):
+            page.mouse.move(box["x"] + x * box["width"], box["y"] + y * box["height"])
+            if place == 0:
+                page.mouse.down()
+            time.sleep(pause)
+        if up or number < len(strokes) - 1:
+            page.mouse.up()
+
+
+def stroke_to_answer(server, times):
+    """Draw every digit `times` times in a browser, and return what came of it, a dict."""
+    from playwright.sync_api import sync_playwright  # here, as it is needed for this alone
+
+    with sync_playwright() as playwright:
+        path = find_browser() or playwright.chromium.executable_path
+        browser = playwright.chromium.launch(executable_path=path, args=BROWSER_FLAGS)
+        page = browser.new_page(viewport={"width": 1360, "height": 900})
+        page.goto(f"http://127.0.0.1:{server.port}")
+        page.wait_for_selector(".sample")
+        page.evaluate(
+            """() => { window.found = []; const shown = document.getElementById("latency");
+                       new MutationObserver(() => { const text = shown.textContent.match(/\\d+/);
+                                                    if (text) window.found.push(Number(text[0])); })
+                       .observe(shown, { childList: true }); }"""
+        )
+        draw_with_mouse(page, drawing(0))  # the first of all, which finds nothing warm, does not count
+        page.wait_for_timeout(500)
+        page.evaluate("window.found.length = 0")
+        right, moves = 0, 0
+        for digit in [*range(10)] * times:
+            page.click("#clear")
+            strokes = drawing(digit)
+            moves += sum(map(len, strokes))
+            draw_with_mouse(page, strokes, pause=1 / 60)
+            page.wait_for_timeout(300)
+            right += page.inner_text("#digit") == str(digit)
+        found = page.evaluate("window.found")
+        browser.close()
+    return {
+        "drawings": 10 * times,
+        "read_rightly": right,
+        "moves": moves,
+        "answers": len(found),
+        "milliseconds": spread(found),
+    }
+
+
+def spread(milliseconds):
+    percentiles = np.percentile(np.array(milliseconds), [50, 90, 99, 100]).round(1).tolist()
+    return dict(zip(["median", "p90", "p99", "most"], percentiles, strict=True))
+
+
+class Server:
+    """The page's server in a process of its own."""
+
+    def __init__(self, *flags):
+        command = [sys.executable, str(ROOT / "examples" / "digit_app.py"), "--no-browser", "--port", "0", *flags]
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        line = self.process.stdout.readline()
+        if "http://" not in line:
+            self.process.kill()
+            raise SystemExit(f"the server did not start: {line!r}")
+        self.port = int(line.split("http://")[1].split(",")[0].rsplit(":", 1)[1])
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        self.process.terminate()
+        self.process.wait(20)
+        self.process.stdout.close()
+
+    def megabytes(self):
+        """Return the memory that the server has now, in megabytes; 0 where the system does not say."""
+        return sum(now for now, _ in processes(str(self.process.pid)).values())
+
+    def busy_seconds(self):
+        """Return for how long the server has had a core in all; not-a-number where the system does not say."""
+        try:
+            fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            return math.nan
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")  # in user code and in the system
+
+
+async def exchange(reader, writer, request):
+    """Send a request and return the status and the body of its answer."""
+    writer.write(request)
+    head = await reader.readuntil(b"\r\n\r\n")
+    length = int(head.lower().split(b"content-length: ")[1].split(b"\r\n")[0])
+    return int(head.split()[1]), await reader.readexactly(length)
+
+
+def request_for(strokes):
+    body = json.dumps({"strokes": strokes}).encode()
+    head = "POST /api/predict/strokes HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
+    return f"{head}content-length: {len(body)}\r\n\r\n".encode() + body
+
+
+async def client(port, work, until, latencies, errors):
+    """Ask until the clock says `until`; work: pairs of a request and how its answer begins."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    turn = len(work) // 2
+    try:
+        while time.monotonic() < until:
+            request, expected = work[turn % len(work)]
+            turn += 1
+            began = time.perf_counter()
+            status, body = await asyncio.wait_for(exchange(reader, writer, request), 30)
+            latencies.append(time.perf_counter() - began)
+            if status != 200 or not body.startswith(expected):
+                errors.append(f"{status}: {body[:80]!r}, expected {expected!r}")
+    except (OSError, asyncio.IncompleteReadError, asyncio.TimeoutError, IndexError) as error:
+        errors.append(f"{type(error).__name__}: {error}")
+    finally:
+        writer.close()
+
+
+async def crowd(server, clients, seconds):
+    """Let so many clients draw at a time, and return what came of it, a dict."""
+    rng = np.random.default_rng(0)
+    requests = [request_for(drawing(i % 10, rng)) for i in range(50)]
+    reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+    answers = [(await exchange(reader, writer, request))[1] for request in requests]
+    writer.close()
+    work = [(request, answer.split(b",")[0]) for request, answer in zip(requests, answers, strict=True)]
+    if not all(expected.startswith(b'{"digit":') for _, expected in work):
+        raise SystemExit(f"the server does not answer: {answers[0][:200]!r}")
+    right = sum(int(expected.split(b":")[1]) == i % 10 for i, (_, expected) in enumerate(work))
+
+    latencies, errors, memory = [], [], [server.megabytes()]
+    others = os.getloadavg()[0]  # before the clients come
+    began, busy, own = time.monotonic(), server.busy_seconds(), time.process_time()
+    places = [work[i % 50 :] + work[: i % 50] for i in range(clients)]  # each begins with another drawing
+    tasks = [
+        asyncio.create_task(client(server.port, place, began + seconds, latencies, errors)) for place in places
+    ]
+    while not all(task.done() for task in tasks):
+        await asyncio.sleep(0.25)
+        memory.append(server.megabytes())
+    took = time.monotonic() - began
+    await asyncio.gather(*tasks)
+    busy, own = server.busy_seconds() - busy, time.process_time() - own
+    return {
+        "clients": clients,
+        "seconds": round(took, 1),
+        "predictions": len(latencies),
+        "errors": len(errors),
+        "first_errors": errors[:5],
+        "predictions_per_second": round(len(latencies) / took),
+        "milliseconds": spread(1e3 * np.array(latencies)),
+        "milliseconds_of_a_core_each": {
+            "server": round(1e3 * busy / len(latencies), 2),
+            "client": round(1e3 * own / len(latencies), 2),
+        },
+        "cores_had": {"server": round(busy / took, 2), "clients": round(own / took, 2)},
+        "load_average_before": round(others, 1),
+        "server_megabytes": {
+            "before": round(memory[0]), "most": round(max(memory)), "after": round(memory[-1])
+        },
+        "drawings_read_rightly": f"{right} of {len(work)}",
+    }  # fmt: skip
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--clients", type=int, nargs="*", default=[1, 200], metavar="N", help="at a time (1 200)")
+    parser.add_argument("--seconds", type=float, default=60, metavar="X", help="for each number of clients (60)")
+    parser.add_argument("--batch", type=int, nargs="+", default=[16, 1], metavar="N", help="the server's flag (16 1)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write what was measured here too")
+    parser.add_argument("--page", type=int, default=0, metavar="N", help="draw each digit N times in a browser (0)")
+    options = parser.parse_args()
+    records = []
+    for batch in options.batch:
+        with Server("--batch", str(batch)) as server:
+            for clients in options.clients:
+                record = {"batch": batch, **asyncio.run(crowd(server, clients, options.seconds))}
+                records.append(record)
+                times = ", ".join(f"{name} {value:g} ms" for name, value in record["milliseconds"].items())
+                cost, memory = record["milliseconds_of_a_core_each"]["server"], record["server_megabytes"]["most"]
+                had = sum(record["cores_had"].values())
+                print(
+                    f"batch {batch:2d}, {clients:3d} clients: {record['predictions_per_second']:,} predictions/s, "
+                    f"{times}, {cost} ms of a core each, {record['errors']} errors, {memory} MB at most, "
+                    f"on {had:.1f} cores in all",
+                    flush=True,
+                )
+    page = None
+    if options.page:
+        with Server() as server:
+            page = stroke_to_answer(server, options.page)
+        print(f"from the stroke to the answer on the page: {page}")
+    if options.json:
+        found = {"conditions": conditions("fastapi", "uvicorn", "pillow"), "records": records, "page": page}
+        options.json.write_text(json.dumps(found, indent=2) + "\n")
+    return 1 if any(record["errors"] for record in records) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,710 @@
+# %% [markdown]
+r"""
+# 15 Make it fast
+
+**Goal.** To know how fast a training step could be on this machine before changing a line of it, and then to come
+near that, one idea at a time, with the same numbers as before and a clock at every step.
+
+**The one equation.** A product of matrices $(m, k) · (k, n)$ takes $2 m k n$ operations, one multiplication and one
+addition for each term. If the machine does $r$ of them in a second, no step can take less than
+
+$$
+t_{\mathrm{floor}} = \frac{1}{r} ∑_{\mathrm{products}} 2 m k n
+$$
+
+**Source.** S. Williams, A. Waterman and D. Patterson, *Roofline: An Insightful Visual Performance Model for Multicore
+Architectures*, 2009. K. Goto and R. van de Geijn, *Anatomy of High-Performance Matrix Multiplication*, 2008. G.
+Amdahl, *Validity of the Single Processor Approach to Achieving Large Scale Computing Capabilities*, 1967.
+
+**Time.** An hour and a half to read and play; fifteen minutes an exercise, more for the last. The script runs in less
+than a minute.
+"""
+
+# %%
+import contextlib
+import math
+import time
+from unittest import mock
+
+import numpy as np
+from kit import BLUE, GREEN, INK, MUTED, ORANGE, PINK, SMALL, Lesson
+from scipy.special import erf
+
+import tinyvit.model
+import tinyvit.ops.attention
+import tinyvit.ops.patches
+from tinyvit.backend import Workspace, one_blas_thread
+from tinyvit.data import load_mnist
+from tinyvit.model import ViTConfig, block_backward, block_forward, initialise, vit_backward, vit_forward
+from tinyvit.ops import cross_entropy_backward, cross_entropy_forward
+from tinyvit.optim import Adam
+from tinyvit.parallel import ShardedGradient, available_cores
+
+lesson = Lesson("15_make_it_fast")
+ROUNDS = 3 if lesson.quick else 10
+B = 32 if lesson.quick else 64  # images in a batch
+
+config = ViTConfig()
+T, D, H, F = config.tokens, config.width, config.heads, config.mlp_width
+mnist = load_mnist()
+images, labels = mnist.train_images[:B], mnist.train_labels[:B]
+parameters = initialise(config, seed=15)
+only_core = contextlib.ExitStack()
+only_core.enter_context(one_blas_thread())  # products on one core, until we say otherwise
+
+# %% [markdown]
+# ## A clock
+#
+# What a program takes is never twice the same: other programs want the machine too. So as long as we use one core, we
+# do not look at the clock on the wall, but at the *processor time* of our process, which stands still while another
+# program has the core. And others can only make us slower, never faster than we can be: of several measurements we
+# take the *least*. The first run does not count, as it finds nothing in the caches.
+
+# %%
+wall_time, processor_time = time.perf_counter, time.process_time
+if time.get_clock_info("process_time").resolution > 1e-4:  # as on Windows, where it ticks 64 times a second
+    processor_time = wall_time
+
+
+def milliseconds(run, rounds=ROUNDS, clock=processor_time):
+    """Return the least that `run` took, in milliseconds, after a run that does not count."""
+    run()
+    times = []
+    for _ in range(rounds):
+        start = clock()
+        run()
+        times.append(clock() - start)
+    return 1e3 * min(times)
+
+
+# %% [markdown]
+# ## Count the operations
+#
+# Before the first change: how much work is there? Forward, every token passes four linear layers a block. With $T$
+# tokens an image, width $D$ and MLP width $F$ these are the products $(BT, D)(D, 3D)$ for queries, keys and values,
+# $(BT, D)(D, D)$ for the projection, $(BT, D)(D, F)$ and $(BT, F)(F, D)$ for the MLP. Attention adds, for each of
+# $B · H$ heads of width $K = D/H$, the scores $(T, K)(K, T)$ and the mean of the values $(T, T)(T, K)$. Then there is
+# the embedding of the patches, and the head, which reads the class token.
+#
+# Backward, each product $y = x w$ is asked for two others of the same size, $∂L/∂x = ∂L/∂y · w^T$ and
+# $∂L/∂w = x^T · ∂L/∂y$: that is why training costs three times what classifying does. Only the first layer needs no
+# $∂L/∂x$, for nobody wants the gradient of the pixels.
+
+
+# %%
+def products(config, batch):
+    """Return what one training step multiplies: a list of (name, how many at once, m, k, n, how often)."""
+    tokens, width, heads, patch = config.tokens, config.width, config.heads, config.patch_size**2
+    rows, head_width = batch * tokens, width // heads
+    block = [
+        ("linear", 1, rows, width, 3 * width),
+        ("linear", 1, rows, width, width),
+        ("linear", 1, rows, width, config.mlp_width),
+        ("linear", 1, rows, config.mlp_width, width),
+        ("attention", batch * heads, tokens, head_width, tokens),
+        ("attention", batch * heads, tokens, tokens, head_width),
+    ]
+    found = [("linear", 1, batch * (tokens - 1), patch, width, 1), ("linear", 1, batch, width, config.classes, 1)]
+    found += [(*product, config.depth) for product in block]
+    for name, count, m, k, n, times in found[:]:
+        if k != patch:
+            found.append((name, count, m, n, k, times))  # dx = dout @ w.T
+        found.append((name, count, k, m, n, times))  # dw = x.T @ dout
+    return found
+
+
+def operations(found):
+    return sum(2 * count * m * k * n * times for _, count, m, k, n, times in found)
+
+
+needed = products(config, B)
+print(f"{parameters.flat.size:,} parameters, {B} images of {T} tokens")
+print(f"a training step multiplies and adds {operations(needed) / 1e9:.2f} billion times")
+share = operations([entry for entry in needed if entry[0] == "linear"]) / operations(needed)
+print(f"{share:.0%} of that is linear layers, the rest attention's own products")
+
+# The rule of thumb: 6 operations for each weight and token, 2 forward and 4 backward
+weights = sum(math.prod(shape) for name, shape in config.shapes().items() if "blocks" in name and len(shape) == 2)
+rule = 6 * weights * B * T
+print(f"6 x weights x tokens, the rule of thumb, gives {rule / 1e9:.2f} billion")
+assert abs(rule / operations(needed) - 1) < 0.1
+
+# %% [markdown]
+# ## Find the floor
+#
+# Products of matrices are done by a library called BLAS. It was tuned for this very processor, and NumPy hands every
+# `@` of two matrices to it. We will not write a faster one. So the products alone, with nothing between them, are as
+# fast as our step could ever be: its floor. We do not trust a data sheet for $r$, but measure it with the shapes that
+# we need, as small matrices are multiplied at a lower rate than large ones.
+
+
+# %%
+def products_alone(found):
+    """Return a function that does these products on arrays that are there already, and nothing else."""
+    rng = np.random.default_rng(0)
+    jobs = []
+    for _, count, m, k, n, times in found:
+        a, b = (rng.standard_normal(shape, dtype=np.float32) for shape in ((count, m, k), (count, k, n)))
+        a, b = (a[0], b[0]) if count == 1 else (a, b)
+        jobs.append((a, b, np.empty_like(a @ b), times))
+
+    def run():
+        for a, b, out, times in jobs:
+            for _ in range(times):
+                np.matmul(a, b, out=out)
+
+    return run
+
+
+floor = milliseconds(products_alone(needed))
+print(f"the floor on one core: {floor:.1f} ms, at {operations(needed) / floor / 1e6:.0f} billion operations a second")
+
+# %% [markdown]
+# ## The first version
+#
+# Now we need something slow. The library is what this lesson arrives at, so we go back to what earlier lessons wrote
+# first: each operation as its derivation says it, with no thought of a clock. Nothing is wrong with these functions.
+# Their gradients are right to the last digit, and you can read them.
+
+
+# %%
+def put(value, out):
+    """Return `value`, in the array `out` if one is given."""
+    if out is None:
+        return value
+    out[...] = value
+    return out
+
+
+def plain_linear_forward(x, w, b):
+    return x @ w + b, (x, w)
+
+
+def plain_linear_backward(dout, cache, dw=None, db=None):
+    x, w = cache
+    each = x.swapaxes(-1, -2) @ dout  # (B, I, O): one dw an image
+    return (
+        dout @ w.T,
+        put(each.reshape(-1, *w.shape).sum(axis=0), dw),
+        put(dout.reshape(-1, w.shape[1]).sum(axis=0), db),
+    )
+
+
+def plain_layer_norm_forward(x, w, b, epsilon=1e-6):
+    deviation = np.sqrt(x.var(axis=-1, keepdims=True) + epsilon)
+    normalised = (x - x.mean(axis=-1, keepdims=True)) / deviation
+    return normalised * w + b, (normalised, deviation, w)
+
+
+def plain_layer_norm_backward(dout, cache):
+    normalised, deviation, w = cache
+    axes = tuple(range(dout.ndim - 1))
+    dnormalised = dout * w
+    through_mean = dnormalised.mean(axis=-1, keepdims=True)
+    through_deviation = normalised * (dnormalised * normalised).mean(axis=-1, keepdims=True)
+    dx = (dnormalised - through_mean - through_deviation) / deviation
+    return dx, (dout * normalised).sum(axis=axes), dout.sum(axis=axes)
+
+
+def plain_gelu_forward(x, with_cache=True):
+    return x * (1 + erf(x / np.float32(math.sqrt(2)))) / 2, x
+
+
+def plain_gelu_backward(dout, cache):
+    x = cache
+    cdf = (1 + erf(x / np.float32(math.sqrt(2)))) / 2
+    density = np.exp(-(x**2) / 2) / np.float32(math.sqrt(2 * math.pi))
+    return dout * (cdf + x * density)
+
+
+def plain_attention_forward(x, w_qkv, b_qkv, w_out, b_out, heads):
+    batch, tokens, width = x.shape
+    qkv, qkv_cache = tinyvit.model.linear_forward(x, w_qkv, b_qkv)
+    q, k, v = qkv.reshape(batch, tokens, 3, heads, -1).transpose(2, 0, 3, 1, 4)  # each (B, H, T, K)
+    scores = q @ k.swapaxes(-1, -2) / np.float32(math.sqrt(width // heads))
+    weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
+    weights = weights / weights.sum(axis=-1, keepdims=True)
+    attended = (weights @ v).swapaxes(1, 2).reshape(x.shape)
+    out, out_cache = tinyvit.model.linear_forward(attended, w_out, b_out)
+    return out, (qkv_cache, out_cache, q, k, v, weights)
+
+
+def plain_attention_backward(dout, cache, dw_qkv=None, db_qkv=None, dw_out=None, db_out=None):
+    qkv_cache, out_cache, q, k, v, weights = cache
+    batch, heads, tokens, head_width = q.shape
+    dattended, dw_out, db_out = tinyvit.model.linear_backward(dout, out_cache, dw_out, db_out)
+    dattended = dattended.reshape(batch, tokens, heads, head_width).swapaxes(1, 2)
+    dweights = dattended @ v.swapaxes(-1, -2)
+    dscores = weights * (dweights - (dweights * weights).sum(axis=-1, keepdims=True))
+    dscores = dscores / np.float32(math.sqrt(head_width))
+    dq, dk, dv = dscores @ k, dscores.swapaxes(-1, -2) @ q, weights.swapaxes(-1, -2) @ dattended
+    dqkv = np.stack([dq, dk, dv]).transpose(1, 3, 0, 2, 4).reshape(batch, tokens, -1)
+    return *tinyvit.model.linear_backward(dqkv, qkv_cache, dw_qkv, db_qkv), dw_out, db_out
+
+
+# %% [markdown]
+# And the model around them: all tokens go through all blocks, and at the end the class token is read. Its gradient
+# begins with zeros for every other token. `block_forward` and `block_backward` are the library's; they call their
+# operations by name, and Python looks a name up when it is called. So we can exchange an operation for a while, and
+# keep the model.
+
+
+# %%
+def all_tokens(images, labels):
+    """Return the loss and the gradients of a batch, with every token in every block."""
+    x, embedding_cache = tinyvit.model.patch_embedding_forward(
+        *(images, *parameters.pair("patch_embedding"), parameters["class_token"], parameters["positions"]),
+        *(config.patch_size, config.pixel_mean, config.pixel_deviation),
+    )
+    caches = []
+    for i in range(config.depth):
+        x, cache = block_forward(x, parameters, f"blocks.{i}", config)
+        caches.append(cache)
+    normed, norm_cache = tinyvit.model.layer_norm_forward(x[:, 0], *parameters.pair("norm"), config.epsilon)
+    logits, head_cache = tinyvit.model.linear_forward(normed, *parameters.pair("head"))
+    loss, loss_cache = cross_entropy_forward(logits, labels)
+
+    gradients = parameters.empty_like()
+    dlogits = cross_entropy_backward(1.0, loss_cache).astype(np.float32)
+    dnormed, _, _ = tinyvit.model.linear_backward(dlogits, head_cache, *gradients.pair("head"))
+    dx = np.zeros_like(x)
+    dx[:, 0], dw, db = tinyvit.model.layer_norm_backward(dnormed, norm_cache)
+    gradients.set_pair("norm", dw, db)
+    for i in reversed(range(config.depth)):
+        dx = block_backward(dx, caches[i], gradients, f"blocks.{i}")
+    _, dw, db, dclass, dpositions = tinyvit.model.patch_embedding_backward(dx, embedding_cache)
+    gradients.set_pair("patch_embedding", dw, db)
+    gradients["class_token"][...], gradients["positions"][...] = dclass, dpositions
+    return loss, gradients
+
+
+@contextlib.contextmanager
+def exchanged(operations):
+    """Let the library's model use `operations`, {name: function}, in the place of its own, inside this context."""
+    with contextlib.ExitStack() as stack:
+        for module in (tinyvit.model, tinyvit.ops.attention, tinyvit.ops.patches):
+            here = {name: function for name, function in operations.items() if hasattr(module, name)}
+            if here:
+                stack.enter_context(mock.patch.multiple(module, **here))
+        yield
+
+
+LINEAR = {"linear_forward": plain_linear_forward, "linear_backward": plain_linear_backward}
+NORM = {"layer_norm_forward": plain_layer_norm_forward, "layer_norm_backward": plain_layer_norm_backward}
+GELU = {"gelu_forward": plain_gelu_forward, "gelu_backward": plain_gelu_backward}
+ATTENTION = {
+    "multi_head_attention_forward": plain_attention_forward,
+    "multi_head_attention_backward": plain_attention_backward,
+}
+plain = LINEAR | NORM | GELU | ATTENTION
+
+logits, cache = vit_forward(images, parameters, config)
+loss, loss_cache = cross_entropy_forward(logits, labels)
+expected = vit_backward(cross_entropy_backward(1.0, loss_cache), cache)  # what every version must give
+stairs = []  # (what was changed, milliseconds)
+
+
+def climb(what, gradient, operations, workspace=None):
+    """Check that a version gives the library's gradients, measure it, and tell what it gained."""
+    with exchanged(operations), workspace or contextlib.nullcontext():
+        found_loss, found = gradient(images, labels)
+        assert abs(found_loss - loss) < 1e-4
+        assert np.abs(found.flat - expected.flat).max() < 1e-3 * np.abs(expected.flat).max()
+        del found  # so that its memory can be had again
+        took = milliseconds(lambda: gradient(images, labels))
+    gained = f", {took - stairs[-1][1]:+6.1f}" if stairs else " " * 8
+    print(f"{what:<44} {took:6.1f} ms{gained}   {took / floor:4.1f} times the floor")
+    stairs.append((what, took))
+
+
+climb("as the derivations say it", all_tokens, plain)
+
+# %% [markdown]
+# ## Where does the time go?
+#
+# Do not guess. We put a clock around each kind of operation; what is left over are attention's own products and
+# everything between.
+
+
+# %%
+def profile(operations, workspace=None):
+    """Return how many milliseconds of a step each kind of operation takes, {kind: milliseconds}."""
+    kinds = {"linear": "linear layers", "layer_norm": "layer norms", "gelu": "GELU"}
+    spent = dict.fromkeys(kinds.values(), 0.0)
+
+    def timed(function, kind):
+        def wrapper(*arguments, **named):
+            start = processor_time()
+            result = function(*arguments, **named)
+            spent[kind] += 1e3 * (processor_time() - start)
+            return result
+
+        return wrapper
+
+    watched = dict(operations)
+    for name, kind in kinds.items():
+        for way in ("forward", "backward"):
+            key = f"{name}_{way}"
+            watched[key] = timed(operations.get(key, getattr(tinyvit.model, key)), kind)
+    best = None
+    with exchanged(watched), workspace or contextlib.nullcontext():
+        for _ in range(ROUNDS):
+            spent.update(dict.fromkeys(spent, 0.0))
+            start = processor_time()
+            all_tokens(images, labels)
+            total = 1e3 * (processor_time() - start)
+            if best is None or total < sum(best.values()):
+                best = spent | {"attention and the rest": total - sum(spent.values())}
+    return best
+
+
+before = profile(plain)
+for kind, took in before.items():
+    print(f"{kind:<24} {took:6.1f} ms, {took / sum(before.values()):4.0%}")
+
+# %% [markdown]
+# The linear layers were nearly all of the *operations*, and they ought to run at BLAS's rate. If they take many times
+# the floor, the fault is not in how much they compute, but in how they ask for it.
+#
+# ## First: rows
+#
+# `x @ w` with `x` of the shape (B, T, D) is, for NumPy, $B$ small products of $T$ rows each, one call of BLAS after
+# the other. And `x.swapaxes(1, 2) @ dout` makes a whole gradient of the weight for every image, $B$ times $D · F$
+# numbers, that are then read again to be added up. But in the equation of lesson 02 the images and the tokens play
+# the same part, that of the row $n$:
+#
+# $$
+# y_{no} = ∑_i x_{ni} w_{io} + b_o, \qquad \frac{∂L}{∂w_{io}} = ∑_n x_{ni} \frac{∂L}{∂y_{no}}
+# $$
+#
+# So we say that there are $N = B · T$ rows. A reshape of an array moves nothing, and what was $B$ products and a sum
+# is one product.
+
+
+# %%
+def rows_linear_forward(x, w, b):
+    rows = x.reshape(-1, x.shape[-1])  # (N, I)
+    return (rows @ w + b).reshape(*x.shape[:-1], -1), (x, w)
+
+
+def rows_linear_backward(dout, cache, dw=None, db=None):
+    x, w = cache
+    rows, drows = x.reshape(-1, x.shape[-1]), dout.reshape(-1, dout.shape[-1])
+    return (drows @ w.T).reshape(x.shape), put(rows.T @ drows, dw), put(drows.sum(axis=0), db)
+
+
+ROWS = {"linear_forward": rows_linear_forward, "linear_backward": rows_linear_backward}
+climb("rows: two dimensions for every product", all_tokens, plain | ROWS)
+
+# %% [markdown]
+# ## Second: a sum is a product
+#
+# The bias needs $∂L/∂b_o = ∑_n ∂L/∂y_{no}$, a sum down the columns, and layer norm needs means along the rows. Each
+# adds one number at a time to few others, and NumPy's loops for that are far from what the processor can do. BLAS's
+# are not. And a sum is a product with ones:
+#
+# $$
+# ∑_n \frac{∂L}{∂y_{no}} = (1, 1, …, 1) · \frac{∂L}{∂y}
+# $$
+
+# %%
+rng = np.random.default_rng(15)
+dout = rng.standard_normal((B * T, F), dtype=np.float32)
+ones = np.ones(B * T, np.float32)
+assert np.allclose(ones @ dout, dout.sum(axis=0), atol=1e-3)
+print(f"a column sum of {dout.shape}: {1e3 * milliseconds(lambda: dout.sum(axis=0)):.0f} microseconds,", end=" ")
+print(f"as ones @ dout: {1e3 * milliseconds(lambda: ones @ dout):.0f}")
+
+# %% [markdown]
+# The library's linear layer does this, and adds the bias in place (`out += b` where `out = x @ w + b` would make a
+# second array). From here on we take the library's operations back, one after the other: first the linear layer, then
+# layer norm, which has the same two ideas.
+
+# %%
+climb("sums as products, in the linear layer", all_tokens, NORM | GELU | ATTENTION)
+climb("... and in layer norm, which works in place", all_tokens, GELU | ATTENTION)
+
+# %% [markdown]
+# ## Third: passes over memory
+#
+# Look at `x * (1 + erf(x / √2)) / 2`. It seems one thing, and is five: NumPy divides all of `x` and writes the result
+# to memory, reads that again for erf, and writes, reads and adds one, and so on. Each is a *pass*. The arithmetic of
+# a pass is next to nothing; what takes the time is the moving, and a new array for the result.
+#
+# An operation's *intensity* is how many operations it does for each number that it moves. A product of $(N, D)(D, F)$
+# moves $ND + DF + NF$ numbers for $2NDF$ operations. An addition moves three for one operation. Below a certain
+# intensity it is memory that sets the pace, and BLAS's rate is out of reach: that is the roofline of the source
+# above.
+
+# %%
+x = rng.standard_normal((B * T, F), dtype=np.float32)
+other, out = np.empty_like(x), np.empty_like(x)
+new, same = milliseconds(lambda: x * other), milliseconds(lambda: np.multiply(x, other, out=out))
+print(f"a pass over {x.shape}: {1e3 * new:.0f} microseconds into a new array, {1e3 * same:.0f} into one there is")
+print(f"   that is {x.size / same / 1e6:.1f} billion operations a second")
+intensity = 2 * B * T * D * F / (B * T * D + D * F + B * T * F)
+print(f"   a product does {intensity:.0f} operations for each number it moves, this one a third")
+assert intensity > 100
+
+# %% [markdown]
+# So: write into arrays that are there (`out=`, `+=`), and pass less often. For GELU there is one more idea, and it is
+# mathematics. Its derivative is $Φ(x) + x φ(x)$, with the distribution $Φ$ that the forward pass has at hand anyway.
+# The plain form keeps `x` and computes all of it again in the backward pass. If the *forward* pass computes the
+# derivative too, and keeps that in the place of `x`, then the cache is no larger, and backward is one multiplication:
+#
+# $$
+# \frac{∂L}{∂x} = \frac{∂L}{∂y} · \underbrace{(Φ(x) + x φ(x))}_{\mathrm{saved}}
+# $$
+#
+# (In float32 the library also replaces erf by a polynomial in a tanh, which is as exact as float32 can be. See
+# `tinyvit/ops/gelu.py`.)
+
+# %%
+climb("GELU in place, its derivative saved", all_tokens, ATTENTION)
+
+# %% [markdown]
+# ## Fourth: the softmax turned over
+#
+# The softmax of attention goes along the keys, of which there are 17. Side by side in memory, they make $B · H · T$
+# sums of 17 numbers each, and to begin a sum takes longer than 17 additions. If the *same* array has the axis of the
+# keys outermost in memory, there are 17 rows of $B · H · T$ numbers, and the sum is 16 additions of long rows. The
+# shape is the same, only the strides of lesson 01 are others. The library asks for its scores in this order, and lets
+# every head write its columns of the result where they belong, so that no copy brings the heads together.
+
+# %%
+scores = rng.standard_normal((B, H, T, T), dtype=np.float32)
+turned = np.ascontiguousarray(scores.transpose(3, 0, 1, 2)).transpose(1, 2, 3, 0)  # the same, in another order
+assert np.array_equal(scores, turned)
+for name, array in (("side by side", scores), ("far apart", turned)):
+    took = milliseconds(lambda array=array: array.sum(axis=-1))
+    print(f"sums over 17 keys that lie {name} in memory, strides {array.strides}: {1e3 * took:.0f} microseconds")
+climb("attention, the softmax turned over", all_tokens, {})
+
+# %% [markdown]
+# ## Fifth: memory, handed out again
+#
+# A new array is not only written. The system first has to find room for it, and a large one is given back as soon as
+# it is done with; the next one of its size is asked for again, and its pages are filled with zeros on the way. But a
+# step needs the same arrays every time. The library asks for all of them in one place, `tinyvit.backend.empty`. A
+# `Workspace` keeps what a step has done with, and hands it out again, and first what was freed last, as that is still
+# in the cache of the processor.
+
+# %%
+climb("memory handed out again", all_tokens, {}, Workspace())
+after = profile({}, Workspace())
+
+# %% [markdown]
+# ## Sixth: do not compute what nobody reads
+#
+# The fastest operation is the one that is left out. At the end only the class token is read. So in the *last* block
+# nobody needs the queries, the projection and the MLP of the other sixteen tokens; their gradients are zeros, and all
+# that was done with them were products with zeros. It is the same function, with the same gradients. (Of the keys and
+# values all are needed. But a single query can be taken to the tokens, in place of the tokens to the query: exercise
+# 4.)
+
+
+# %%
+def library(images, labels):
+    """Return the loss and the gradients of a batch as the library computes them."""
+    logits, cache = vit_forward(images, parameters, config)
+    loss, loss_cache = cross_entropy_forward(logits, labels)
+    return loss, vit_backward(cross_entropy_backward(1.0, loss_cache), cache)
+
+
+climb("the last block for the class token only", library, {}, Workspace())
+
+# %% [markdown]
+# Mind that our floor was the floor of *another* computation, with all tokens in all blocks. A floor is only as good
+# as the question "what is needed?". What is not, in the last block, are the products of the MLP, the projection and
+# the queries for sixteen tokens of seventeen. (The trick with the query saves most of the keys and values too: a few
+# per cent more, which we do not count.)
+
+# %%
+skipped = [
+    ("linear", 1, B * (T - 1), D, D, 2),  # queries and projection
+    *(("linear", 1, B * (T - 1), k, n, 1) for k, n in ((D, F), (F, D))),
+    *(("attention", B * H, T - 1, k, n, 1) for k, n in ((D // H, T), (T, D // H))),
+]
+saved = 3 * operations(skipped)  # forward, and twice backward
+print(f"left out are {saved / operations(needed):.0%} of the operations that the floor was made of")
+assert 0.1 < saved / operations(needed) < 0.25
+print(f"so the floor of what is needed lies at about {floor * (1 - saved / operations(needed)):.1f} ms")
+
+# %% [markdown]
+# ## Seventh: shards side by side
+#
+# All this was one core. Why not give BLAS several? Because it would use them for the products alone, and between two
+# products only one core works. G. Amdahl's law says what that means. If a share $p$ of the time can be spread over
+# $c$ cores, then the whole takes
+#
+# $$
+# \frac{t(c)}{t(1)} = (1 - p) + \frac{p}{c}
+# $$
+#
+# With $p = 0.7$ and two cores that is 0.65, and with a hundred cores still 0.3. Better to have *everything* side by
+# side: cut the batch into shards, one for each core, let each do the whole step on its own, with read-only weights
+# and one thread of BLAS, and add up the gradients. The loss is a mean over images, so its gradient is the mean of the
+# shards' gradients, weighted by their sizes: this is exact. `ShardedGradient` does it, with a process for each core.
+
+# %%
+cores = min(available_cores(), 8)  # shards of fewer than a few images are not worth a process
+
+
+def load(start, stop):
+    return images[start:stop], labels[start:stop]
+
+
+with ShardedGradient(config, workers=cores) as sharded:
+    _, _, found = sharded(parameters, load, 0, B)
+    assert np.abs(found.flat - expected.flat).max() < 1e-3 * np.abs(expected.flat).max()
+    side_by_side = milliseconds(lambda: sharded(parameters, load, 0, B), clock=wall_time)
+with Workspace():
+    alone = milliseconds(lambda: library(images, labels), clock=wall_time)
+    only_core.close()
+    with_threads = milliseconds(lambda: library(images, labels), rounds=3, clock=wall_time)
+
+what = f"shards side by side, on {cores} core{'s' if cores > 1 else ''}"
+stairs.append((what, stairs[-1][1] * side_by_side / alone))  # the gain holds, whoever else is at work
+print("now by the clock on the wall, as several processes are at work:")
+for way, took in (("one core", alone), (what, side_by_side), ("the same cores given to BLAS instead", with_threads)):
+    print(f"    {way:<40} {took:6.1f} ms, {alone / took:.2f} times as fast as one core")
+if alone > 1.3 * stairs[-2][1]:
+    print("    (other programs are using this machine: all three are larger than they need be, the last one most)")
+
+# %% [markdown]
+# ## Adam
+#
+# One thing is left: the update. As all weights lie in one flat array, it is a dozen passes over it, in place, and not
+# a dozen for each of the model's arrays.
+
+# %%
+adam = Adam(parameters.flat)
+weights_before = parameters.flat.copy()
+update = milliseconds(lambda: adam.step(parameters.flat, expected.flat, 1e-3))
+parameters.flat[...] = weights_before
+per_weight = 1e6 * update / parameters.flat.size
+print(f"Adam, {parameters.flat.size:,} weights: {update:.1f} ms, {per_weight:.1f} nanoseconds a weight")
+
+# %% [markdown]
+# ## The staircase
+
+# %%
+figure, axes = lesson.figure(7, 3.6)
+names, times = zip(*stairs, strict=True)
+places = np.arange(len(stairs))[::-1]
+axes.barh(places, times, color=[BLUE] * (len(stairs) - 1) + [GREEN], height=0.7)
+for place, took in zip(places, times, strict=True):
+    axes.text(took + 0.01 * max(times), place, f"{took:.0f}", va="center", fontsize=SMALL, color=INK)
+axes.axvline(floor, color=ORANGE, linestyle="--")
+beside = floor + 0.015 * max(times)
+axes.text(beside, -0.95, "the products alone, one core", color=ORANGE, fontsize=SMALL, va="center")
+axes.set_yticks(places, names)
+axes.set_ylim(-1.3, len(stairs) - 0.5)
+axes.set_xlim(0, 1.08 * max(times))
+axes.grid(visible=False, axis="y")
+axes.set_xlabel(f"milliseconds for the gradient of {B} images, on this machine")
+axes.set_title("Every stair is one idea, and the gradients stay the same")
+lesson.save(figure, "staircase")
+
+figure, axes = lesson.figure(7, 2.4)
+left = np.zeros(2)
+for (kind, took), colour in zip(before.items(), (BLUE, ORANGE, GREEN, PINK), strict=True):
+    both = np.array([took, after[kind]])
+    axes.barh([1, 0], both, left=left, color=colour, height=0.6, label=kind)
+    left += both
+axes.axvline(floor, color=MUTED, linestyle="--", linewidth=1)
+axes.text(floor, 1.42, " the products alone", color=MUTED, fontsize=SMALL, va="bottom")
+axes.set_yticks([1, 0], ["as derived", "the library's"])
+axes.set_ylim(-0.5, 1.75)
+axes.grid(visible=False, axis="y")
+axes.set_xlabel("milliseconds, all tokens in all blocks, one core")
+axes.set_title("Where the time goes")
+figure.legend(loc="outside lower center", ncols=4)
+lesson.save(figure, "profile")
+
+first, last = stairs[0][1], stairs[-2][1]
+print(f"on one core: from {first:.0f} ms to {last:.0f} ms, {first / last:.1f} times as fast, with the same gradients")
+assert first > 1.5 * last
+
+# %% [markdown]
+# What a stair gains depends on the machine, and on what was done before it. One that gains nothing here may be the
+# largest elsewhere, and all of them together are what counts.
+#
+# What remains above the floor is arithmetic that is no product: GELU, the norms, the softmax, the sums of residuals,
+# each at the pace of memory; and the calls themselves, several hundred a step, each with a little of Python around
+# it. On a small batch the calls weigh more, on a large one the memory.
+#
+# Just as instructive is what did *not* help. `benchmarks/NOTES.md` keeps a list: GELU in pieces that stay in the
+# cache, larger pages, smaller shards. Each looked good on paper. None was kept, because the clock did not agree.
+#
+# ## How to go about it
+#
+# - Count first. If the count says 20 ms and you measure 25, go and do something else.
+# - Measure the parts, and begin with the largest.
+# - One change at a time, with the check of the gradients beside the clock.
+# - Leave out before you speed up.
+# - Keep what the clock says is faster, and throw away what ought to have been.
+#
+# ## Exercises
+#
+# Solutions are in `lessons/solutions/15_make_it_fast.py`.
+#
+# **1.** How many operations does the forward pass of *one* block take for one image, in its products? Give a formula
+# in the number of tokens, the width and the MLP width; the number of heads does not matter. From which number of
+# tokens on does attention cost more than the MLP?
+
+
+# %%
+def exercise_1(tokens, width, mlp_width):
+    """Return the operations, a whole number, of one block's products for one image, forward."""
+    return ...
+
+
+lesson.check(1, exercise_1)
+
+# %% [markdown]
+# **2.** Adam divides: $\hat m / (\sqrt{\hat v} + ε)$. Compute it with *one* new array, which you return. (The check
+# counts the arrays that are made. Neither input may be written into.)
+
+
+# %%
+def exercise_2(m, v, epsilon):
+    """Return m / (sqrt(v) + epsilon), elementwise, for arrays m and v of one shape."""
+    return ...
+
+
+lesson.check(2, exercise_2)
+
+# %% [markdown]
+# **3.** Amdahl backwards. You measured a program on one core and on $c$ cores, and it became $s$ times as fast. Which
+# share of its time on one core was *not* spread over the cores? And how much faster could it get at most, with as
+# many cores as you like?
+
+
+# %%
+def exercise_3(speedup, cores):
+    """Return the share of the time that is serial, and the largest speedup possible (serial is above 0)."""
+    return ..., ...
+
+
+lesson.check(3, exercise_3)
+
+# %% [markdown]
+# **4.** In the last block one query $q$ an image looks at $T$ tokens. Its scores are $s_{bt} = q_b · (x_{bt} w)$,
+# where `x` is (B, T, D), `w` is (D, K) and `q` is (B, K). To make all keys $x w$ first takes $2BTDK$ operations. Find
+# the same scores with far fewer. (The check counts the operations of every `@`; any number of dimensions will do.)
+
+
+# %%
+def exercise_4(x, w, q):
+    """Return the scores (B, T), sum over d and k of x[b, t, d] w[d, k] q[b, k]."""
+    return ...
+
+
+lesson.check(4, exercise_4)
+
+# %% [markdown]
+# ## Where this leads
+#
+# One core was not enough, so we took several. The last lesson goes to a machine with thousands of them, where the
+# arithmetic is nearly free, and asking for it is what costs.
