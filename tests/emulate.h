@@ -234,6 +234,8 @@ UNCHECKED inline void run_block(const Kernel& kernel, const std::vector<unsigned
         fiber.context.uc_stack.ss_size = STACK;
         fiber.context.uc_link = nullptr;
         makecontext(&fiber.context, fiber_main, 0);
+        // the address sanitizer would forget, at every switch, where the arrays end on a stack that it knows
+        fiber.context.uc_stack.ss_size = 0;
 #if defined(__SANITIZE_THREAD__)
         fiber.sanitizer = __tsan_create_fiber(1);
 #endif

@@ -21,7 +21,7 @@ from tinyvit.optim import Adam, ExponentialMovingAverage, clip_by_global_norm
 
 CONFIGS = {
     # no size a multiple of 32; and the tanh form
-    "odd": ViTConfig(image_size=6, patch_size=3, width=40, heads=2, mlp_width=50, classes=5, gelu="tanh"),
+    "odd": ViTConfig(image_size=9, patch_size=3, width=40, heads=2, mlp_width=50, classes=5, gelu="tanh"),
     # one patch, one head that is wider than a warp
     "one patch": ViTConfig(image_size=4, patch_size=4, width=33, heads=1, mlp_width=7, classes=40),
     # more tokens than a warp has lanes
@@ -175,9 +175,9 @@ def linear_backward(
     return Case(arrays, expected, call, scales)
 
 
-def layer_norm_forward(config, seed=0, rows=11, offset=3.0):
+def layer_norm_forward(config, seed=0, rows=11, offset=3.0, spread=1.0):
     x, w, b = normals(seed, (rows, config.width), (config.width,), (config.width,))
-    x += np.float32(offset)
+    x = x * np.float32(spread) + np.float32(offset)
     out, (normalised, inverse_deviation, _) = ops.layer_norm_forward(*double(x, w, b), config.epsilon)
     arrays = {"x": x, "w": w, "b": b, "out": unwritten(*x.shape), "normalised": unwritten(*x.shape)}
     arrays["inverse_deviation"] = unwritten(rows)
@@ -245,7 +245,8 @@ def attention_backward(config, seed=0, batch=2, class_only=False):
     return Case(arrays, {"dqkv": dqkv}, lambda kernels, a: kernels.attention_backward(*a.values()))
 
 
-def cross_entropy(config, seed=0, batch=11, smoothing=0.1, scale=1.0, ties=True):
+def cross_entropy(config, seed=0, batch=11, smoothing=0.1, scale=1.0, ties=True, wrong_label=None):
+    """wrong_label: that of the second image, which is no class: the loss and its gradients are not-a-number."""
     rng = np.random.default_rng(seed)
     logits = normals(seed, (batch, config.classes))[0] * np.float32(scale)
     if ties:  # whole numbers: in many rows the largest is there twice, and the first of them counts
@@ -258,6 +259,10 @@ def cross_entropy(config, seed=0, batch=11, smoothing=0.1, scale=1.0, ties=True)
     arrays = {"logits": logits, "labels": labels, "dlogits": unwritten(*logits.shape), "totals": before.copy()}
     totals = before + np.array([loss * batch, rights])
     expected = {"dlogits": ops.cross_entropy_backward(1.0, cache), "totals": totals}
+    if wrong_label is not None:
+        expected["totals"][1] -= labels[1] == logits[1].argmax()
+        expected["totals"][0] = expected["dlogits"][1] = np.nan
+        labels[1] = wrong_label
     scales = {"dlogits": 1 / batch}  # a difference of probabilities: small where the model is sure
     return Case(arrays, expected, lambda kernels, a: kernels.cross_entropy(*a.values(), smoothing), scales)
 
@@ -328,7 +333,8 @@ def adam_step(config, seed=0, count=1100, clip=0.7, decay=0.1, masked=True, aver
     second = second**2
     decayed = (np.arange(count) % 3 > 0).astype(np.float32)
     adam = Adam(
-        np.zeros(count), beta1, beta2, weight_decay=decay, decayed=decayed.astype(float) if masked else None
+        *(np.zeros(count), beta1, beta2, 0.01),  # an epsilon that counts
+        *(decay, decayed.astype(float) if masked else None),
     )
     adam.first_moment, adam.second_moment = double(first, second)
     adam.steps = step - 1

@@ -79,6 +79,7 @@ extern "C" __global__ void share_at(float* __restrict__ out, int place) {
 }
 extern "C" __global__ void local_at(float* __restrict__ out, int place) {
     float mine[4] = {0.0f, 1.0f, 2.0f, 3.0f};
+    __syncthreads();  // after it the guards must still be there
     out[threadIdx.x] = mine[place];
 }
 extern "C" __global__ void some_leave(float* __restrict__ out, int stay) {
