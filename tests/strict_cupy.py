@@ -31,6 +31,8 @@ class SynchronisationError(AssertionError):
 
 def _synchronise(what):
     global synchronisations
+    if _captured is not None:
+        raise RuntimeError(f"{what} would wait for a stream that is being captured")
     with _lock:
         synchronisations += 1
         if _forbidden:
@@ -255,6 +257,7 @@ class ndarray:
         return _wrap(self._values.view() if dtype is None else self._values.view(_supported(dtype)))
 
     def copy(self, order="C"):
+        _refuse_while_captured()
         return _wrap(self._values.copy(order))
 
     def __copy__(self):
@@ -268,6 +271,7 @@ class ndarray:
             raise TypeError("casting and subok are not supported yet")
         if not copy and self.dtype == _supported(dtype):
             return self
+        _refuse_while_captured()
         with np.errstate(all="ignore"):
             return _wrap(self._values.astype(_supported(dtype), order=order))
 
@@ -455,14 +459,17 @@ def empty(shape, dtype=float, order="C"):
 
 
 def zeros(shape, dtype=float, order="C"):
+    _refuse_while_captured()
     return _wrap(np.zeros(shape, _supported(dtype), order))
 
 
 def ones(shape, dtype=float, order="C"):
+    _refuse_while_captured()
     return _wrap(np.ones(shape, _supported(dtype), order))
 
 
 def full(shape, fill_value, dtype=None, order="C"):
+    _refuse_while_captured()
     value = _operand(fill_value)
     dtype = np.asarray(value).dtype if dtype is None else dtype
     return _wrap(np.full(shape, value, _supported(dtype), order))
@@ -473,14 +480,17 @@ def empty_like(prototype, dtype=None, order="K", subok=None, shape=None):
 
 
 def zeros_like(a, dtype=None, order="K", subok=None, shape=None):
+    _refuse_while_captured()
     return _wrap(np.zeros_like(_device(a), dtype=dtype, order=order, shape=shape))
 
 
 def ones_like(a, dtype=None, order="K", subok=None, shape=None):
+    _refuse_while_captured()
     return _wrap(np.ones_like(_device(a), dtype=dtype, order=order, shape=shape))
 
 
 def full_like(a, fill_value, dtype=None, order="K", subok=None, shape=None):
+    _refuse_while_captured()
     return _wrap(np.full_like(_device(a), _operand(fill_value), dtype=dtype, order=order, shape=shape))
 
 
@@ -593,6 +603,9 @@ class Function:
     def __call__(self, grid, block, args, *, shared_mem=0, stream=None):
         if shared_mem or stream is not None:
             raise NotImplementedError("the stand-in launches on the current stream, without dynamic shared memory")
+        for arg in args:
+            if not isinstance(arg, ndarray | np.generic):
+                raise TypeError(f"{self._name}: {type(arg)} is no array of the device and no number with a dtype")
         launch = _Launch(self._emulated, self._name, grid, block, args)
         if _captured is not None:
             _captured.append(launch)
@@ -606,9 +619,6 @@ class _Launch:
     def __init__(self, emulated, name, grid, block, args):
         self._call = emulated, name, grid, block
         arguments = [arg._values if isinstance(arg, ndarray) else arg for arg in args]
-        for argument in arguments:
-            if not isinstance(argument, np.ndarray | np.generic):
-                raise TypeError(f"{name}: {argument!r} would be passed in a size that the kernel may not expect")
         self._arguments = [_Address(x) if isinstance(x, np.ndarray) else x for x in arguments]
         emulated.check(name, arguments)
 
@@ -650,16 +660,18 @@ class Stream:
         _synchronise("the stream")
 
     def begin_capture(self, mode=None):
-        global _captured
+        global _captured, _captured_stream
         if self.null:
             raise RuntimeError("cannot capture the default stream")
         if _captured is not None or _streams[-1] is not self:
             raise RuntimeError("capture one stream at a time, and the current one")
-        _captured = []
+        _captured, _captured_stream = [], self
 
     def end_capture(self):
-        global _captured
-        launches, _captured = _captured, None
+        global _captured, _captured_stream
+        if _captured_stream is not self:
+            raise RuntimeError("this stream is not being captured")
+        launches, _captured, _captured_stream = _captured, None, None
         return Graph(launches)
 
 
@@ -670,6 +682,7 @@ class Graph:
         self._launches = launches
 
     def launch(self, stream=None):
+        _refuse_while_captured()
         for launch in self._launches:
             launch.run()
 
@@ -703,7 +716,7 @@ class Device:
 
 
 _streams = [Stream(null=True)]
-_captured = None
+_captured = _captured_stream = None
 
 
 def _function(method):

@@ -40,6 +40,9 @@ REPLACEMENTS = [
     (r" \+= ", " = "),
     (r" \+= ", " -= "),
     (r" -= ", " += "),
+    (r"\bfminf\(", "fmaxf("),
+    (r"\bfmaxf\(", "fminf("),
+    (r" <= ", " < "),
     (r"\bfar\[", "near["),
     (r"\bnear\[8\]", "near[0]"),
     (r"near\[8\], far\[0\]", "far[0], near[8]"),
@@ -167,7 +170,6 @@ EQUIVALENT = {  # by target and precision
     ("before linear", "float32"): _WHERE_A_WORD_IS_ONE,
     ("before linear", "tf32"): _WHERE_A_WORD_IS_ONE | {"/ to *: for (int k = 0; k < DEPTH / WORD; k += 8) {": _ONE},
     ("before linear", "bfloat16"): _IN_ALL_PRECISIONS,
-    ("adam_step", "float32"): {"< to <=: scale = clip / (norm < 1e-12f ? 1e-12f : norm);": _NEVER},
     ("cross_entropy", "float32"): {
         "< to <=: if (row[c] == largest && c < first) first = c;": "a lane comes to every class once, and in order",
     },

@@ -1,7 +1,9 @@
 """A training step in kernels is the step of the plain operations; K steps of the graph are K launched ones."""
 
+import emulate
 import numpy as np
 import pytest
+import strict_cupy
 from conftest import to_device
 from strict_cupy import no_synchronisation
 
@@ -11,6 +13,8 @@ from tinyvit.kernels import Kernels, KernelStep
 from tinyvit.model import ViTConfig, initialise, vit_backward, vit_forward
 from tinyvit.ops import cross_entropy_backward, cross_entropy_forward
 from tinyvit.optim import Adam, ExponentialMovingAverage, clip_by_global_norm, matrices_only
+
+pytestmark = pytest.mark.skipif(emulate.COMPILER is None, reason="emulating kernels needs g++ or clang++")
 
 SMALL = ViTConfig(image_size=8, patch_size=4, width=40, depth=3, heads=2, mlp_width=72, classes=5)
 EVERYTHING = Augmentation(rotation=20, scale=0.2, shear=10, shift=1.5, flip=0.3)
@@ -37,6 +41,7 @@ class Run:
         self.philox = np.random.Philox(np.random.SeedSequence([seed, 3]))
         self.augmentation = augmentation
         self.rates = [1e-3, 7e-4, 5e-4]
+        self.done = 0  # steps in earlier epochs
 
     def draw(self):
         state = self.philox.state
@@ -45,7 +50,7 @@ class Run:
 
     def schedule(self):
         rows = []
-        for i, rate in enumerate(self.rates, 1):
+        for i, rate in enumerate(self.rates, self.done + 1):
             decay = min(0.9, (i - 1) / (i + 8))
             rows.append([rate, rate / (1 - 0.9**i), 1 / np.sqrt(1 - 0.999**i), 1 - decay])
         return np.array(rows, np.float32)
@@ -110,13 +115,18 @@ def test_a_step_in_kernels_is_the_plain_step(accelerator, cpu, augmentation, gel
     before = plain.state()
     expected, got = plain.plain(), kernels.kernels()
     np.testing.assert_allclose(got, expected, rtol=1e-5)
+    assert_same_changes(kernels, plain, before, 2e-4)
+
+
+def assert_same_changes(kernels, plain, before, tolerance):
+    """Weights, moments and average have changed from `before` in the one run as in the other."""
     # no query sees the bias of the keys (a softmax does not see what is added to all scores): its gradient is zero,
     # and what Adam makes of it is rounding
     blind = kernels.parameters.with_flat(np.zeros(before[0].shape, bool))
-    for i in range(config.depth):
-        blind[f"blocks.{i}.attention.qkv.bias"][config.width : 2 * config.width] = True
+    for i in range(kernels.config.depth):
+        blind[f"blocks.{i}.attention.qkv.bias"][kernels.config.width : 2 * kernels.config.width] = True
     for mine, theirs, start in zip(kernels.state(), plain.state(), before, strict=True):
-        assert relative((mine - start)[~blind.flat], (theirs - start)[~blind.flat]) < 2e-4
+        assert relative((mine - start)[~blind.flat], (theirs - start)[~blind.flat]) < tolerance
 
 
 def gradient_in_float64(run):
@@ -191,3 +201,99 @@ def test_one_step_of_the_notes_model(strict_gpu):
     run.begin(step)
     step(BATCH)
     assert relative(to_host(step.gradient), expected) < 3e-6
+
+
+def test_epochs_of_other_orders_and_maps_go_through_one_graph(accelerator, cpu):
+    """What changes from epoch to epoch is read from memory: a graph that kept an epoch's own would repeat it."""
+    plain, kernels = Run(cpu, SMALL), Run(accelerator, SMALL)
+    before = plain.state()
+    step = kernels.kernel_step(graph=True)
+    rng = np.random.default_rng(5)
+    for epoch in range(3):
+        plain.order = kernels.order = rng.permutation(len(plain.order))
+        kernels.rates = plain.rates = [rate / 2 for rate in plain.rates]
+        kernels.done = epoch * STEPS
+        kernels.begin(step)  # whose maps begin where the generator is
+        expected = plain.plain()
+        kernels.philox.state = plain.philox.state
+        with no_synchronisation():
+            for count in (BATCH, BATCH, LAST):
+                step(count)
+        np.testing.assert_allclose(to_host(step.totals), expected, rtol=1e-5)
+    assert_same_changes(kernels, plain, before, 1e-3)
+
+
+def test_of_the_steps_of_three_epochs_all_but_the_first_of_each_size_are_the_graphs(strict_gpu, monkeypatch):
+    launched = []
+    launch = strict_cupy.Graph.launch
+    monkeypatch.setattr(strict_cupy.Graph, "launch", lambda *arguments: launched.append(launch(*arguments)))
+    Run(strict_gpu, SMALL).kernels(graph=True, epochs=3)
+    assert len(launched) == 3 * STEPS - 2
+    Run(strict_gpu, SMALL).kernels(graph=False, epochs=3)
+    assert len(launched) == 3 * STEPS - 2
+
+
+def test_a_step_beyond_the_epoch_is_refused(accelerator):
+    step = Run(accelerator, SMALL).kernel_step()
+    with pytest.raises(IndexError, match="0 images of the epoch are left: its next step takes 0, not 6"):
+        step(BATCH)  # no epoch has begun
+    run = Run(accelerator, SMALL)
+    step = run.kernel_step()
+    run.begin(step)
+    for left, right, wrong in ((16, BATCH, LAST), (10, BATCH, 7), (4, LAST, BATCH), (0, None, LAST)):
+        with pytest.raises(IndexError, match=f"^{left} images of the epoch are left"):
+            step(wrong)
+        if right:
+            step(right)
+    assert to_host(step._counter).tolist() == [STEPS]
+
+
+def test_a_step_that_fails_while_it_is_recorded_leaves_nothing_behind(strict_gpu, monkeypatch):
+    run = Run(strict_gpu, SMALL)
+    step = run.kernel_step(graph=True)
+    run.begin(step)
+    step(BATCH)
+    with monkeypatch.context() as patched:
+        patched.setattr(step.kernels, "adam_step", lambda *arguments: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            step(BATCH)
+    assert step._graphs == {}
+    assert strict_cupy._captured is None
+    run.begin(step)
+    step(BATCH)
+    assert set(step._graphs) == {BATCH}
+
+
+def test_a_graph_whose_arrays_are_gone_is_found_out(strict_gpu):
+    """A graph keeps no array alive: who takes the steps must own them all."""
+    run = Run(strict_gpu, SMALL)
+    step = run.kernel_step(graph=True)
+    run.begin(step)
+    step(BATCH)
+    step(BATCH)
+    run.begin(step)
+    step(BATCH)  # a replay
+    del step._buffers[BATCH]
+    with pytest.raises(RuntimeError, match="memory that has been given back"):
+        step(BATCH)
+
+
+def test_nothing_but_its_own_arrays_is_needed_by_a_step(strict_gpu):
+    """Whoever made the step may forget what went into it."""
+    run = Run(strict_gpu, SMALL)
+    step = run.kernel_step(graph=True)
+    order, draw, schedule = run.order, run.draw(), run.schedule()
+    del run
+    for _ in range(3):
+        step.begin_epoch(order, draw, schedule)
+        for count in (BATCH, BATCH, LAST):
+            step(count)
+    assert np.isfinite(to_host(step.totals)).all()
+
+
+@pytest.mark.parametrize("clip", [0.0, 0.5])
+def test_a_weight_that_is_not_a_number_is_found_in_the_totals(accelerator, clip):
+    run = Run(accelerator, SMALL, clip=clip)
+    run.parameters["head.weight"][0, 0] = np.nan
+    totals = run.kernels()
+    assert np.isnan(totals[0])

@@ -8,6 +8,7 @@ import pickle
 import threading
 from fractions import Fraction
 
+import emulate
 import numpy as np
 import pytest
 import scipy.special
@@ -482,3 +483,190 @@ def test_a_wait_in_another_thread_is_noticed(x):
             thread.join()
     finally:
         threading.excepthook = kept
+
+
+# kernels from text, streams and graphs
+
+needs_compiler = pytest.mark.skipif(emulate.COMPILER is None, reason="emulating kernels needs g++ or clang++")
+TEXT = r"""
+extern "C" __global__ void add(float* __restrict__ x, float number, int count) {
+    int i = (int)(blockIdx.x * blockDim.x + threadIdx.x);
+    if (i < count) x[i] += number;
+}
+"""
+
+
+@pytest.fixture
+def add():
+    """The kernel that adds a number, of which a launch is `add((1,), (32,), (x, number, count))`."""
+    return cupy.RawModule(code=TEXT, options=("--std=c++17",), backend="nvrtc").get_function("add")
+
+
+def arguments(array, number=1):
+    return array, np.float32(number), np.int32(array.size)
+
+
+@needs_compiler
+def test_a_kernel_computes_in_place_and_waits_for_nothing(add, x):
+    with no_synchronisation():
+        add((1,), (32,), arguments(x))
+    assert_same(x, HOST + 1)
+    add((1,), (32,), arguments(x[1], 5))  # a view of its memory
+    assert_same(x, HOST + np.array([[1], [6]], np.float32))
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda x: (HOST.copy(), np.float32(1), np.int32(6)),
+        lambda x: ([0.0], np.float32(1), np.int32(6)),
+        lambda x: (None, np.float32(1), np.int32(6)),
+        lambda x: (x, 1.0, np.int32(6)),  # of which the kernel could not know the size
+        lambda x: (x, np.float32(1), 6),
+        lambda x: (x, np.float64(1), np.int32(6)),
+        lambda x: (x, np.float32(1), np.int64(6)),
+        lambda x: (x.astype(cupy.float64), np.float32(1), np.int32(6)),
+        lambda x: (x.T, np.float32(1), np.int32(6)),
+        lambda x: (x, np.float32(1)),
+        lambda x: (x, np.float32(1), x),
+    ],
+)
+def test_arguments_that_a_kernel_would_misread_are_refused(add, x, wrong):
+    with pytest.raises(TypeError, match="add"):
+        add((1,), (32,), wrong(x))
+
+
+@needs_compiler
+def test_a_module_has_the_kernels_of_its_text_alone():
+    with pytest.raises(RuntimeError, match="named symbol not found: subtract"):
+        cupy.RawModule(code=TEXT).get_function("subtract")
+    with pytest.raises(NotImplementedError, match="NVRTC alone"):
+        cupy.RawModule(code=TEXT, backend="nvcc")
+    with pytest.raises(TypeError):
+        cupy.RawModule(TEXT)
+    broken = cupy.RawModule(code=TEXT.replace("number;", "nothing;")).get_function("add")
+    with pytest.raises(RuntimeError, match="do not compile"):
+        broken((1,), (32,), arguments(cupy.zeros(3, cupy.float32)))
+
+
+@needs_compiler
+def test_a_graph_repeats_what_was_captured_and_capturing_does_nothing(add, x):
+    stream = cupy.cuda.Stream()
+    with stream:
+        stream.begin_capture()
+        add((1,), (32,), arguments(x))
+        add((1,), (32,), arguments(x[0], 10))
+        graph = stream.end_capture()
+        assert_same(x, HOST)
+        with no_synchronisation():
+            for _ in range(3):
+                graph.launch(stream)
+    assert_same(x, HOST + np.array([[33], [3]], np.float32))
+    x[...] = 0  # the graph has the address, not the values
+    graph.launch(stream)
+    assert_same(x, np.array([[11] * 3, [1] * 3], np.float32))
+
+
+@needs_compiler
+def test_a_graph_keeps_no_array_alive(add):
+    stream, y = cupy.cuda.Stream(), cupy.zeros((2, 3), cupy.float32)
+    with stream:
+        stream.begin_capture()
+        add((1,), (32,), arguments(y[1]))
+        graph = stream.end_capture()
+    view = y[0]
+    del y
+    graph.launch(stream)  # another view keeps the memory
+    del view
+    with pytest.raises(RuntimeError, match="memory that has been given back"):
+        graph.launch(stream)
+
+
+@pytest.fixture
+def capturing():
+    """A stream that is being captured."""
+    stream = cupy.cuda.Stream()
+    with stream:
+        stream.begin_capture()
+        try:
+            yield stream
+        finally:
+            if strict_cupy._captured is not None:
+                stream.end_capture()
+
+
+@pytest.mark.parametrize(
+    "operation",
+    [
+        lambda x: x + 1,
+        lambda x: cupy.exp(x),
+        lambda x: x.sum(),
+        lambda x: x @ x.T,
+        lambda x: x.copy(),
+        lambda x: x.astype(cupy.float64),
+        lambda x: x.__setitem__(0, 1),
+        lambda x: x.fill(1),
+        lambda x: cupy.asarray(HOST),
+        lambda x: cupy.zeros(3),
+        lambda x: cupy.ones_like(x),
+        lambda x: cupy.full(3, 1.0),
+        lambda x: x.get(),
+        lambda x: float(x[0, 0]),
+        lambda x: cupy.cuda.get_current_stream().synchronize(),
+    ],
+)
+def test_cupys_own_operations_are_refused_while_a_stream_is_captured(operation, x, capturing):
+    with pytest.raises(RuntimeError, match="captured"):
+        operation(x)
+    capturing.end_capture()
+    operation(x)
+
+
+def test_views_and_empty_memory_need_no_stream(x, capturing):
+    assert x.T.reshape(3, 2)[1:].shape == (2, 2)
+    assert cupy.empty((2, 3)).shape == (2, 3)
+
+
+def test_what_can_be_captured_and_when(capturing):
+    default = cupy.cuda.Stream(null=True)
+    other = cupy.cuda.Stream()
+    with pytest.raises(RuntimeError, match="one stream at a time"):
+        capturing.begin_capture()
+    with pytest.raises(RuntimeError, match="not being captured"):
+        other.end_capture()
+    graph = capturing.end_capture()
+    graph.launch()  # of nothing
+    with pytest.raises(RuntimeError, match="not being captured"):
+        capturing.end_capture()
+    with pytest.raises(RuntimeError, match="the current one"):
+        other.begin_capture()
+    with default, pytest.raises(RuntimeError, match="cannot capture the default stream"):
+        default.begin_capture()
+    capturing.begin_capture()
+    with pytest.raises(RuntimeError, match="captured"):
+        graph.launch()
+
+
+def test_a_stream_that_does_not_wait_for_the_default_stream_is_not_emulated():
+    with pytest.raises(NotImplementedError):
+        cupy.cuda.Stream(non_blocking=True)
+
+
+def test_time_passes_between_events(x):
+    start, end = cupy.cuda.Event(), cupy.cuda.Event()
+    with pytest.raises(RuntimeError, match="invalid resource handle"):
+        cupy.cuda.get_elapsed_time(start, end)
+    start.record()
+    cupy.exp(x)
+    end.record()
+    end.synchronize()
+    assert 0 < cupy.cuda.get_elapsed_time(start, end) < 1e4
+
+
+def test_a_view_knows_whose_memory_it_is(x):
+    assert x.base is None
+    row = x[1].reshape(3, 1)
+    assert row.base.shape == x.shape
+    assert row.data.ptr - row.base.data.ptr == 3 * x.itemsize
+    assert row.base.data.ptr == x.data.ptr
