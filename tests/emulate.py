@@ -166,7 +166,7 @@ def _run(command, sanitizer):
 
 @functools.cache
 def _without_shuffled_addresses():
-    """What goes before a command so that the places which the thread sanitizer wants are free; some systems forbid it."""
+    """What goes before a command to keep the thread sanitizer's places free; some systems forbid it."""
     prefix = ["setarch", "-R"]
     allowed = shutil.which("setarch") and subprocess.run([*prefix, "true"], capture_output=True).returncode == 0
     return prefix if allowed else []
