@@ -2,6 +2,7 @@
 
 import sys
 
+import emulate
 import numpy as np
 import pytest
 import strict_cupy
@@ -78,6 +79,14 @@ def backend(request, monkeypatch):
 def accelerator(request, monkeypatch):
     """Every backend but the CPU in turn: what is compared with NumPy."""
     return make_backend(request.param, monkeypatch)
+
+
+@pytest.fixture
+def sanitizers():
+    """Skip the test where the compiler's sanitizers are not installed, or may not run."""
+    for sanitizer in ("thread", "address"):
+        if reason := emulate.why_not_under(sanitizer):
+            pytest.skip(reason)
 
 
 def to_device(backend, *arrays):

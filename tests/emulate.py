@@ -15,6 +15,7 @@ import re
 import shutil
 import struct
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -22,6 +23,8 @@ import numpy as np
 
 HERE = Path(__file__).parent
 COMPILER = next((name for name in ("g++", "clang++") if shutil.which(name)), None)
+COMPILER = COMPILER if sys.platform == "linux" else None  # whose linker tells where a section begins and ends
+NO_COMPILER = "emulating kernels needs g++ or clang++, on Linux"
 CLANG = COMPILER is not None and "clang" in COMPILER
 SIGNATURE = re.compile(r'extern "C" __global__ void (?:__launch_bounds__\(\w+\) )?(\w+)\(([^)]*)\)')
 TYPES = {
@@ -95,13 +98,7 @@ class Emulated:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "call"
             path.write_bytes(call)
-            # threads of the emulation live at fixed places of an address space that must not be shuffled
-            prefix = ["setarch", "-R"] if sanitizer == "thread" and shutil.which("setarch") else []
-            environment = os.environ | {
-                "TSAN_OPTIONS": "exitcode=66:halt_on_error=1:history_size=0",
-                "ASAN_OPTIONS": "exitcode=66:detect_stack_use_after_return=0:detect_leaks=0",
-            }
-            done = _run([*prefix, program, path], environment, None if sanitizer else 20)
+            done = _run([program, path], sanitizer)
             if done.returncode:
                 raise EmulationError(f"{name}: {done.stderr.strip()[:4000]} (exit code {done.returncode})")
             results = path.read_bytes()
@@ -152,11 +149,38 @@ class Emulated:
         return f'#include "emulate.h"\n{header}#line 1 "kernel.cu"\n{text}\n{sections}{table}{end}'
 
 
-def _run(command, environment, timeout):
+def _run(command, sanitizer):
+    """Run a program that was compiled with a sanitizer, or with None."""
+    environment = os.environ | {
+        "TSAN_OPTIONS": "exitcode=66:halt_on_error=1:history_size=0",
+        "ASAN_OPTIONS": "exitcode=66:detect_stack_use_after_return=0:detect_leaks=0",
+    }
+    if sanitizer == "thread":
+        command = [*_without_shuffled_addresses(), *command]
+    timeout = None if sanitizer else 20
     try:
         return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=timeout)
     except subprocess.TimeoutExpired:
         return subprocess.CompletedProcess(command, 124, "", f"it ran for more than {timeout} seconds")
+
+
+@functools.cache
+def _without_shuffled_addresses():
+    """What goes before a command to keep the thread sanitizer's places free; some systems forbid it."""
+    prefix = ["setarch", "-R"]
+    allowed = shutil.which("setarch") and subprocess.run([*prefix, "true"], capture_output=True).returncode == 0
+    return prefix if allowed else []
+
+
+@functools.cache
+def why_not_under(sanitizer):
+    """Return why not even an empty program runs under a sanitizer here, or None if one does."""
+    try:
+        program = _compiled("int main() { return 0; }", (f"-fsanitize={sanitizer}",), "")
+    except RuntimeError as error:
+        return str(error)
+    done = _run([program], sanitizer)
+    return f"no program runs under the {sanitizer} sanitizer here: {done.stderr[:500]}" if done.returncode else None
 
 
 def preprocessed(text, options=()):
@@ -232,7 +256,7 @@ def _folder():
 def _compiled(source, options, suffix):
     """Compile a text, once a process, and return the path of what came of it."""
     if COMPILER is None:
-        raise RuntimeError("emulating kernels needs a C++ compiler: g++ or clang++")
+        raise RuntimeError(NO_COMPILER)
     digest = hashlib.sha256(repr((source, options)).encode()).hexdigest()[:16]
     text, result = _folder() / f"{digest}.cpp", _folder() / f"{digest}{suffix or '.out'}"
     text.write_text(source, encoding="utf-8")

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from kernel_cases import ROUNDED
 
-pytestmark = pytest.mark.skipif(emulate.COMPILER is None, reason="emulating kernels needs g++ or clang++")
+pytestmark = pytest.mark.skipif(emulate.COMPILER is None, reason=emulate.NO_COMPILER)
 
 ORDERS = (0, 1, 7)  # threads from first to last, from last to first, and shuffled
 
@@ -155,7 +155,7 @@ def zeros(count):
 # ---- races ----
 
 
-def test_a_race_in_shared_memory_is_caught(kernels):
+def test_a_race_in_shared_memory_is_caught(kernels, sanitizers):
     out = zeros(128)
     kernels.launch_checked("reverse", 2, 64, [out], "thread")
     np.testing.assert_array_equal(out, np.tile(np.arange(64)[::-1], 2))
@@ -163,7 +163,7 @@ def test_a_race_in_shared_memory_is_caught(kernels):
         kernels.launch_checked("reverse_without_barrier", 1, 64, [zeros(64)], "thread")
 
 
-def test_a_warps_barrier_orders_that_warp_alone(kernels):
+def test_a_warps_barrier_orders_that_warp_alone(kernels, sanitizers):
     out = zeros(64)
     kernels.launch_checked("warp_reverse", 1, 64, [out], "thread")
     np.testing.assert_array_equal(out, [*range(31, -1, -1), *range(63, 31, -1)])
@@ -171,12 +171,12 @@ def test_a_warps_barrier_orders_that_warp_alone(kernels):
         kernels.launch_checked("reverse_with_a_warps_barrier", 1, 64, [zeros(64)], "thread")
 
 
-def test_a_shuffle_is_no_barrier_for_memory(kernels):
+def test_a_shuffle_is_no_barrier_for_memory(kernels, sanitizers):
     with pytest.raises(EmulationError, match="data race"):
         kernels.launch_checked("shuffle_for_a_barrier", 1, 32, [zeros(32)], "thread")
 
 
-def test_a_race_between_blocks_is_caught_and_an_atomic_is_none(kernels):
+def test_a_race_between_blocks_is_caught_and_an_atomic_is_none(kernels, sanitizers):
     out = zeros(1)
     kernels.launch_checked("count_blocks", 3, 32, [out], "thread")
     assert out[0] == 3
@@ -192,7 +192,7 @@ def test_a_race_between_blocks_is_caught_and_an_atomic_is_none(kernels):
         kernels.launch_checked("first_and_last_block", 8, 128, [zeros(1)], "thread")
 
 
-def test_an_atomic_beside_a_plain_write_is_a_race(kernels):
+def test_an_atomic_beside_a_plain_write_is_a_race(kernels, sanitizers):
     with pytest.raises(EmulationError, match="data race"):
         kernels.launch_checked("atomic_beside_plain", 1, 32, [zeros(1)], "thread")
 
@@ -209,7 +209,7 @@ def test_an_atomic_beside_a_plain_write_is_a_race(kernels):
     ],
     ids=["an argument", "shared memory", "a thread's own"],
 )
-def test_a_place_out_of_bounds_is_caught(kernels, name, right, wrong, what):
+def test_a_place_out_of_bounds_is_caught(kernels, name, right, wrong, what, sanitizers):
     for place in right:
         kernels.launch_checked(name, 1, 32, [zeros(32), np.int32(place)], "address")
     for place in wrong:
@@ -217,7 +217,7 @@ def test_a_place_out_of_bounds_is_caught(kernels, name, right, wrong, what):
             kernels.launch_checked(name, 1, 32, [zeros(32), np.int32(place)], "address")
 
 
-def test_views_of_one_array_lie_in_one_memory(kernels):
+def test_views_of_one_array_lie_in_one_memory(kernels, sanitizers):
     memory = zeros((3, 8))
     memory[0, 2] = 5
     kernels.launch_checked("from_view_to_view", 1, 32, [memory[0, 4:], memory[0, 2:], np.int32(8)], "address")
@@ -318,7 +318,7 @@ def test_more_shared_memory_than_a_block_has_is_refused(kernels):
         kernels.launch("much_shared", 1, 32, [zeros(1), np.int32(0)])
 
 
-def test_arguments_must_be_those_of_the_signature(kernels):
+def test_arguments_must_be_those_of_the_signature(kernels, sanitizers):
     x, target = np.array([3], np.float32), np.zeros(1, np.uint8)
     kernels.launch("empty", 1, 32, [x, target, np.float64(2)])
     assert target[0] == 5

@@ -14,7 +14,7 @@ from tinyvit.model import ViTConfig, initialise, vit_backward, vit_forward
 from tinyvit.ops import cross_entropy_backward, cross_entropy_forward
 from tinyvit.optim import Adam, ExponentialMovingAverage, clip_by_global_norm, matrices_only
 
-pytestmark = pytest.mark.skipif(emulate.COMPILER is None, reason="emulating kernels needs g++ or clang++")
+pytestmark = pytest.mark.skipif(emulate.COMPILER is None, reason=emulate.NO_COMPILER)
 
 SMALL = ViTConfig(image_size=8, patch_size=4, width=40, depth=3, heads=2, mlp_width=72, classes=5)
 EVERYTHING = Augmentation(rotation=20, scale=0.2, shear=10, shift=1.5, flip=0.3)

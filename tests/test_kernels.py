@@ -10,6 +10,7 @@ import emulate
 import kernel_cases
 import numpy as np
 import pytest
+import strict_cupy
 from conftest import to_device
 from emulate import EmulationError
 from hypothesis import given, settings
@@ -25,7 +26,7 @@ from tinyvit.kernels import Kernels, launch
 from tinyvit.model import ViTConfig
 from tinyvit.optim import Adam, ExponentialMovingAverage, clip_by_global_norm
 
-pytestmark = pytest.mark.skipif(emulate.COMPILER is None, reason="emulating kernels needs g++ or clang++")
+pytestmark = pytest.mark.skipif(emulate.COMPILER is None, reason=emulate.NO_COMPILER)
 
 PRECISIONS = pytest.mark.parametrize("precision", launch.PRECISIONS)
 ALL_CONFIGS = pytest.mark.parametrize("config", CONFIGS)
@@ -49,6 +50,10 @@ def kernels_for(backend, config="odd", precision="float32"):
     if key not in _compiled:
         _compiled[key] = Kernels(backend, CONFIGS[config], precision)
     return _compiled[key]
+
+
+def emulated(backend):
+    return backend.xp is strict_cupy.cupy
 
 
 def launched(backend, kernels, case):
@@ -95,8 +100,9 @@ def test_linear(accelerator, name, precision):
     @given(seed=seeds, rows=sizes, inputs=sizes, outputs=sizes, **options)
     def check_all(**sizes):
         check(accelerator, name, "one patch", precision, **sizes)
-        if precision != "float32":  # exactly what comes of rounded operands and float32 sums
-            check(accelerator, name, "one patch", precision, 3e-6, rounded=ROUNDED[precision], **sizes)
+        if precision != "float32":  # what comes of rounded operands and float32 sums, which tensor cores cut off
+            tolerance = 3e-6 if emulated(accelerator) else 3e-5
+            check(accelerator, name, "one patch", precision, tolerance, rounded=ROUNDED[precision], **sizes)
 
     check_all()
 
@@ -463,7 +469,7 @@ def test_why_not_is_what_the_kernels_have_room_for(accelerator):
     assert reason.startswith("a head of 50 tokens of width 36 needs 49,600 bytes of shared memory")
     with pytest.raises(ValueError, match="needs 49,600 bytes"):
         Kernels(accelerator, above)
-    if accelerator.xp.__version__.endswith("stand.in"):
+    if emulated(accelerator):
         options = launch.macros(above, "float32")
         attention = emulate.Emulated(launch.source("attention"), options)
         case = CASES["attention_backward"](above, batch=1)
@@ -477,6 +483,8 @@ def test_why_not_is_what_the_kernels_have_room_for(accelerator):
 def test_models_and_cards_that_the_kernels_cannot_serve_are_told():
     assert "a width of 2080 is over 2048" in launch.why_not(ViTConfig(width=2080, heads=65))
     assert launch.why_not(ViTConfig(width=2048, heads=64)) is None
+    assert "labels of one byte, and there are 257 classes" in launch.why_not(ViTConfig(classes=257))
+    assert launch.why_not(ViTConfig(classes=256)) is None
     for precision in ("tf32", "bfloat16"):
         reason = launch.why_not(ViTConfig(), precision, 75)
         assert "compute capability 8.0 or above, and this one has 7.5: use float32" in reason
@@ -725,7 +733,7 @@ def test_the_order_of_the_threads_changes_no_bit(strict_gpu, launcher, config, p
 
 @pytest.mark.parametrize("sanitizer", ["thread", "address"])
 @pytest.mark.parametrize(("launcher", "config", "precision"), EVERY_KERNEL)
-def test_no_race_and_no_place_out_of_bounds(strict_gpu, launcher, config, precision, sanitizer):
+def test_no_race_and_no_place_out_of_bounds(strict_gpu, launcher, config, precision, sanitizer, sanitizers):
     batch = {"batch": 1} if config == "many tokens" else {}
     case, arrays, call = recorded(strict_gpu, launcher, config, precision, **batch)
     call.emulated.launch_checked(launcher, call.grid, call.block, call.arguments, sanitizer, order=1)
@@ -744,13 +752,13 @@ NULL = {
 
 
 @pytest.mark.parametrize("launcher", NULL)
-def test_what_is_left_out_is_not_read(strict_gpu, launcher):
+def test_what_is_left_out_is_not_read(strict_gpu, launcher, sanitizers):
     case, arrays, call = recorded(strict_gpu, launcher, **NULL[launcher])
     call.emulated.launch_checked(launcher, call.grid, call.block, call.arguments, "address")
     assert_right(case, arrays)
 
 
-def test_a_label_that_is_no_class_is_not_looked_up(strict_gpu):
+def test_a_label_that_is_no_class_is_not_looked_up(strict_gpu, sanitizers):
     for label in (-1, 5, 2**31 - 1, -(2**31)):
         _, arrays, call = recorded(strict_gpu, "cross_entropy")
         call.arguments[1][4] = label

@@ -487,7 +487,7 @@ def test_a_wait_in_another_thread_is_noticed(x):
 
 # kernels from text, streams and graphs
 
-needs_compiler = pytest.mark.skipif(emulate.COMPILER is None, reason="emulating kernels needs g++ or clang++")
+needs_compiler = pytest.mark.skipif(emulate.COMPILER is None, reason=emulate.NO_COMPILER)
 TEXT = r"""
 extern "C" __global__ void add(float* __restrict__ x, float number, int count) {
     int i = (int)(blockIdx.x * blockDim.x + threadIdx.x);
