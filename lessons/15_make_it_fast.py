@@ -33,8 +33,9 @@ from scipy.special import erf
 import tinyvit.model
 import tinyvit.ops.attention
 import tinyvit.ops.patches
-from tinyvit.backend import Workspace, one_blas_thread
+from tinyvit.backend import one_blas_thread
 from tinyvit.data import load_mnist
+from tinyvit.memory import Workspace
 from tinyvit.model import ViTConfig, block_backward, block_forward, initialise, vit_backward, vit_forward
 from tinyvit.ops import cross_entropy_backward, cross_entropy_forward
 from tinyvit.optim import Adam
@@ -485,7 +486,7 @@ climb("attention, the softmax turned over", all_tokens, {})
 #
 # A new array is not only written. The system first has to find room for it, and a large one is given back as soon as
 # it is done with; the next one of its size is asked for again, and its pages are filled with zeros on the way. But a
-# step needs the same arrays every time. The library asks for all of them in one place, `tinyvit.backend.empty`. A
+# step needs the same arrays every time. The library asks for all of them in one place, `tinyvit.memory.empty`. A
 # `Workspace` keeps what a step has done with, and hands it out again, and first what was freed last, as that is still
 # in the cache of the processor.
 

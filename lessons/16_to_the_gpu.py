@@ -35,10 +35,11 @@ import numpy as np
 from kit import BLUE, GREEN, INK, ORANGE, PINK, SMALL, Lesson
 
 import tinyvit.ops.linear
-from tinyvit.backend import DeviceError, Workspace, array_module, get_backend, matmul, to_host
+from tinyvit.backend import DeviceError, array_module, get_backend, to_host
 from tinyvit.data import load_mnist
 from tinyvit.kernels import Kernels, KernelStep
 from tinyvit.kernels.launch import source
+from tinyvit.memory import Workspace, matmul
 from tinyvit.model import ViTConfig, initialise, vit_backward, vit_forward
 from tinyvit.ops import cross_entropy_backward, cross_entropy_forward, gelu_forward, layer_norm_forward
 from tinyvit.optim import Adam

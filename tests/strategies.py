@@ -4,8 +4,8 @@ import numpy as np
 from hypothesis import settings
 from hypothesis import strategies as st
 
-from tinyvit.backend import Workspace
 from tinyvit.gradcheck import gradient_error
+from tinyvit.memory import Workspace
 
 SHAPES = settings(max_examples=15, deadline=None, derandomize=True)
 VALUES = settings(max_examples=40, deadline=None, derandomize=True)

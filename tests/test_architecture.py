@@ -20,20 +20,22 @@ FILES = sorted(LIBRARY.rglob("*.py"))
 # What each file of the library may import from the library. A new file needs a line: what does it stand on?
 MAY_IMPORT = {
     "diagnosis": set(),
+    "reference": set(),
     "backend": {"diagnosis"},
+    "memory": {"backend"},
     "gradcheck": {"backend"},
     "files": set(),
-    "parameters": {"backend"},
+    "parameters": {"memory"},
     "ops": {"ops"},
-    "ops.linear": {"backend"},
-    "ops.layer_norm": {"backend"},
-    "ops.gelu": {"backend"},
-    "ops.attention": {"backend", "ops.linear"},
-    "ops.patches": {"backend", "ops.linear"},
+    "ops.linear": {"memory"},
+    "ops.layer_norm": {"backend", "memory"},
+    "ops.gelu": {"backend", "memory"},
+    "ops.attention": {"backend", "memory", "ops.linear"},
+    "ops.patches": {"backend", "memory", "ops.linear"},
     "ops.cross_entropy": {"backend"},
-    "model": {"backend", "ops", "parameters"},
+    "model": {"backend", "memory", "ops", "parameters"},
     "optim": {"backend", "parameters"},
-    "parallel": {"backend", "ops", "parameters", "model"},
+    "parallel": {"backend", "memory", "ops", "parameters", "model"},
     "data": {"data"},
     "data.idx": {"files"},
     "data.mnist": {"data.idx", "files"},
@@ -95,6 +97,14 @@ def test_arrows_point_one_way(path):
     for module in own:
         allowed = any(module == other or module.startswith(other + ".") for other in MAY_IMPORT[room])
         assert allowed, f"{name} imports {module}, against the arrows of the house"
+
+
+def test_the_reference_stands_apart():
+    assert sorted(imported(LIBRARY / "reference.py")) == ["numpy", "scipy.special"]
+    tree = ast.parse((LIBRARY / "reference.py").read_text(encoding="utf-8"))
+    names = [alias.name for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) for alias in node.names]
+    assert names == ["erf"]
+    assert not any("tinyvit.reference" in imported(path) for path in FILES)
 
 
 def test_arrows_make_no_circle():

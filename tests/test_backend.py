@@ -12,19 +12,8 @@ import scipy.special
 import strict_cupy
 from conftest import make_backend, pytest_configure, to_device
 
-from tinyvit.backend import (
-    Backend,
-    DeviceError,
-    Workspace,
-    array_module,
-    empty,
-    empty_like,
-    erf,
-    get_backend,
-    matmul,
-    ones,
-    to_host,
-)
+from tinyvit.backend import Backend, DeviceError, array_module, erf, get_backend, to_host
+from tinyvit.memory import Workspace, empty, empty_like, matmul, ones
 
 
 def broken_cupy(monkeypatch, **functions):

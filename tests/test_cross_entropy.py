@@ -137,8 +137,54 @@ def test_a_label_out_of_range_is_no_number_on_a_device_which_is_not_waited_for(a
 
 
 @pytest.mark.parametrize(
-    ("logits", "labels"), [((3, 4, 5), (3,)), ((3,), (3,)), ((3, 4), (4,)), ((3, 4), (3, 4)), ((3, 4), ())]
+    ("logits", "labels"),
+    [((3, 4, 5), (3,)), ((3,), (3,)), ((3, 4), (4,)), ((3, 4), (3, 5)), ((3, 4), (4, 3)), ((3, 4), ())],
 )
 def test_shapes_that_do_not_fit_are_refused(logits, labels):
-    with pytest.raises(ValueError, match=r"needs logits \(B, C\) and labels \(B,\)"):
+    with pytest.raises(ValueError, match=r"needs logits \(B, classes\) and labels \(B,\) or probabilities"):
         cross_entropy_forward(np.zeros(logits), np.zeros(labels, np.int64))
+
+
+def draw_probabilities(seed, size):
+    """Draw logits, and probabilities to compare them with."""
+    first, second = normal(seed, size, size)
+    return 3 * first, scipy.special.softmax(second, axis=1)
+
+
+@SHAPES
+@given(sizes, smoothings, seeds)
+@example((1, 1), 0.0, 0)
+def test_gradient_for_probabilities(size, smoothing, seed):
+    logits, targets = draw_probabilities(seed, size)
+    assert_gradients_right(
+        lambda x: cross_entropy_forward(x, targets, smoothing), cross_entropy_backward, [logits]
+    )
+
+
+@VALUES
+@given(sizes, smoothings, seeds)
+def test_the_loss_for_probabilities_is_the_mean_of_the_losses_of_all_labels(size, smoothing, seed):
+    logits, targets = draw_probabilities(seed, size)
+    expected = 0.0
+    for image in range(size[0]):
+        for label in range(size[1]):
+            loss, _ = cross_entropy_forward(logits[image : image + 1], np.array([label]), smoothing)
+            expected += targets[image, label] * loss / size[0]
+    np.testing.assert_allclose(cross_entropy_forward(logits, targets, smoothing)[0], expected, rtol=1e-12)
+
+
+def test_one_hot_probabilities_are_labels(backend):
+    logits, labels = draw(3, (5, 4))
+    on_device = to_device(backend, logits, labels, np.eye(4)[labels])
+    for smoothing in (0.0, 0.2):
+        by_label = cross_entropy_forward(on_device[0], on_device[1], smoothing)
+        by_row = cross_entropy_forward(on_device[0], on_device[2], smoothing)
+        assert float(by_label[0]) == float(by_row[0])
+        for a, b in zip(by_label[1], by_row[1], strict=True):
+            assert to_host(a).tobytes() == to_host(b).tobytes()
+
+
+@pytest.mark.parametrize("wrong", [[0.5, 0.6, 0.0], [1.2, -0.2, 0.0], [0.0, 0.0, 0.0], [np.nan, 0.5, 0.5]])
+def test_probabilities_that_are_none_are_refused(wrong):
+    with pytest.raises(ValueError, match="at least 0 and sum to 1"):
+        cross_entropy_forward(np.zeros((2, 3)), np.array([[0.2, 0.3, 0.5], wrong]))

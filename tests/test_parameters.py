@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tinyvit.backend import Workspace
+from tinyvit.memory import Workspace
 from tinyvit.parameters import Parameters
 
 SHAPES = {"layer.weight": (2, 3), "layer.bias": (3,), "scale": ()}

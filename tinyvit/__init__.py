@@ -3,7 +3,7 @@
 from tinyvit.checkpoint import load_model, save_model
 from tinyvit.data import load_mnist
 from tinyvit.gradcheck import directional_error, gradient_error
-from tinyvit.model import VisionTransformer, ViTConfig, initialise, vit_backward, vit_forward
+from tinyvit.model import VisionTransformer, ViTConfig, initialise, loss_and_gradient, vit_backward, vit_forward
 from tinyvit.pretrained import load_pretrained
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "load_mnist",
     "load_model",
     "load_pretrained",
+    "loss_and_gradient",
     "save_model",
     "vit_backward",
     "vit_forward",

@@ -5,11 +5,14 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from tinyvit.backend import Workspace, array_module, to_host
+from tinyvit.backend import array_module, to_host
+from tinyvit.memory import Workspace
 from tinyvit.ops import (
     attention_weights,
     class_attention_backward,
     class_attention_forward,
+    cross_entropy_backward,
+    cross_entropy_forward,
     gelu_backward,
     gelu_forward,
     gelu_tanh_forward,
@@ -172,6 +175,24 @@ def vit_backward_to_images(dlogits, cache, gradients=None):
     gradients["class_token"][...] = dclass_token
     gradients["positions"][...] = dpositions
     return gradients, dimages
+
+
+def loss_and_gradient(images, targets, parameters, config, smoothing=0.0, weight=1.0, gradients=None):
+    """Compute the loss of a batch, or of a share of one, and its gradient: the heart of every training step.
+
+    images: (B, R, C), uint8 or float in 0 to 1; targets: labels (B,), integers, or probabilities (B, classes);
+    smoothing: as in `cross_entropy_forward`; weight: how much of the whole batch these images are, so that the
+    losses and the gradients of all shares of a batch add up to those of the batch; gradients: the `Parameters` to
+    write into and return, new ones by default.
+    Returns loss and correct, 0-d arrays on the device (weight times the mean loss; the number of images whose most
+    probable class is that of the target), and the gradients.
+    """
+    logits, cache = vit_forward(images, parameters, config)
+    loss, loss_cache = cross_entropy_forward(logits, targets, smoothing)
+    labels = targets if targets.ndim == 1 else targets.argmax(axis=1)
+    correct = (logits.argmax(axis=1) == labels).sum()
+    gradients = vit_backward(cross_entropy_backward(weight, loss_cache), cache, gradients)
+    return loss * weight, correct, gradients
 
 
 def block_forward(x, parameters, name, config, class_only=False, with_cache=True):

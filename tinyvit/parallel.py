@@ -24,9 +24,9 @@ from pathlib import Path
 
 import numpy as np
 
-from tinyvit.backend import Workspace, array_module, one_blas_thread
-from tinyvit.model import ViTConfig, vit_backward, vit_forward
-from tinyvit.ops import cross_entropy_backward, cross_entropy_forward
+from tinyvit.backend import array_module, one_blas_thread
+from tinyvit.memory import Workspace
+from tinyvit.model import ViTConfig, loss_and_gradient
 from tinyvit.parameters import Parameters
 
 SHARD_TOKENS = 1088  # 64 images of 17: enough for matrix products to run well, and little enough for the memory
@@ -191,18 +191,24 @@ def gradient_of_part(images, labels, parameters, config, smoothing, shard_size, 
     """
     total_loss, total_correct = 0, 0
     for start, stop in cut(0, len(images), -(-len(images) // shard_size)):
+        weight = (stop - start) / batch_size
         # whether the loss is finite is the caller's question, so NumPy need not warn of it
         with np.errstate(over="ignore", invalid="ignore"):
-            logits, cache = vit_forward(images[start:stop], parameters, config)
-            loss, loss_cache = cross_entropy_forward(logits, labels[start:stop], smoothing)
-            weight = (stop - start) / batch_size  # the batch's mean is the shards' means, weighted so
-            dlogits = cross_entropy_backward(weight, loss_cache)
+            loss, correct, gradients = loss_and_gradient(
+                images[start:stop],
+                labels[start:stop],
+                parameters,
+                config,
+                smoothing,
+                weight,
+                gradients=total if start == 0 else None,
+            )
             if start == 0:
-                total = vit_backward(dlogits, cache, total)
+                total = gradients
             else:
-                total.flat += vit_backward(dlogits, cache).flat
-        total_loss = total_loss + loss * weight
-        total_correct = total_correct + (logits.argmax(axis=1) == labels[start:stop]).sum()
+                total.flat += gradients.flat
+        total_loss = total_loss + loss
+        total_correct = total_correct + correct
     return total_loss, total_correct, total
 
 

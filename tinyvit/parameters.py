@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping
 
-from tinyvit.backend import empty
+from tinyvit.memory import empty
 
 
 class Parameters(Mapping):

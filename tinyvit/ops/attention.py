@@ -2,7 +2,8 @@
 
 import math
 
-from tinyvit.backend import array_module, empty, empty_like, matmul, ones
+from tinyvit.backend import array_module
+from tinyvit.memory import empty, empty_like, matmul, ones
 from tinyvit.ops.linear import linear_backward, linear_forward
 
 

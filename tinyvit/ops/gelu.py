@@ -4,7 +4,8 @@ import math
 
 import numpy as np
 
-from tinyvit.backend import array_module, empty_like, erf
+from tinyvit.backend import array_module, erf
+from tinyvit.memory import empty_like
 
 
 def gelu_forward(x, with_cache=True):

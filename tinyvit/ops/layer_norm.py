@@ -1,6 +1,7 @@
 """Layer normalisation over the last axis (Ba, Kiros and Hinton 2016, "Layer Normalization")."""
 
-from tinyvit.backend import array_module, empty_like, matmul, ones
+from tinyvit.backend import array_module
+from tinyvit.memory import empty_like, matmul, ones
 
 
 def layer_norm_forward(x, w, b, epsilon=1e-6):

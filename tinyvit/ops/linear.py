@@ -1,6 +1,6 @@
 """The linear layer, out = x @ w + b, and its three gradients."""
 
-from tinyvit.backend import matmul, ones
+from tinyvit.memory import matmul, ones
 
 
 def linear_forward(x, w, b):

@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from tinyvit.backend import array_module, empty
+from tinyvit.backend import array_module
+from tinyvit.memory import empty
 from tinyvit.ops.linear import linear_backward, linear_forward
 
 
