@@ -17,6 +17,8 @@ from dataclasses import asdict, fields
 from pathlib import Path
 
 import numpy as np
+from tinyvit.results import MODEL, read_metrics
+from tinyvit.train import RECIPES, TrainingConfig
 from turns import ROOT
 
 from tinyvit.checkpoint import load_model, save_model
@@ -25,8 +27,6 @@ from tinyvit.data.augment import Augmentation
 from tinyvit.evaluate import evaluate, misclassified
 from tinyvit.files import write_atomically
 from tinyvit.pretrained import WEIGHTS, ModelCard
-from tinyvit.results import MODEL, read_metrics
-from tinyvit.train import RECIPES, TrainingConfig
 
 FOLDER = ROOT / "tinyvit" / "weights"
 SHORT = {"learning_rate": "--lr", "smoothing": "--label-smoothing"}  # as examples/train_mnist.py names them

@@ -11,9 +11,9 @@ import sys
 from pathlib import Path
 
 import numpy as np
+from tinyvit.data.pictures import PictureError, load_picture, prepare_picture
 
 from tinyvit.checkpoint import CheckpointError, load_model
-from tinyvit.data.pictures import PictureError, load_picture, prepare_picture
 from tinyvit.evaluate import attention_rollout, patch_maps
 from tinyvit.plots import explanations
 from tinyvit.pretrained import load_pretrained

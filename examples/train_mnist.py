@@ -12,15 +12,6 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from tqdm import tqdm
-
-from tinyvit.backend import DeviceError, get_backend
-from tinyvit.checkpoint import CheckpointError, save_model
-from tinyvit.data import DataError, load_mnist
-from tinyvit.data.augment import Augmentation
-from tinyvit.diagnosis import is_out_of_memory, one_line
-from tinyvit.kernels import PRECISIONS
-from tinyvit.model import ViTConfig
 from tinyvit.parallel import WorkerError
 from tinyvit.results import (
     METRICS,
@@ -41,6 +32,15 @@ from tinyvit.train import (
     TrainingStopped,
     read_info,
 )
+from tqdm import tqdm
+
+from tinyvit.backend import DeviceError, get_backend
+from tinyvit.checkpoint import CheckpointError, save_model
+from tinyvit.data import DataError, load_mnist
+from tinyvit.data.augment import Augmentation
+from tinyvit.diagnosis import is_out_of_memory, one_line
+from tinyvit.kernels import PRECISIONS
+from tinyvit.model import ViTConfig
 
 MODEL_SETTINGS = {  # flag: what --help says; the names are ViTConfig's
     "patch_size": "side of a patch, pixels",

@@ -22,6 +22,7 @@ in about twenty seconds.
 # %%
 import numpy as np
 from kit import BLUE, ORANGE, TEXT, Lesson, show
+from tinyvit.train import Training, TrainingConfig
 
 from tinyvit.backend import get_backend
 from tinyvit.data import load_mnist
@@ -37,7 +38,6 @@ from tinyvit.ops import (
     softmax_forward,
 )
 from tinyvit.plots import RELEVANCE
-from tinyvit.train import Training, TrainingConfig
 
 lesson = Lesson("08_attention")
 rng = np.random.default_rng(8)

@@ -17,9 +17,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tinyvit.data.pictures import prepare_strokes
 
 from tinyvit.data import load_mnist
-from tinyvit.data.pictures import prepare_strokes
 from tinyvit.evaluate import attention_rollout
 from tinyvit.model import VisionTransformer, ViTConfig, initialise
 from tinyvit.pretrained import load_pretrained, pretrained_card

@@ -8,6 +8,7 @@ import scipy.special
 from hypothesis import given
 from hypothesis import strategies as st
 from strategies import SHAPES, PoisonedWorkspace, assert_workspace_changes_nothing, normal, seeds
+from tinyvit.parallel import ShardedGradient
 
 from tinyvit.gradcheck import directional_error, gradient_error, relative_error
 from tinyvit.model import (
@@ -23,7 +24,6 @@ from tinyvit.model import (
 )
 from tinyvit.ops import cross_entropy_backward, cross_entropy_forward
 from tinyvit.optim import Adam
-from tinyvit.parallel import ShardedGradient
 from tinyvit.parameters import Parameters
 
 CONFIGS = [

@@ -15,11 +15,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from threadpoolctl import threadpool_info, threadpool_limits
+from tinyvit.parallel import SHARD_TOKENS, ShardedGradient, WorkerError, available_cores, cut
 
 from tinyvit import parallel
 from tinyvit.model import ViTConfig, initialise, vit_backward, vit_forward
 from tinyvit.ops import cross_entropy_backward, cross_entropy_forward
-from tinyvit.parallel import SHARD_TOKENS, ShardedGradient, WorkerError, available_cores, cut
 
 CONFIG = ViTConfig(image_size=8, patch_size=4, width=8, depth=2, heads=2, mlp_width=12, classes=5)
 RNG = np.random.default_rng(0)

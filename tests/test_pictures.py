@@ -12,8 +12,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from PIL import Image, ImageDraw, PngImagePlugin
-
-from tinyvit.data import load_mnist, pictures
 from tinyvit.data.pictures import (
     PictureError,
     Prepared,
@@ -24,6 +22,8 @@ from tinyvit.data.pictures import (
     prepare_strokes,
     thicken,
 )
+
+from tinyvit.data import load_mnist, pictures
 from tinyvit.pretrained import load_pretrained
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))

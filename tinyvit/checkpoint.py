@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 
 from tinyvit.backend import to_host
 from tinyvit.files import write_atomically
-from tinyvit.model import VisionTransformer, ViTConfig
+from tinyvit.model import ViTConfig
 from tinyvit.parameters import Parameters
 
 
@@ -43,13 +43,13 @@ def load_arrays(path):
     return arrays, info
 
 
-def save_model(path, model, info=None):
-    """Write a `VisionTransformer` to a safetensors file: an array for each name, and its settings."""
-    save_arrays(path, dict(model.parameters), {"config": model.config.as_dict(), **(info or {})})
+def save_model(path, parameters, config, info=None):
+    """Write a model to a safetensors file: an array for each name of `parameters`, and the `ViTConfig`."""
+    save_arrays(path, dict(parameters), {"config": config.as_dict(), **(info or {})})
 
 
 def load_model(path, backend=None):
-    """Return the `VisionTransformer` that `save_model` wrote, on the `backend`'s device or the CPU.
+    """Return the `Parameters` and the `ViTConfig` that `save_model` wrote, on the `backend`'s device or the CPU.
 
     Raises `CheckpointError` if the file is not whole, or its arrays are not those of its settings.
     """
@@ -70,4 +70,4 @@ def load_model(path, backend=None):
     if surplus := sorted(set(arrays) - set(shapes)):
         raise CheckpointError(f"{path}: holds arrays that its settings do not name: {', '.join(surplus[:5])}")
     flat = np.concatenate([arrays[name].ravel() for name in shapes])
-    return VisionTransformer(config, Parameters(shapes, flat if backend is None else backend.asarray(flat)))
+    return Parameters(shapes, flat if backend is None else backend.asarray(flat)), config

@@ -17,8 +17,7 @@ from tinyvit.backend import CuPyMissing, DeviceError, get_backend, import_cupy, 
 from tinyvit.data import DataError, load_mnist
 from tinyvit.data.mnist import SHA256
 from tinyvit.model import ViTConfig
-from tinyvit.parallel import available_cores
-from tinyvit.train import Training, TrainingConfig
+from tinyvit.training import Training, TrainingConfig, available_cores
 
 NEEDED = {  # what setup.cfg asks for: at least these versions
     "numpy": "2.0",

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from tinyvit.backend import array_module, one_blas_thread, to_host
-from tinyvit.model import block_attention, check_images, vit_forward
+from tinyvit.model import block_attention, check_images, vit_forward, vit_logits
 from tinyvit.ops import cross_entropy_forward, softmax_forward
 
-CHUNK = 500  # images: a moment of work, so that progress shows; `VisionTransformer.logits` cuts it smaller
+CHUNK = 500  # images: a moment of work, so that progress shows; `vit_logits` cuts it smaller
 
 
 @dataclass(frozen=True, eq=False)  # arrays have no single answer to ==
@@ -23,32 +23,35 @@ class Evaluation:
     accuracy: float  # share of right predictions, 0 to 1
     loss: float  # mean cross-entropy in nats, without label smoothing
 
+    def __repr__(self):
+        return f"Evaluation(accuracy={self.accuracy:.4f}, loss={self.loss:.4f}, {len(self.labels):,} images)"
+
     @property
     def confidences(self):
         """How probable each prediction was said to be, (N,) float64 in 0 to 1."""
         return self.probabilities.max(axis=1)
 
 
-def evaluate(model, images, labels, batch_size=CHUNK, workers=1, progress=None):
+def evaluate(images, labels, parameters, config, batch_size=CHUNK, workers=1, progress=None):
     """Classify `images` and compare with `labels`.
 
-    model: `VisionTransformer`; images: (N, R, C), uint8 or float in 0 to 1, on the model's device or on the
-    CPU (then moved there a chunk at a time); labels: (N,) integers in 0..classes-1; batch_size: images a
+    images: (N, R, C), uint8 or float in 0 to 1, on the parameters' device or on the CPU (then moved there one chunk
+    at a time); labels: (N,) integers in 0..classes-1; parameters, config: of the model; batch_size: images per
     chunk; workers: chunks side by side, each with one BLAS thread, so that their number changes no bit of the
     result; progress: called with the number of images of each chunk that is done, as `tqdm.update` is.
     Returns an `Evaluation`. Raises `ValueError` if images or labels do not fit the model or each other, or if
     batch_size or workers is below 1, and `ArithmeticError` if a logit is not a finite number.
     """
     labels = to_host(labels)
-    check_images(images, model.config)
-    check_labels(labels, len(images), model.config.classes)
+    check_images(images, config)
+    check_labels(labels, len(images), config.classes)
     if batch_size < 1 or workers < 1:
         raise ValueError(f"batch_size and workers must be at least 1, not {batch_size} and {workers}")
 
     def chunk_logits(start):
         # what overflows gives a logit that is not finite, and that is an error below: NumPy need not warn of it
         with np.errstate(over="ignore", invalid="ignore"):
-            return model.logits(images[start : start + batch_size])
+            return vit_logits(images[start : start + batch_size], parameters, config)
 
     chunks = []
     with ExitStack() as stack:

@@ -2,13 +2,13 @@
 
 import math
 from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from tinyvit.backend import array_module, to_host
 from tinyvit.memory import Workspace
 from tinyvit.ops import (
-    attention_weights,
     class_attention_backward,
     class_attention_forward,
     cross_entropy_backward,
@@ -24,7 +24,6 @@ from tinyvit.ops import (
     multi_head_attention_forward,
     patch_embedding_backward,
     patch_embedding_forward,
-    softmax_forward,
 )
 from tinyvit.parameters import Parameters
 
@@ -125,31 +124,60 @@ def initialise(config, seed=0, dtype=np.float32):
     return parameters
 
 
+class ModelCache(NamedTuple):
+    """What `vit_backward` needs of the forward pass."""
+
+    parameters: Parameters
+    embedding: tuple
+    blocks: list  # of BlockCache
+    norm: tuple
+    head: tuple
+
+
+class BlockCache(NamedTuple):
+    """What `block_backward` needs of the forward pass."""
+
+    norm1: tuple
+    attention: tuple
+    norm2: tuple
+    fc1: tuple
+    gelu: Any
+    fc2: tuple
+    class_only: bool  # whether only the class token left the block
+
+
 def vit_forward(images, parameters, config, with_cache=True):
     """Run the model: images (B, R, C), uint8 or float in 0 to 1, to logits (B, classes), and the cache.
 
-    Where no backward will follow, with_cache=False saves time and memory: the cache is None.
+    Without a backward pass to follow, with_cache=False saves time and memory: the cache is None.
     """
     check_images(images, config)
     x, embedding_cache = patch_embedding_forward(
         images,
         *parameters.pair("patch_embedding"),
-        parameters["class_token"],
-        parameters["positions"],
-        config.patch_size,
-        config.pixel_mean,
-        config.pixel_deviation,
+        class_token=parameters["class_token"],
+        positions=parameters["positions"],
+        patch_size=config.patch_size,
+        mean=config.pixel_mean,
+        deviation=config.pixel_deviation,
     )  # (B, T, D)
     block_caches = []
     for i in range(config.depth):
-        # only the class token is read in the end, so it alone need leave the last block: the function is the same
-        x, cache = block_forward(x, parameters, f"blocks.{i}", config, i == config.depth - 1, with_cache)
+        # only the class token is read in the end, so the last block computes no other: the function is the same
+        x, cache = block_forward(
+            x,
+            parameters,
+            f"blocks.{i}",
+            config,
+            class_only=i == config.depth - 1,
+            with_cache=with_cache,
+        )
         block_caches.append(cache)
     normed, norm_cache = layer_norm_forward(x[:, 0], *parameters.pair("norm"), config.epsilon)
     logits, head_cache = linear_forward(normed, *parameters.pair("head"))
     if not with_cache:
         return logits, None
-    return logits, (parameters, embedding_cache, block_caches, norm_cache, head_cache)
+    return logits, ModelCache(parameters, embedding_cache, block_caches, norm_cache, head_cache)
 
 
 def vit_backward(dlogits, cache, gradients=None):
@@ -162,18 +190,19 @@ def vit_backward(dlogits, cache, gradients=None):
 
 def vit_backward_to_images(dlogits, cache, gradients=None):
     """As `vit_backward`, and dimages (B, R, C) too: how the loss changes with each pixel as it was given."""
-    parameters, embedding_cache, block_caches, norm_cache, head_cache = cache
-    gradients = parameters.empty_like() if gradients is None else gradients
-    dnormed, _, _ = linear_backward(dlogits, head_cache, *gradients.pair("head"))
-    dx, dw, db = layer_norm_backward(dnormed, norm_cache)
-    gradients.set_pair("norm", dw, db)
-    dx = dx[:, None]  # (B, 1, D): the class token, which alone left the last block
-    for i in reversed(range(len(block_caches))):
-        dx = block_backward(dx, block_caches[i], gradients, f"blocks.{i}")
-    dimages, dw, db, dclass_token, dpositions = patch_embedding_backward(dx, embedding_cache)
-    gradients.set_pair("patch_embedding", dw, db)
-    gradients["class_token"][...] = dclass_token
-    gradients["positions"][...] = dpositions
+    gradients = cache.parameters.empty_like() if gradients is None else gradients
+    dnormed, _, _ = linear_backward(dlogits, cache.head, *gradients.pair("head"))
+    dx, _, _ = layer_norm_backward(dnormed, cache.norm, *gradients.pair("norm"))
+    dx = dx[:, None]  # (B, 1, D): only the class token left the last block
+    for i in reversed(range(len(cache.blocks))):
+        dx = block_backward(dx, cache.blocks[i], gradients, f"blocks.{i}")
+    dimages, *_ = patch_embedding_backward(
+        dx,
+        cache.embedding,
+        *gradients.pair("patch_embedding"),
+        dclass_token=gradients["class_token"],
+        dpositions=gradients["positions"],
+    )
     return gradients, dimages
 
 
@@ -199,7 +228,7 @@ def block_forward(x, parameters, name, config, class_only=False, with_cache=True
     """One pre-norm block: x + attention(norm1(x)), then x + mlp(norm2(x)).
 
     x: (B, T, D). Returns x of the same shape and the cache; with class_only, x (B, 1, D), the first token alone.
-    with_cache: whether a backward will follow.
+    with_cache: whether a backward pass will follow.
     """
     normed, norm1_cache = layer_norm_forward(x, *parameters.pair(f"{name}.norm1"), config.epsilon)
     attend = class_attention_forward if class_only else multi_head_attention_forward
@@ -209,7 +238,7 @@ def block_forward(x, parameters, name, config, class_only=False, with_cache=True
         *parameters.pair(f"{name}.attention.projection"),
         config.heads,
     )
-    attended += x[:, : attended.shape[1]]
+    attended += x[:, :1] if class_only else x
     x = attended
 
     normed, norm2_cache = layer_norm_forward(x, *parameters.pair(f"{name}.norm2"), config.epsilon)
@@ -219,40 +248,60 @@ def block_forward(x, parameters, name, config, class_only=False, with_cache=True
     out += x
     if not with_cache:
         return out, None
-    return out, (norm1_cache, attention_cache, norm2_cache, fc1_cache, gelu_cache, fc2_cache)
+    return out, BlockCache(
+        norm1_cache, attention_cache, norm2_cache, fc1_cache, gelu_cache, fc2_cache, class_only
+    )
 
 
 def block_backward(dout, cache, gradients, name):
     """Write the gradients of block `name` into `gradients` and return dx (B, T, D) for `dout`, (B, T or 1, D)."""
-    norm1_cache, attention_cache, norm2_cache, fc1_cache, gelu_cache, fc2_cache = cache
+    # out = x + fc2(gelu(fc1(norm2(x))))
+    dactive, _, _ = linear_backward(dout, cache.fc2, *gradients.pair(f"{name}.mlp.fc2"))
+    dhidden = gelu_backward(dactive, cache.gelu)
+    dnormed, _, _ = linear_backward(dhidden, cache.fc1, *gradients.pair(f"{name}.mlp.fc1"))
+    dattended, _, _ = layer_norm_backward(dnormed, cache.norm2, *gradients.pair(f"{name}.norm2"))
+    dattended += dout
 
-    # out = x + fc2(gelu(fc1(norm2(x)))), so
-    dactive, _, _ = linear_backward(dout, fc2_cache, *gradients.pair(f"{name}.mlp.fc2"))
-    dhidden = gelu_backward(dactive, gelu_cache)
-    dnormed, _, _ = linear_backward(dhidden, fc1_cache, *gradients.pair(f"{name}.mlp.fc1"))
-    dx, dw, db = layer_norm_backward(dnormed, norm2_cache)
-    gradients.set_pair(f"{name}.norm2", dw, db)
-    dx += dout
-
-    # x = x_in + attention(norm1(x_in)), so
-    dattended = dx
-    class_only = dout.shape[1] == 1  # there is at least one patch, so all tokens are two or more
-    attend_backward = class_attention_backward if class_only else multi_head_attention_backward
+    # x = x + attention(norm1(x))
+    attend_backward = class_attention_backward if cache.class_only else multi_head_attention_backward
     dnormed, *_ = attend_backward(
         dattended,
-        attention_cache,
+        cache.attention,
         *gradients.pair(f"{name}.attention.qkv"),
         *gradients.pair(f"{name}.attention.projection"),
     )
-    dx, dw, db = layer_norm_backward(dnormed, norm1_cache)
-    gradients.set_pair(f"{name}.norm1", dw, db)
-    dx[:, : dattended.shape[1]] += dattended  # tokens that did not leave the block have no residual branch
+    dx, _, _ = layer_norm_backward(dnormed, cache.norm1, *gradients.pair(f"{name}.norm1"))
+    if cache.class_only:
+        dx[:, :1] += dattended  # the other tokens have no residual branch
+    else:
+        dx += dattended
     return dx
 
 
 def block_attention(cache):
     """Return the attention weights of every block from `vit_forward`'s cache: (B, H, T, T), the last (B, H, 1, T)."""
-    return [attention_weights(block_cache[1]) for block_cache in cache[2]]
+    weights = [block.attention.attention.weights for block in cache.blocks]
+    return [
+        w[:, :, None] if block.class_only else w for w, block in zip(weights, cache.blocks, strict=True)
+    ]
+
+
+def vit_logits(images, parameters, config, batch_size=None):
+    """Return logits (B, classes), a NumPy array, for images (B, R, C), uint8 or float in 0 to 1.
+
+    The images may lie on the CPU or on the parameters' device. batch_size of them are computed at a time: by default
+    on a CPU as many as have 544 tokens (32 images of 17), which fits the processor's cache, and on a GPU all of them.
+    """
+    check_images(images, config)
+    xp = array_module(parameters.flat)
+    if batch_size is None:
+        batch_size = max(1, 544 // config.tokens) if xp is np else len(images)
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, not {batch_size}")
+    chunks = (xp.asarray(images[i : i + batch_size]) for i in range(0, len(images), batch_size))
+    with Workspace():
+        logits = [vit_forward(chunk, parameters, config, with_cache=False)[0] for chunk in chunks]
+        return np.concatenate([to_host(part) for part in logits])
 
 
 def check_images(images, config):
@@ -264,37 +313,3 @@ def check_images(images, config):
         )
     if images.dtype.kind != "f" and images.dtype != np.uint8:
         raise ValueError(f"images must be uint8 (0 to 255) or float (0 to 1), not {images.dtype}")
-
-
-@dataclass(frozen=True)
-class VisionTransformer:
-    """A model to use: its settings and its weights."""
-
-    config: ViTConfig
-    parameters: Parameters
-
-    def logits(self, images, batch_size=None):
-        """Return logits (B, classes), a NumPy array, for images (B, R, C), uint8 or float in 0 to 1.
-
-        The images may lie on the CPU or on the model's device; batch_size of them are computed at a time, by default
-        on a CPU as many as have 544 tokens (32 images of 17), so that they stay in the processor's cache whatever the
-        patches, and on a GPU, which wants much to do at once, all of them.
-        """
-        check_images(images, self.config)
-        xp = array_module(self.parameters.flat)
-        if batch_size is None:
-            batch_size = max(1, 544 // self.config.tokens) if xp is np else len(images)
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, not {batch_size}")
-        chunks = (xp.asarray(images[i : i + batch_size]) for i in range(0, len(images), batch_size))
-        with Workspace():
-            logits = [vit_forward(chunk, self.parameters, self.config, with_cache=False)[0] for chunk in chunks]
-            return np.concatenate([to_host(part) for part in logits])
-
-    def predict_proba(self, images):
-        """Return the probability of every class, (B, classes), NumPy, for images as `logits` takes them."""
-        return softmax_forward(self.logits(images).astype(np.float64))[0]
-
-    def predict(self, images):
-        """Return the most probable class of every image, (B,) integers, NumPy."""
-        return self.logits(images).argmax(axis=1)

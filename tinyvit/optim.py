@@ -20,8 +20,6 @@ class Adam:
     """
 
     def __init__(self, flat, beta1=0.9, beta2=0.999, epsilon=1e-8, weight_decay=0.0, decayed=None, threads=1):
-        if threads < 1:
-            raise ValueError(f"Adam needs at least one thread, not {threads}")
         if not (0 <= beta1 < 1 and 0 <= beta2 < 1 and epsilon > 0 and weight_decay >= 0):
             raise ValueError(
                 "Adam needs beta1 and beta2 in [0, 1), epsilon above 0 and weight_decay of at least 0, not "
@@ -34,7 +32,14 @@ class Adam:
         self.second_moment = xp.zeros_like(flat)
         self.steps = 0
         self._scratch = xp.empty_like(flat)
-        edges = [len(flat) * i // threads for i in range(threads + 1)]
+        self.use_threads(threads)
+
+    def use_threads(self, threads):
+        """Let so many threads update a part of the array each. Raises `ValueError` if threads is below 1."""
+        if threads < 1:
+            raise ValueError(f"Adam needs at least one thread, not {threads}")
+        count = len(self._scratch)
+        edges = [count * i // threads for i in range(threads + 1)]
         self._parts = [slice(start, stop) for start, stop in itertools.pairwise(edges)]
         self._pool = ThreadPoolExecutor(threads) if threads > 1 else None
 
@@ -49,7 +54,7 @@ class Adam:
             self._pool.submit(contextvars.copy_context().run, self._update, flat, gradient, learning_rate, part)
             for part in self._parts
         ]
-        wait(jobs)  # all of them, even if one fails: nobody writes into flat any more when this returns
+        wait(jobs)  # all of them, even if one fails: no thread writes into flat when this returns
         for job in jobs:
             job.result()
 

@@ -43,6 +43,9 @@ class Parameters(Mapping):
         self._views[name + ".weight"][...] = weight
         self._views[name + ".bias"][...] = bias
 
+    def __repr__(self):
+        return f"Parameters({self.flat.size:,} {self.flat.dtype} in {len(self)} arrays)"
+
     def with_flat(self, flat):
         """Return another flat array of the same size under the same names."""
         return Parameters(self.shapes, flat)

@@ -39,16 +39,19 @@ class Epoch:
         self._order = backend.asarray(order)
         self._maps = backend.asarray(augmentation.draw(rng, len(images))) if augmentation else None
 
-    def load(self, start, stop):
-        """Return the images and labels at places `start` to `stop` of this epoch's order, changed as drawn.
+    def batch(self, start, stop):
+        """Return the images, labels and maps at places `start` to `stop` of this epoch's order, as they are stored.
 
-        Images are uint8 if nothing changes them, else float32 in 0 to 1. Safe to call from many threads.
+        images: (B, R, C) uint8; labels: (B,); maps: (B, 2, 3) for `warp`, or None if nothing changes the images.
         Raises `IndexError` on places outside the epoch.
         """
         if not 0 <= start <= stop <= len(self.images):
             raise IndexError(f"places {start} to {stop} are not within an epoch of {len(self.images)} images")
         chosen = self._order[start:stop]
-        images, labels = self.images[chosen], self.labels[chosen]
-        if self._maps is not None:
-            images = warp(images, self._maps[start:stop])
-        return images, labels
+        maps = None if self._maps is None else self._maps[start:stop]
+        return self.images[chosen], self.labels[chosen], maps
+
+    def load(self, start, stop):
+        """Return the images and labels of `batch`, the images changed by their maps: uint8, or float32 in 0 to 1."""
+        images, labels, maps = self.batch(start, stop)
+        return images if maps is None else warp(images, maps), labels

@@ -1,14 +1,18 @@
 """A whole training step in kernels: augmentation, forward, backward, clipping and Adam, and one CUDA graph of it.
 
-The model is that of `model.py`, whose forward and backward are read here as launches: down `forward`, and up
-`backward`. Three things are other than there. The embedding is one product (`patches.cu` says how). The weights'
-gradients are summed over `SHARDS` parts of the batch each, because a sum over all rows in one block would be the
-longest thing in the step. And every buffer is made once and keeps its address, so that the launches of a step are the
-same every time and can be recorded as a graph: what changes from step to step, the kernels read from memory.
+The model is that of `model.py`, whose forward and backward passes are read here as launches: down `forward`, and up
+`backward`. Three things differ. The embedding is one product (`patches.cu` says how). The weights' gradients are
+summed over `SHARDS` parts of the batch each, because a sum over all rows in one block would be the longest thing in
+the step. And every buffer is made once and keeps its address, so that the launches of a step are the same every time
+and can be recorded as a graph: what changes from step to step, the kernels read from memory.
 """
+
+import math
 
 import numpy as np
 
+from tinyvit.backend import to_host
+from tinyvit.data.batches import draw_order, stream_of
 from tinyvit.kernels.launch import ADAM_NUMBERS
 
 SHARDS = 8  # parts of a batch whose weight gradients are summed apart
@@ -16,30 +20,28 @@ LINE = 32  # numbers: where a shard begins in memory
 
 
 class KernelStep:
-    """Takes training steps on a GPU and never waits for it: what an epoch gives stays there until it is asked for.
+    """Takes training steps on a GPU and never waits for it: what an epoch gives stays there until `totals` reads it.
 
-    kernels: `Kernels`; parameters: the `Parameters`, adam: the `Adam`, average: the array of averaged weights (P,) or
-    None: all on the device and updated in place; images: (N, S, S) uint8; labels: (N,) uint8, on the device, in
-    0..classes-1; batch_size: images a step; smoothing, clip: as `TrainingConfig` has them; graph: whether a step is
-    recorded as a CUDA graph after its first time, or launched anew each time.
-
-    `totals` (2,) float64, on the device: the sum of the losses and the number of images classified rightly in the
-    epoch so far. Read them, and whatever else the steps write, after `synchronise`.
+    It answers the same calls as `tinyvit.training.step.PlainStep`. kernels: `Kernels`; state: the `State` that is
+    updated, on the device; images: (N, S, S) uint8; labels: (N,) integers in 0..classes-1; config: `TrainingConfig`;
+    graph: whether a step is recorded as a CUDA graph after its first time, or launched anew each time.
     """
 
-    def __init__(
-        self, kernels, parameters, adam, average, images, labels, batch_size, smoothing=0.0, clip=0.0, graph=True
-    ):
+    asynchronous = True  # `totals` waits for the device
+
+    def __init__(self, kernels, state, images, labels, config, graph=True):
         xp = self.xp = kernels.backend.xp
-        self.kernels, self.config = kernels, kernels.config
-        self.parameters, self.adam, self.average = parameters, adam, average
-        self.images, self.labels = images, labels
-        self.batch_size, self.smoothing, self.clip = batch_size, smoothing, clip
-        self.totals = xp.zeros(2, np.float64)
+        to_device = kernels.backend.asarray
+        self.kernels, self.state, self.config = kernels, state, config
+        self.model_config, self.precision = kernels.config, kernels.precision
+        self.images, self.labels = to_device(images), to_device(labels).astype(np.uint8)
+        self.mode = "graph" if graph else "launches"
+        self.workers, self.record = 1, {"workers": 1}
+        self.steps = -(-len(images) // config.batch_size)  # of an epoch
         self.stream = xp.cuda.Stream()  # it waits for the (legacy) default stream, and that one for it
-        self._record = graph
         self._graphs, self._buffers = {}, {}  # by the number of images in the batch
 
+        parameters = self.parameters = state.parameters
         count = parameters.flat.size
         self.shard_step = -(-count // LINE) * LINE
         self._shard_gradients = xp.zeros((SHARDS, self.shard_step), np.float32)
@@ -47,58 +49,78 @@ class KernelStep:
         self.gradient = xp.empty(count, np.float32)
         self._squares = xp.empty(-(-count // ADAM_NUMBERS), np.float32)
 
-        steps = -(-len(images) // batch_size)
+        self._totals = xp.zeros(2, np.float64)  # the losses' sum, and the images classified correctly
         self._order = xp.empty(len(images), np.int32)
-        self._maps = xp.empty((len(images), 2, 3), np.float32)
-        self._schedule = xp.empty((steps, 4), np.float32)
+        self._maps = xp.empty((len(images), 2, 3), np.float32) if config.augmentation else None
+        self._schedule = xp.empty((self.steps, 4), np.float32)
         self._counter = xp.zeros(1, np.int32)
-        self._augmented = None
-        self._place = len(images)  # no epoch has begun
+        self._done = self.steps  # no epoch has begun
         kernels.backend.synchronise()  # all that was made is there before another stream reads it
 
-    def synchronise(self):
-        """Wait until all steps are done, as whoever reads what they wrote must."""
-        self.stream.synchronize()
+    def __enter__(self):
+        return self
 
-    def begin_epoch(self, order, draw, schedule, step=0, totals=(0.0, 0)):
-        """Set out on an epoch, or in the middle of one.
+    def __exit__(self, *exception):
+        pass
 
-        order: (N,) whole numbers, NumPy: the places of all images in the order of the epoch; draw: (augmentation,
-        key, first) as `Kernels.draw_maps` takes them, or None if nothing is changed; schedule: (steps, 4) float32,
-        NumPy, as the kernel `adam_step` reads it; step: how many steps of the epoch are done; totals: the sum of
-        their losses, and how many images they classified rightly. Raises `ValueError` if the order is not one of all
-        images, or the schedule or the step does not fit it.
+    def begin_epoch(self, epoch, done=0, totals=(0.0, 0)):
+        """Begin an epoch, or resume it: put on the device what the steps that are left will need.
+
+        epoch: its number, from 0; done: how many of its steps are done; totals: what `totals` gave after them.
         """
-        count, steps = len(self.images), len(self._schedule)
-        if order.shape != (count,) or order.min() < 0 or not (np.bincount(order, minlength=count) == 1).all():
-            raise ValueError(f"the order must have each of the {count:,} images once")
-        if schedule.shape != (steps, 4) or not 0 <= step <= steps:
-            raise ValueError(f"{steps} steps need a schedule of ({steps}, 4), not {schedule.shape}, and begin within")
-        if self._augmented is not None and self._augmented != (draw is not None):
-            raise ValueError("images are changed in all epochs or in none: the graph is recorded for one of them")
-        self._augmented = draw is not None
-        self._place = min(step * self.batch_size, count)
-        to_device = self.kernels.backend.asarray
+        if not 0 <= done <= self.steps:
+            raise ValueError(f"an epoch has {self.steps} steps: {done} of them cannot be done")
+        config, to_device = self.config, self.kernels.backend.asarray
+        order, rng = draw_order(len(self.images), config.seed, epoch)
+        self._done = done
+        self._averages_after = config.averages_after(epoch, self.steps)
         with self.stream:
             self._order[...] = to_device(order.astype(np.int32))
-            self._schedule[...] = to_device(schedule.astype(np.float32))
-            self._counter[...] = step
-            self.totals[0], self.totals[1] = totals
-            if draw is not None:
-                augmentation, key, first = draw
-                self.kernels.draw_maps(self._maps, key, first, augmentation)
+            self._schedule[...] = to_device(self._schedule_rows(epoch, done))
+            self._counter[...] = done
+            self._totals[0], self._totals[1] = totals
+            if self._maps is not None:
+                self.kernels.draw_maps(self._maps, *stream_of(rng), config.augmentation)
 
-    def __call__(self, count):
-        """Take the next step of the epoch, on `count` images: the batch size, or what is left at the epoch's end.
+    def _schedule_rows(self, epoch, done):
+        """Return (steps, 4) float32, what the kernel `adam_step` reads for each step of the epoch."""
+        adam, average = self.state.adam, self.state.average
+        rows = np.zeros((self.steps, 4))
+        averaged = average.steps if average else 0
+        rates = self.config.learning_rates(epoch, self.steps)
+        for i in range(done, self.steps):
+            step = adam.steps - done + i + 1  # counted from 1 over all epochs
+            rows[i, 0] = rates[i]
+            rows[i, 1] = rates[i] / (1 - adam.beta1**step)
+            rows[i, 2] = 1 / math.sqrt(1 - adam.beta2**step)
+            if self._averages_after[i]:
+                averaged += 1
+                rows[i, 3] = average.share(averaged)
+        return rows.astype(np.float32)
 
-        Raises `IndexError` on another count, and after the epoch's end: the kernels would not notice, and read on.
+    def __call__(self):
+        """Take the next step and return its number of images. Raises `IndexError` after the end of the epoch."""
+        if self._done == self.steps:
+            raise IndexError("the epoch has no step left: call begin_epoch first")
+        batch_size = self.config.batch_size
+        count = min(batch_size, len(self.images) - self._done * batch_size)
+        self._launch_or_replay(count)
+        self.state.adam.steps += 1
+        if self._averages_after[self._done]:
+            self.state.average.steps += 1
+        self._done += 1
+        return count
+
+    def totals(self):
+        """Return the sum of the losses and the number of images classified correctly in the epoch so far.
+
+        This waits for the device. After it, the arrays of the state may be read.
         """
-        left = len(self.images) - self._place
-        if left == 0 or count != min(self.batch_size, left):
-            raise IndexError(
-                f"{left} images of the epoch are left: its next step takes {min(self.batch_size, left)}, not {count}"
-            )
-        self._place += count
+        self.stream.synchronize()
+        loss_sum, correct = to_host(self._totals)
+        return float(loss_sum), int(correct)
+
+    def _launch_or_replay(self, count):
         with self.stream:
             graph = self._graphs.get(count)
             if graph is not None:
@@ -106,9 +128,9 @@ class KernelStep:
                 return
             buffers = self._buffers.get(count)
             if buffers is None:  # the first step of its size is launched: a driver loads kernels when they first run
-                buffers = self._buffers[count] = _Buffers(self.xp, self.config, count)
+                buffers = self._buffers[count] = _Buffers(self.xp, self.model_config, count)
                 self._launch(buffers)
-            elif self._record:
+            elif self.mode == "graph":
                 self.stream.begin_capture()
                 try:
                     self._launch(buffers)
@@ -120,24 +142,35 @@ class KernelStep:
                 self._launch(buffers)
 
     def _launch(self, buffers):
-        kernels = self.kernels
-        maps = self._maps if self._augmented else None
+        kernels, state, config = self.kernels, self.state, self.config
         kernels.gather_patches(
-            *(self.images, self.labels, self._order, maps, self._counter, self.batch_size),
-            *(buffers.pixels, buffers.labels),
+            self.images,
+            self.labels,
+            self._order,
+            self._maps,
+            self._counter,
+            config.batch_size,
+            buffers.pixels,
+            buffers.labels,
         )
         self.forward(buffers)
-        kernels.cross_entropy(buffers.logits, buffers.labels, buffers.dlogits, self.totals, self.smoothing)
+        kernels.cross_entropy(buffers.logits, buffers.labels, buffers.dlogits, self._totals, config.smoothing)
         self.backward(buffers)
         kernels.sum_shards(self._shard_gradients, self.gradient, self._squares, self._counter)
         kernels.adam_step(
-            *(self.parameters.flat, self.gradient, self.adam, self.average),
-            *(self._squares, self._schedule, self._counter, self.clip),
+            self.parameters.flat,
+            self.gradient,
+            state.adam,
+            state.average.average if state.average else None,
+            self._squares,
+            self._schedule,
+            self._counter,
+            config.clip,
         )
 
     def forward(self, buffers):
         """Launch the forward pass from `buffers.pixels` to `buffers.logits`."""
-        kernels, parameters, config = self.kernels, self.parameters, self.config
+        kernels, parameters, config = self.kernels, self.parameters, self.model_config
         kernels.linear_forward(buffers.pixel_rows, _embedding(parameters, config), None, buffers.tokens)
         x = buffers.tokens
         for i, block in enumerate(buffers.blocks):
@@ -159,7 +192,7 @@ class KernelStep:
 
     def backward(self, buffers):
         """Launch the backward pass from `buffers.dlogits` to the gradients of all shards."""
-        config, first = self.config, self._first_shard
+        config, first = self.model_config, self._first_shard
 
         def linear(name, dout, x, dx, derivative=None):
             w, _ = self.parameters.pair(name)

@@ -26,7 +26,7 @@ def gelu_forward(x, with_cache=True):
     cdf = normal_cdf(x, square)
     if with_cache:
         derivative += cdf
-    out = xp.multiply(x, cdf, out=square)  # in the buffer of square, which is done with
+    out = xp.multiply(x, cdf, out=square)  # in the buffer of square, which is free now
     return out, derivative if with_cache else None
 
 
@@ -55,7 +55,7 @@ def gelu_tanh_forward(x, with_cache=True):
 
     # out = x (1 + tanh(u)) / 2, so its derivative is (1 + tanh(u)) / 2 + x (1 - tanh(u)**2) u' / 2
     if with_cache:
-        slope = square  # in its buffer, which is done with
+        slope = square  # in its buffer, which is free now
         slope *= 3 * 0.044715 * scale
         slope += scale  # u'
         slope *= x

@@ -1,7 +1,17 @@
 """Layer normalisation over the last axis (Ba, Kiros and Hinton 2016, "Layer Normalization")."""
 
+from typing import Any, NamedTuple
+
 from tinyvit.backend import array_module
 from tinyvit.memory import empty_like, matmul, ones
+
+
+class LayerNormCache(NamedTuple):
+    """What `layer_norm_backward` needs of the forward pass."""
+
+    normalised: Any  # (N, D)
+    inverse_deviation: Any  # (N, 1)
+    w: Any  # (D,)
 
 
 def layer_norm_forward(x, w, b, epsilon=1e-6):
@@ -18,11 +28,14 @@ def layer_norm_forward(x, w, b, epsilon=1e-6):
     normalised *= inverse_deviation
     xp.multiply(normalised, w, out=out)
     out += b
-    return out.reshape(x.shape), (normalised, inverse_deviation, w)
+    return out.reshape(x.shape), LayerNormCache(normalised, inverse_deviation, w)
 
 
-def layer_norm_backward(dout, cache):
-    """Return dx (..., D), dw (D,) and db (D,) for the gradient `dout` (..., D) of `layer_norm_forward`'s out."""
+def layer_norm_backward(dout, cache, dw=None, db=None):
+    """Return dx (..., D), dw (D,) and db (D,) for the gradient `dout` (..., D) of `layer_norm_forward`'s out.
+
+    dw and db, if given, are the arrays that are written and returned.
+    """
     normalised, inverse_deviation, w = cache
     xp = array_module(dout)
     drows = dout.reshape(normalised.shape)  # (N, D)
@@ -30,15 +43,15 @@ def layer_norm_backward(dout, cache):
 
     # out = normalised * w + b, so
     every_row = ones(len(drows), like=drows)
-    dw = matmul(every_row, product)  # sum over n
-    db = matmul(every_row, drows)
+    dw = matmul(every_row, product, out=dw)  # sum over n
+    db = matmul(every_row, drows, out=db)
     dnormalised = xp.multiply(drows, w, out=empty_like(normalised))
 
     # normalised = (x - mean) / deviation: x acts directly, through the mean, and through the deviation, so
     # dx = (dnormalised - mean(dnormalised) - normalised * mean(dnormalised * normalised)) / deviation
     through_mean = row_means(drows, w)
     through_deviation = row_means(product, w)
-    dx = xp.multiply(normalised, through_deviation, out=product)  # in the buffer of product, which is done with
+    dx = xp.multiply(normalised, through_deviation, out=product)  # in the buffer of product, which is free now
     xp.subtract(dnormalised, dx, out=dx)
     dx -= through_mean
     dx *= inverse_deviation

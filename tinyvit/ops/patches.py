@@ -1,5 +1,7 @@
 """Images to tokens: patches, their embedding, the class token and the positions (Dosovitskiy et al. 2021, 3.1)."""
 
+from typing import Any, NamedTuple
+
 import numpy as np
 
 from tinyvit.backend import array_module
@@ -24,6 +26,14 @@ def patches_backward(dpatches, image_shape):
     return grid.swapaxes(2, 3).reshape(image_shape)
 
 
+class PatchEmbeddingCache(NamedTuple):
+    """What `patch_embedding_backward` needs of the forward pass."""
+
+    linear: tuple
+    image_shape: Any
+    pixel_scale: float
+
+
 def patch_embedding_forward(images, w, b, class_token, positions, patch_size, mean=0.0, deviation=1.0):
     """Normalise the pixels, embed every patch, put the class token first and add the learned positions.
 
@@ -43,15 +53,19 @@ def patch_embedding_forward(images, w, b, class_token, positions, patch_size, me
     tokens = empty((len(images), embedded.shape[1] + 1, w.shape[1]), like=w)
     tokens[:, 0] = class_token + positions[0]
     xp.add(embedded, positions[1:], out=tokens[:, 1:])
-    return tokens, (linear_cache, images.shape, 1 / (deviation * unit))
+    return tokens, PatchEmbeddingCache(linear_cache, images.shape, 1 / (deviation * unit))
 
 
-def patch_embedding_backward(dtokens, cache):
-    """Return dimages (B, R, C), dw, db, dclass_token and dpositions for the gradient `dtokens` (B, N + 1, D)."""
+def patch_embedding_backward(dtokens, cache, dw=None, db=None, dclass_token=None, dpositions=None):
+    """Return dimages (B, R, C), dw, db, dclass_token and dpositions for the gradient `dtokens` (B, N + 1, D).
+
+    The last four, if given, are the arrays that are written and returned.
+    """
     linear_cache, image_shape, pixel_scale = cache
     # tokens = [class_token; pixels @ w + b] + positions, and class token and positions serve every image, so
-    dpositions = dtokens.sum(axis=0)
-    dclass_token = dpositions[0].copy()
-    dpixels, dw, db = linear_backward(dtokens[:, 1:], linear_cache)
+    dpositions = dtokens.sum(axis=0, out=dpositions)
+    dclass_token = empty(dpositions.shape[1:], like=dpositions) if dclass_token is None else dclass_token
+    dclass_token[...] = dpositions[0]
+    dpixels, dw, db = linear_backward(dtokens[:, 1:], linear_cache, dw, db)
     dpixels *= pixel_scale
     return patches_backward(dpixels, image_shape), dw, db, dclass_token, dpositions

@@ -14,9 +14,9 @@ from threadpoolctl import threadpool_info
 from tinyvit import plots
 from tinyvit.checkpoint import CheckpointError
 from tinyvit.data.augment import warp
-from tinyvit.evaluate import classification_report, confusion, evaluate, misclassified
+from tinyvit.evaluate import classification_report, confusion, misclassified
 from tinyvit.files import write_atomically
-from tinyvit.parallel import available_cores
+from tinyvit.training.workers import available_cores
 
 METRICS = "metrics.json"
 MODEL = "model.safetensors"
@@ -88,7 +88,7 @@ def write_evaluation(folder, model, images, labels, workers=None):
     Returns the `Evaluation`.
     """
     folder = Path(folder)
-    evaluation = evaluate(model, images, labels, workers=available_cores() if workers is None else workers)
+    evaluation = model.evaluate(images, labels, workers=available_cores() if workers is None else workers)
     write_atomically(folder / "classification_report.txt", classification_report(evaluation))
     plots.confusion_matrix(confusion(evaluation), folder / "confusion_matrix.png")
     wrong, predictions, confidences = misclassified(evaluation), evaluation.predictions, evaluation.confidences

@@ -1,11 +1,11 @@
-"""The trained model that comes with the package, and its card."""
+"""The trained model that comes with the package, its card, and how a picture becomes an image as MNIST has them."""
 
 import importlib.resources
 from dataclasses import dataclass
 
-from tinyvit.checkpoint import CheckpointError, load_arrays, load_model
+from tinyvit.checkpoint import CheckpointError, load_arrays
 
-WEIGHTS = "mnist.safetensors"  # in tinyvit/weights/, beside README.md, its card
+WEIGHTS = "mnist.safetensors"  # in this folder, beside README.md, its card
 
 
 @dataclass(frozen=True)
@@ -27,23 +27,12 @@ class ModelCard:
     versions: dict  # of what it was trained with
 
 
-def load_pretrained(backend=None):
-    """Return the trained `VisionTransformer` of the package, on the `backend`'s device or the CPU.
-
-    It reads handwritten digits: `.predict(images)` gives the classes and `.predict_proba(images)` the probabilities
-    for uint8 images (B, 28, 28) as MNIST has them, white ink on black; `tinyvit.data.pictures` prepares others.
-    Raises `CheckpointError` if the file is missing or not whole.
-    """
-    with _file() as path:
-        return load_model(path, backend)
-
-
 def pretrained_card():
-    """Return the `ModelCard` of the model that `load_pretrained` gives; tinyvit/weights/README.md says it in words.
+    """Return the `ModelCard` of the trained model; tinyvit/pretrained/README.md says it in words.
 
     Raises `CheckpointError` if the file is missing or not whole.
     """
-    with _file() as path:
+    with pretrained_file() as path:
         _, info = load_arrays(path)
         try:
             return ModelCard(**info["card"])
@@ -51,6 +40,6 @@ def pretrained_card():
             raise CheckpointError(f"{path}: has no card of a trained model ({error}): reinstall tinyvit") from error
 
 
-def _file():
+def pretrained_file():
     """Return a context that gives the path of the weights, unpacked for as long if the package is a zip archive."""
-    return importlib.resources.as_file(importlib.resources.files("tinyvit") / "weights" / WEIGHTS)
+    return importlib.resources.as_file(importlib.resources.files("tinyvit.pretrained") / WEIGHTS)

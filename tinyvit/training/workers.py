@@ -1,9 +1,9 @@
-"""A training step over shards of a batch, side by side on the cores: a process each.
+"""The loss and the gradient of a batch, a share of it in each of several processes.
 
-Threads would be simpler, but every NumPy call that ends asks for the interpreter's lock, and if another thread has it
-falls asleep: two threads take a tenth longer than two processes for this model (`benchmarks/NOTES.md`), and more of
+Threads would be simpler, but every NumPy call that ends asks for the interpreter's lock, and falls asleep if another
+thread has it: two threads take a tenth longer than two processes for this model (`benchmarks/NOTES.md`), and more of
 them lose more. The processes share a block of memory with the weights, the images and the gradients. Through a pipe
-to each goes one line a step, which says what images are its own, and one comes back, with the loss.
+to each goes one line per step, which says which images are its share, and one comes back, with the loss.
 """
 
 import contextlib
@@ -25,18 +25,17 @@ from pathlib import Path
 import numpy as np
 
 from tinyvit.backend import array_module, one_blas_thread
+from tinyvit.data.augment import warp
 from tinyvit.memory import Workspace
 from tinyvit.model import ViTConfig, loss_and_gradient
 from tinyvit.parameters import Parameters
 
-SHARD_TOKENS = 1088  # 64 images of 17: enough for matrix products to run well, and little enough for the memory
-
-
+CHUNK_TOKENS = 1088  # 64 images of 17: enough for matrix products to run well, and few enough for the cache
 START_SECONDS = 60  # for a helper to answer for the first time: it imports NumPy, and disks may be slow
 
 
 class WorkerError(RuntimeError):
-    """A process that computed a part of a step failed or died; the message has what is known."""
+    """A process that computed a share of a step failed or died; the message says what is known."""
 
 
 def available_cores():
@@ -46,33 +45,33 @@ def available_cores():
     return joblib.cpu_count()
 
 
-class ShardedGradient:
-    """Computes a batch's loss and gradient, a part of it in each of `workers` processes. Use it as a context.
+class ParallelGradient:
+    """Computes a batch's loss and gradient, a share of it in each of `workers` processes. Use it as a context.
 
-    config: `ViTConfig`; workers: how many, by default the cores there are; smoothing: of the labels; shard_size:
-    images computed at once, by default as many as have `SHARD_TOKENS` tokens. Raises `ValueError` if one of them is
-    below what makes sense, and on entering `WorkerError` or `OSError` if a process or the memory that they share
-    cannot be had. Inside the context BLAS keeps to one thread a process, and gets its threads back on leaving.
+    config: `ViTConfig`; workers: how many, by default one per core; smoothing: of the labels; chunk_size: images of
+    a share computed at once, by default as many as have `CHUNK_TOKENS` tokens. Raises `ValueError` if one of them
+    is below 1, and on entering `WorkerError` or `OSError` if a process does not start or the memory for all is not
+    there. Inside the context BLAS keeps to one thread per process.
 
     The batch is cut and the gradients are summed in an order that depends on its size and the number of workers
-    alone: the same bits whatever the timing. The first worker is the process itself, the others are its helpers: one
-    worker needs no other process, and is what a GPU needs, with a shard_size of the whole batch.
+    only, so that timing changes no bit. The first worker is this process, the others are its helpers: one worker
+    needs no other process, and is what a GPU needs, with a chunk_size of the whole batch.
     """
 
-    def __init__(self, config, workers=None, smoothing=0.0, shard_size=None):
+    def __init__(self, config, workers=None, smoothing=0.0, chunk_size=None):
         self.config, self.smoothing = config, float(smoothing)
-        self.shard_size = max(1, SHARD_TOKENS // config.tokens) if shard_size is None else shard_size
+        self.chunk_size = max(1, CHUNK_TOKENS // config.tokens) if chunk_size is None else chunk_size
         self.workers = available_cores() if workers is None else workers
         if self.workers < 1:
             raise ValueError(f"workers must be at least 1, not {self.workers}")
-        if self.shard_size < 1:
-            raise ValueError(f"shard_size must be at least 1, not {self.shard_size}")
+        if self.chunk_size < 1:
+            raise ValueError(f"chunk_size must be at least 1, not {self.chunk_size}")
         self._turn = threading.Lock()
         self._resources = None
 
     def __enter__(self):
         if self._resources is not None:
-            raise RuntimeError("this sharded gradient is in use already")
+            raise RuntimeError("this parallel gradient is in use already")
         with contextlib.ExitStack() as stack:
             stack.enter_context(one_blas_thread())
             self._workspace, self._process = Workspace(), os.getpid()
@@ -94,7 +93,7 @@ class ShardedGradient:
         settings = {
             "config": self.config.as_dict(),
             "smoothing": self.smoothing,
-            "shard_size": self.shard_size,
+            "chunk_size": self.chunk_size,
             "memory": self._memory.address,
         }
         try:
@@ -110,124 +109,128 @@ class ShardedGradient:
         while self._helpers:
             self._helpers.pop().stop()
 
-    def __call__(self, parameters, load, start, stop):
-        """Return loss, how many were classified rightly, and the gradient, for places `start` to `stop`.
+    def __call__(self, parameters, images, labels, maps=None):
+        """Return the loss, how many images were classified correctly, and the gradient of a batch.
 
-        load(start, stop) gives images and labels, as `Epoch.load` does. loss and the count are 0-d arrays; the
-        gradient is `Parameters`. Raises `WorkerError` if another process failed or died, `OSError` if there is no
-        room for what they share, `ValueError` on places, images or labels that do not fit, and `RuntimeError` outside
-        the context or if another thread is at it. After an error the next call begins with new helpers.
+        images: (B, R, C), uint8 or float in 0 to 1; labels: (B,) integers; maps: (B, 2, 3) as `Augmentation.draw`
+        gives them, or None: each worker changes the images of its share by them (they are uint8 then). Loss and
+        count are 0-d arrays; the gradient is `Parameters`. Raises `WorkerError` if another process failed or died,
+        `OSError` if there is no room for what they share, `ValueError` on images or labels that do not fit, and
+        `RuntimeError` outside the context or if another thread uses it. After an error the next call begins with
+        new helpers.
         """
         if self._resources is None:
-            raise RuntimeError("use a sharded gradient as a context: with ShardedGradient(...) as sharded_gradient:")
-        if stop <= start:
-            raise ValueError(f"a batch has at least one image: places {start} to {stop} are none")
+            raise RuntimeError("use a parallel gradient as a context: with ParallelGradient(...) as gradient:")
+        if not len(images) == len(labels) > 0:
+            raise ValueError(f"a batch has one label per image and at least one, not {len(images)} and {len(labels)}")
         if self.workers > 1 and array_module(parameters.flat) is not np:
             raise ValueError(f"a GPU computes a batch as a whole: it needs one worker, not {self.workers}")
         if os.getpid() != self._process or not self._turn.acquire(blocking=False):
-            raise RuntimeError("a sharded gradient serves one thread of one process: give each its own")
+            raise RuntimeError("a parallel gradient serves one thread of one process: give each its own")
         try:
             if self.workers > 1 and not self._helpers:
                 self._start_helpers()
-            return self._compute(parameters, load, start, stop)
-        except BaseException:  # a helper may be at work yet, and its answer must not be taken for the next one
+            return self._compute(parameters, images, labels, maps)
+        except BaseException:  # a helper may still be at work, and its answer must not be taken for the next one
             self._stop_helpers()
             raise
         finally:
             self._turn.release()
 
-    def _compute(self, parameters, load, start, stop):
-        batch_size = stop - start
-        mine, *others = cut(0, batch_size, min(self.workers, batch_size))
+    def _compute(self, parameters, images, labels, maps):
+        batch_size = len(images)
+        mine, *others = (slice(*ends) for ends in cut(batch_size, min(self.workers, batch_size)))
         helpers = self._helpers[: len(others)]
-        for helper, (first, last) in zip(helpers, others, strict=True):
-            images, labels = load(start + first, start + last)
-            if helper is helpers[0]:
-                self._publish(parameters, images, labels, batch_size)
-            for name, array in (("images", images), ("labels", labels)):
-                if array.dtype != self._shared[name].dtype:
-                    kinds = f"{self._shared[name].dtype} and {array.dtype}"
-                    raise ValueError(f"the {name} of one batch must be of one type, not {kinds}")
-                self._shared[name][first:last] = array
-            helper.send({"layout": self._layout, "first": first, "last": last, "batch_size": batch_size})
-
+        if helpers:
+            self._publish(parameters, images, labels, maps)
+        for helper, share in zip(helpers, others, strict=True):
+            helper.send(
+                {"layout": self._layout, "first": share.start, "last": share.stop, "batch_size": batch_size}
+            )
         with self._workspace:
-            loss, correct, gradient = gradient_of_part(
-                *load(start, start + mine[1]),
+            loss, correct, gradients = gradient_of_share(
+                images[mine],
+                labels[mine],
+                None if maps is None else maps[mine],
                 parameters,
                 self.config,
-                self.smoothing,
-                self.shard_size,
-                batch_size,
+                smoothing=self.smoothing,
+                chunk_size=self.chunk_size,
+                batch_size=batch_size,
             )
         for index, helper in enumerate(helpers):
             answer = helper.receive()
-            with np.errstate(over="ignore", invalid="ignore"):  # as in `gradient_of_part`
+            with np.errstate(over="ignore", invalid="ignore"):  # as in `gradient_of_share`
                 loss = loss + answer["loss"]
                 correct = correct + answer["correct"]
-                gradient.flat += self._shared["gradients"][index]
-        return loss, correct, gradient
+                gradients.flat += self._shared["gradients"][index]
+        return loss, correct, gradients
 
-    def _publish(self, parameters, images, labels, batch_size):
-        """Copy the weights to where the helpers read them; the shared memory is laid out anew if it does not fit."""
+    def _publish(self, parameters, images, labels, maps):
+        """Copy the weights and the batch to where the helpers read them, in a new layout if the old is too small."""
         flat = parameters.flat
+        batch = {"images": images, "labels": labels} | ({} if maps is None else {"maps": maps})
         wanted = {
             "weights": (flat.shape, flat.dtype.str),
             "gradients": ((len(self._helpers), *flat.shape), flat.dtype.str),
-            "images": ((batch_size, *images.shape[1:]), images.dtype.str),
-            "labels": ((batch_size,), labels.dtype.str),
-        }
+        } | {name: (array.shape, array.dtype.str) for name, array in batch.items()}
         if self._layout is None or not _serves(self._layout, wanted):
             self._shared = self._memory.arrays(wanted)
             self._layout = wanted
         self._shared["weights"][...] = flat
+        for name, array in batch.items():
+            self._shared[name][: len(array)] = array
 
 
-def gradient_of_part(images, labels, parameters, config, smoothing, shard_size, batch_size, total=None):
-    """Return loss, count of right answers and gradient of a part of a batch of batch_size, a shard after the other.
+def gradient_of_share(
+    images, labels, maps, parameters, config, smoothing, chunk_size, batch_size, gradients=None
+):
+    """Return loss, count of correct answers and gradient of a share of a batch of batch_size, one chunk at a time.
 
-    images: (N, R, C); labels: (N,). Loss and gradient are parts of the mean over the whole batch: those of all parts
-    add up to it. total: the `Parameters` to write the gradient into, new ones by default.
+    images: (N, R, C); labels: (N,); maps: (N, 2, 3) by which the images are changed, or None. Loss and gradient are
+    parts of the mean over the whole batch: those of all shares add up to it. gradients: the `Parameters` to write the
+    gradient into, new ones by default.
     """
-    total_loss, total_correct = 0, 0
-    for start, stop in cut(0, len(images), -(-len(images) // shard_size)):
-        weight = (stop - start) / batch_size
-        # whether the loss is finite is the caller's question, so NumPy need not warn of it
-        with np.errstate(over="ignore", invalid="ignore"):
-            loss, correct, gradients = loss_and_gradient(
-                images[start:stop],
+    total_loss, total_correct, total = 0, 0, None
+    for start, stop in cut(len(images), -(-len(images) // chunk_size)):
+        chunk = images[start:stop]
+        if maps is not None:
+            chunk = warp(chunk, maps[start:stop])
+        with np.errstate(over="ignore", invalid="ignore"):  # the step checks whether the loss is finite
+            loss, correct, chunk_gradients = loss_and_gradient(
+                chunk,
                 labels[start:stop],
                 parameters,
                 config,
-                smoothing,
-                weight,
-                gradients=total if start == 0 else None,
+                smoothing=smoothing,
+                weight=(stop - start) / batch_size,
+                gradients=gradients if total is None else None,
             )
-            if start == 0:
-                total = gradients
+            if total is None:
+                total = chunk_gradients
             else:
-                total.flat += gradients.flat
+                total.flat += chunk_gradients.flat
         total_loss = total_loss + loss
         total_correct = total_correct + correct
     return total_loss, total_correct, total
 
 
-def cut(start, stop, parts):
-    """Cut places `start` to `stop` into `parts` of as even a size as can be: a list of (start, stop)."""
-    edges = [start + (stop - start) * i // parts for i in range(parts + 1)]
+def cut(count, parts):
+    """Cut the places 0 to `count` into `parts` of sizes as even as possible: a list of (start, stop)."""
+    edges = [count * i // parts for i in range(parts + 1)]
     return list(itertools.pairwise(edges))
 
 
 class _Helper:
-    """Another process that computes parts of batches, as the one that asks sees it."""
+    """Another process that computes shares of batches, as this process sees it."""
 
     def __init__(self, name, descriptors):
         if not sys.executable or getattr(sys, "frozen", False):
             raise WorkerError(f"{name} cannot be started, as there is no Python to start: train with one worker")
         self._name = name
-        here = str(Path(__file__).resolve().parent.parent)  # first, so that the helper has this very library
+        here = str(Path(__file__).resolve().parents[2])  # first, so that the helper has this very library
         path = [here, *(entry for entry in sys.path if isinstance(entry, str))]
-        program = f"import sys; sys.path[:] = {path!r}; from tinyvit.parallel import serve; serve()"
+        program = f"import sys; sys.path[:] = {path!r}; from tinyvit.training.workers import serve; serve()"
         threads = ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS", "BLIS_NUM_THREADS")
         self._process = subprocess.Popen(
             [sys.executable, "-c", program],
@@ -313,17 +316,19 @@ def serve():
                     parameters = Parameters(config.shapes(), shared["weights"])
                     gradients = parameters.with_flat(shared["gradients"][settings["index"]])
                     layout = request["layout"]
-                part = slice(request["first"], request["last"])
+                share = slice(request["first"], request["last"])
+                maps = shared["maps"][share] if "maps" in shared else None
                 with workspace:
-                    loss, correct, _ = gradient_of_part(
-                        shared["images"][part],
-                        shared["labels"][part],
+                    loss, correct, _ = gradient_of_share(
+                        shared["images"][share],
+                        shared["labels"][share],
+                        maps,
                         parameters,
                         config,
-                        settings["smoothing"],
-                        settings["shard_size"],
-                        request["batch_size"],
-                        gradients,
+                        smoothing=settings["smoothing"],
+                        chunk_size=settings["chunk_size"],
+                        batch_size=request["batch_size"],
+                        gradients=gradients,
                     )
                 answer({"loss": float(loss), "correct": int(correct)})
             except Exception:
@@ -387,7 +392,7 @@ def _reserve(descriptor, size):
 
 def _serves(layout, wanted):
     """Return whether arrays of one layout can serve as those of another: of the same kind, and as many or more."""
-    return all(
+    return layout.keys() == wanted.keys() and all(
         layout[name][1] == dtype and layout[name][0][1:] == shape[1:] and layout[name][0][0] >= shape[0]
         for name, (shape, dtype) in wanted.items()
     )

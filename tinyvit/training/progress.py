@@ -1,0 +1,62 @@
+"""How a run shows its progress: a bar where there is a terminal, and one line per epoch everywhere."""
+
+import sys
+import time
+
+from tqdm import tqdm
+
+
+class Progress:
+    """A bar over all images of a run, and a line per epoch. Use it as a context; hand its methods to `Training.run`.
+
+    run: a `Training`; silent: show nothing.
+    """
+
+    def __init__(self, run, silent=False):
+        self.silent = silent
+        self.bar = tqdm(
+            total=run.config.epochs * run.train_images,
+            initial=run.state.epoch * run.train_images + run.images_done,
+            unit=" images",
+            disable=silent or not sys.stderr.isatty(),
+            ncols=80,
+            smoothing=0.05,
+        )
+        self.shown = time.monotonic()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        self.bar.close()
+
+    def on_step(self, run):
+        """Move the bar, a few times per second."""
+        if self.bar.disable or time.monotonic() - self.shown < 0.25:
+            return
+        self.shown = time.monotonic()
+        self.bar.set_description(f"epoch {run.state.epoch + 1}/{run.config.epochs}", refresh=False)
+        if run.images_done and not run.step.asynchronous:
+            loss_sum, _ = run.step.totals()
+            self.bar.set_postfix_str(f"loss {loss_sum / run.images_done:.3f}", refresh=False)
+        self.bar.update(run.state.epoch * run.train_images + run.images_done - self.bar.n)
+
+    def on_epoch(self, run):
+        """Print the line of the epoch that has just ended."""
+        if self.silent:
+            return
+        self.bar.update(run.state.epoch * run.train_images - self.bar.n)
+        self.bar.clear()
+        print(epoch_line(run), flush=True)
+        self.bar.refresh()
+
+
+def epoch_line(run):
+    """Return the last epoch's losses, accuracies and speed, in at most 80 characters."""
+    *earlier, record = run.state.history
+    seconds = record["seconds"] - (earlier[-1]["seconds"] if earlier else 0.0)
+    line = f"epoch {record['epoch']:2d}/{run.config.epochs}"
+    line += f"  train loss {record['train_loss']:.4f} ({100 * record['train_accuracy']:.2f} %)"
+    if record["validation_loss"] is not None:
+        line += f"  validation {record['validation_loss']:.4f} ({100 * record['validation_accuracy']:.2f} %)"
+    return line + f"  {seconds:.0f} s"
