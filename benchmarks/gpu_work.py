@@ -11,8 +11,6 @@ import time
 import floors
 import numpy as np
 import peers
-from tinyvit.parallel import ShardedGradient
-from tinyvit.train import NOTE, Training, TrainingConfig
 
 from tinyvit.backend import get_backend
 from tinyvit.data import load_mnist
@@ -20,6 +18,7 @@ from tinyvit.data.batches import Epoch
 from tinyvit.kernels import Kernels, KernelStep
 from tinyvit.model import ViTConfig, initialise
 from tinyvit.optim import Adam
+from tinyvit.training import NOTE, ShardedGradient, Training, TrainingConfig
 
 BATCHES = 8  # different ones, in turn, for the peers
 BETA1, BETA2, RATE = NOTE.beta1, NOTE.beta2, NOTE.learning_rate

@@ -22,12 +22,12 @@ from pathlib import Path
 
 import numpy as np
 import peers
-from tinyvit.parallel import available_cores
 from turns import PEERS, Contestant, compare, conditions, quartiles, ratio
 
 from tinyvit.data import load_mnist
 from tinyvit.evaluate import evaluate
 from tinyvit.model import VisionTransformer, ViTConfig, initialise
+from tinyvit.training import available_cores
 
 TOLERANCE = 1e-3  # of a logit
 NAMES = {

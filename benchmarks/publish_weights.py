@@ -1,4 +1,4 @@
-"""Put a trained model into the package, with its card: tinyvit/weights/mnist.safetensors and README.md.
+"""Put a trained model into the package, with its card: tinyvit/pretrained/mnist.safetensors and README.md.
 
     python examples/train_mnist.py --epochs 100 ... --out runs/long
     python benchmarks/publish_weights.py runs/long
@@ -17,8 +17,6 @@ from dataclasses import asdict, fields
 from pathlib import Path
 
 import numpy as np
-from tinyvit.results import MODEL, read_metrics
-from tinyvit.train import RECIPES, TrainingConfig
 from turns import ROOT
 
 from tinyvit.checkpoint import load_model, save_model
@@ -27,6 +25,8 @@ from tinyvit.data.augment import Augmentation
 from tinyvit.evaluate import evaluate, misclassified
 from tinyvit.files import write_atomically
 from tinyvit.pretrained import WEIGHTS, ModelCard
+from tinyvit.training import RECIPES, TrainingConfig
+from tinyvit.training.results import MODEL, read_metrics
 
 FOLDER = ROOT / "tinyvit" / "weights"
 SHORT = {"learning_rate": "--lr", "smoothing": "--label-smoothing"}  # as examples/train_mnist.py names them
@@ -80,7 +80,7 @@ def card_of(metrics, model):
 
 
 def card_in_words(card, config, weights):
-    """Return tinyvit/weights/README.md: `card`, a `ModelCard`, for `weights`, the bytes of the file."""
+    """Return tinyvit/pretrained/README.md: `card`, a `ModelCard`, for `weights`, the bytes of the file."""
     return f"""# The trained model in the box
 
 `tinyvit.load_pretrained()` gives it, `tinyvit.pretrained.pretrained_card()` the numbers below.

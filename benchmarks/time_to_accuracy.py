@@ -22,14 +22,13 @@ import statistics
 from dataclasses import replace
 from pathlib import Path
 
-from tinyvit.parallel import available_cores
-from tinyvit.train import RECIPES, Training
 from turns import conditions
 
 from tinyvit.backend import get_backend
 from tinyvit.data import load_mnist
 from tinyvit.evaluate import evaluate
 from tinyvit.model import ViTConfig
+from tinyvit.training import RECIPES, Training, available_cores
 
 NOTE_ACCURACY, NOTE_SECONDS = 97.77, 20 * 60
 

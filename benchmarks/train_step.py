@@ -16,12 +16,12 @@ from pathlib import Path
 
 import numpy as np
 import peers
-from tinyvit.parallel import ShardedGradient, available_cores
 from turns import Contestant, compare, conditions, quartiles, ratio
 
 from tinyvit.data import load_mnist
 from tinyvit.model import ViTConfig, initialise
 from tinyvit.optim import Adam
+from tinyvit.training import ShardedGradient, available_cores
 
 LEARNING_RATE = 3e-4
 BATCHES = 8  # different ones, in turn

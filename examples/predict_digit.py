@@ -11,12 +11,12 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from tinyvit.data.pictures import PictureError, load_picture, prepare_picture
 
 from tinyvit.checkpoint import CheckpointError, load_model
 from tinyvit.evaluate import attention_rollout, patch_maps
 from tinyvit.plots import explanations
 from tinyvit.pretrained import load_pretrained
+from tinyvit.pretrained.pictures import PictureError, load_picture, prepare_picture
 
 
 def read_pictures(paths):

@@ -12,26 +12,6 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from tinyvit.parallel import WorkerError
-from tinyvit.results import (
-    METRICS,
-    MODEL,
-    versions,
-    write_augmentation_sheet,
-    write_evaluation,
-    write_history,
-    write_metrics,
-)
-from tinyvit.train import (
-    CHECKPOINT,
-    KERNELS,
-    RECIPES,
-    Training,
-    TrainingConfig,
-    TrainingDiverged,
-    TrainingStopped,
-    read_info,
-)
 from tqdm import tqdm
 
 from tinyvit.backend import DeviceError, get_backend
@@ -41,6 +21,26 @@ from tinyvit.data.augment import Augmentation
 from tinyvit.diagnosis import is_out_of_memory, one_line
 from tinyvit.kernels import PRECISIONS
 from tinyvit.model import ViTConfig
+from tinyvit.training import (
+    CHECKPOINT,
+    KERNELS,
+    RECIPES,
+    Training,
+    TrainingConfig,
+    TrainingDiverged,
+    TrainingStopped,
+    WorkerError,
+    read_info,
+)
+from tinyvit.training.results import (
+    METRICS,
+    MODEL,
+    versions,
+    write_augmentation_sheet,
+    write_evaluation,
+    write_history,
+    write_metrics,
+)
 
 MODEL_SETTINGS = {  # flag: what --help says; the names are ViTConfig's
     "patch_size": "side of a patch, pixels",

@@ -22,7 +22,6 @@ twenty seconds.
 # %%
 import numpy as np
 from kit import BLUE, MUTED, ORANGE, TEXT, Lesson, show
-from tinyvit.train import Training, TrainingConfig
 
 from tinyvit.backend import get_backend, one_blas_thread
 from tinyvit.data import load_mnist
@@ -41,6 +40,7 @@ from tinyvit.ops import (
     patches_forward,
 )
 from tinyvit.optim import Adam
+from tinyvit.train import Training, TrainingConfig
 
 lesson = Lesson("07_patches_and_positions")
 rng = np.random.default_rng(7)

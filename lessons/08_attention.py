@@ -22,7 +22,6 @@ in about twenty seconds.
 # %%
 import numpy as np
 from kit import BLUE, ORANGE, TEXT, Lesson, show
-from tinyvit.train import Training, TrainingConfig
 
 from tinyvit.backend import get_backend
 from tinyvit.data import load_mnist
@@ -38,6 +37,7 @@ from tinyvit.ops import (
     softmax_forward,
 )
 from tinyvit.plots import RELEVANCE
+from tinyvit.train import Training, TrainingConfig
 
 lesson = Lesson("08_attention")
 rng = np.random.default_rng(8)

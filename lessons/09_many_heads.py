@@ -24,7 +24,6 @@ import time
 
 import numpy as np
 from kit import BLUE, GREEN, ORANGE, TEXT, Lesson, show
-from tinyvit.train import Training, TrainingConfig
 
 from tinyvit.backend import get_backend, one_blas_thread
 from tinyvit.data import load_mnist
@@ -40,6 +39,7 @@ from tinyvit.ops import (
     multi_head_attention_forward,
 )
 from tinyvit.plots import RELEVANCE
+from tinyvit.train import Training, TrainingConfig
 
 lesson = Lesson("09_many_heads")
 rng = np.random.default_rng(9)

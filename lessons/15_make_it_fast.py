@@ -29,7 +29,6 @@ from unittest import mock
 import numpy as np
 from kit import BLUE, GREEN, INK, MUTED, ORANGE, PINK, SMALL, Lesson
 from scipy.special import erf
-from tinyvit.parallel import ShardedGradient, available_cores
 
 import tinyvit.model
 import tinyvit.ops.attention
@@ -40,6 +39,7 @@ from tinyvit.memory import Workspace
 from tinyvit.model import ViTConfig, block_backward, block_forward, initialise, vit_backward, vit_forward
 from tinyvit.ops import cross_entropy_backward, cross_entropy_forward
 from tinyvit.optim import Adam
+from tinyvit.parallel import ShardedGradient, available_cores
 
 lesson = Lesson("15_make_it_fast")
 ROUNDS = 3 if lesson.quick else 10

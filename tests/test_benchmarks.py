@@ -13,13 +13,13 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from tinyvit.parallel import ShardedGradient
 
 from tinyvit.data.augment import Augmentation
 from tinyvit.kernels import Kernels, KernelStep
 from tinyvit.kernels.step import SHARDS
 from tinyvit.model import VisionTransformer, ViTConfig, initialise
 from tinyvit.optim import Adam, matrices_only
+from tinyvit.training import ShardedGradient
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "benchmarks"))

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 from conftest import to_device
 from strict_cupy import SynchronisationError, no_synchronisation
-from tinyvit.parallel import ShardedGradient
 
 from tinyvit import ops
 from tinyvit.backend import get_backend, to_host
@@ -17,6 +16,7 @@ from tinyvit.memory import Workspace
 from tinyvit.model import VisionTransformer, ViTConfig, block_attention, vit_backward_to_images, vit_forward
 from tinyvit.optim import Adam, ExponentialMovingAverage, clip_by_global_norm, matrices_only
 from tinyvit.parameters import Parameters
+from tinyvit.training import ShardedGradient
 
 TOLERANCE = {np.dtype(np.float64): 1e-12, np.dtype(np.float32): 1e-5}
 DTYPES = pytest.mark.parametrize("dtype", [np.float32, np.float64])

@@ -17,12 +17,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tinyvit.data.pictures import prepare_strokes
 
 from tinyvit.data import load_mnist
 from tinyvit.evaluate import attention_rollout
 from tinyvit.model import VisionTransformer, ViTConfig, initialise
 from tinyvit.pretrained import load_pretrained, pretrained_card
+from tinyvit.pretrained.pictures import prepare_strokes
 
 for needed in ("fastapi", "uvicorn"):
     pytest.importorskip(needed, reason=f"the page needs {needed}: pip install -e '.[app,app-test]'")

@@ -12,13 +12,13 @@ import fake_cuda
 import numpy as np
 import pytest
 import strict_cupy
-from tinyvit.train import Training
 
 from tinyvit import doctor
 from tinyvit.__main__ import main
 from tinyvit.backend import get_backend
 from tinyvit.data import DatasetError, load_mnist
 from tinyvit.doctor import FAILED, NOTED, OK, Finding, examine, host_memory, libraries, precisions
+from tinyvit.training import Training
 
 ROOT = Path(__file__).resolve().parent.parent
 ADVICE = r"Type|Try|Install|Update|Restart|See|Check|type 'pip"  # how a sentence begins that says what to do

@@ -23,7 +23,7 @@ import strict_cupy
 
 from tinyvit.checkpoint import load_arrays, load_model, save_arrays
 from tinyvit.data import write_idx
-from tinyvit.train import CHECKPOINT, read_info
+from tinyvit.training import CHECKPOINT, read_info
 
 ROOT = Path(__file__).resolve().parent.parent
 TRAIN = [sys.executable, str(ROOT / "examples" / "train_mnist.py")]
@@ -437,7 +437,7 @@ def test_every_setting_has_a_flag():
     module = load_example("train_mnist")
     from tinyvit.data.augment import Augmentation
     from tinyvit.model import ViTConfig
-    from tinyvit.train import TrainingConfig
+    from tinyvit.training import TrainingConfig
 
     fixed_by_the_data_or_the_method = {"image_size", "pixel_mean", "pixel_deviation", "epsilon"}
     assert set(module.MODEL_SETTINGS) == set(ViTConfig().as_dict()) - fixed_by_the_data_or_the_method

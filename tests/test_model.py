@@ -8,7 +8,6 @@ import scipy.special
 from hypothesis import given
 from hypothesis import strategies as st
 from strategies import SHAPES, PoisonedWorkspace, assert_workspace_changes_nothing, normal, seeds
-from tinyvit.parallel import ShardedGradient
 
 from tinyvit.gradcheck import directional_error, gradient_error, relative_error
 from tinyvit.model import (
@@ -25,6 +24,7 @@ from tinyvit.model import (
 from tinyvit.ops import cross_entropy_backward, cross_entropy_forward
 from tinyvit.optim import Adam
 from tinyvit.parameters import Parameters
+from tinyvit.training import ShardedGradient
 
 CONFIGS = [
     ViTConfig(image_size=4, patch_size=2, width=6, depth=1, heads=1, mlp_width=5, classes=3),

@@ -15,11 +15,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from threadpoolctl import threadpool_info, threadpool_limits
-from tinyvit.parallel import SHARD_TOKENS, ShardedGradient, WorkerError, available_cores, cut
 
 from tinyvit import parallel
 from tinyvit.model import ViTConfig, initialise, vit_backward, vit_forward
 from tinyvit.ops import cross_entropy_backward, cross_entropy_forward
+from tinyvit.training import SHARD_TOKENS, ShardedGradient, WorkerError, available_cores, cut
 
 CONFIG = ViTConfig(image_size=8, patch_size=4, width=8, depth=2, heads=2, mlp_width=12, classes=5)
 RNG = np.random.default_rng(0)
@@ -312,7 +312,7 @@ def test_nothing_is_left_behind():
 PROGRAM = """
     import numpy as np
     from tinyvit.model import ViTConfig, initialise
-    from tinyvit.parallel import ShardedGradient, available_cores
+    from tinyvit.training import ShardedGradient, available_cores
 
     config = ViTConfig(image_size=8, patch_size=4, width=8, depth=1, heads=2, mlp_width=12, classes=5)
     sharded = ShardedGradient(config, 2).__enter__()
@@ -411,7 +411,7 @@ def test_one_core_allowed_is_one_worker():
         import os
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
         from tinyvit.model import ViTConfig
-        from tinyvit.parallel import ShardedGradient
+        from tinyvit.training import ShardedGradient
         print(ShardedGradient(ViTConfig()).workers)
     """
     command = [sys.executable, "-c", textwrap.dedent(program)]

@@ -12,7 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from PIL import Image, ImageDraw, PngImagePlugin
-from tinyvit.data.pictures import (
+
+from tinyvit.data import load_mnist, pictures
+from tinyvit.pretrained import load_pretrained
+from tinyvit.pretrained.pictures import (
     PictureError,
     Prepared,
     centre,
@@ -22,9 +25,6 @@ from tinyvit.data.pictures import (
     prepare_strokes,
     thicken,
 )
-
-from tinyvit.data import load_mnist, pictures
-from tinyvit.pretrained import load_pretrained
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
 drawing = importlib.import_module("serve").drawing

@@ -8,7 +8,14 @@ import numpy as np
 import pytest
 import strict_cupy
 import tinyvit.train
-from tinyvit.train import (
+
+from tinyvit.backend import get_backend, to_host
+from tinyvit.checkpoint import CheckpointError, load_arrays, save_arrays
+from tinyvit.data import load_mnist
+from tinyvit.data.augment import Augmentation, warp
+from tinyvit.model import ViTConfig, initialise, vit_backward, vit_forward
+from tinyvit.ops import cross_entropy_backward, cross_entropy_forward
+from tinyvit.training import (
     CHECKPOINT,
     NOTE,
     RECIPES,
@@ -19,13 +26,6 @@ from tinyvit.train import (
     TrainingStopped,
     read_info,
 )
-
-from tinyvit.backend import get_backend, to_host
-from tinyvit.checkpoint import CheckpointError, load_arrays, save_arrays
-from tinyvit.data import load_mnist
-from tinyvit.data.augment import Augmentation, warp
-from tinyvit.model import ViTConfig, initialise, vit_backward, vit_forward
-from tinyvit.ops import cross_entropy_backward, cross_entropy_forward
 
 CPU = get_backend("cpu")
 SMALL = ViTConfig(image_size=8, patch_size=4, width=8, depth=2, heads=2, mlp_width=12, classes=4)

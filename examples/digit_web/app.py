@@ -10,10 +10,10 @@ from fastapi import FastAPI, HTTPException, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, BeforeValidator, ConfigDict, FailFast, Field
-from tinyvit.data.pictures import PictureError, Prepared, prepare_strokes
 
 from digit_web.guard import MOST_BYTES, Guard
 from digit_web.reader import Busy, Reader
+from tinyvit.pretrained.pictures import PictureError, Prepared, prepare_strokes
 
 PAGE = Path(__file__).parent / "page"
 FILES = {  # address: file of the page and its type; nothing else is served, and nothing is read after the start
