@@ -280,9 +280,9 @@ for kind, took in before.items():
     print(f"{kind:<24} {took:6.1f} ms, {took / sum(before.values()):4.0%}")
 
 # %% [markdown]
-# The linear layers were nearly all of the *operations*, and they ought to run at BLAS's rate. In float64 that is about
-# half of the rate in float32. If they take more than twice the floor, the fault is also in how they ask for what they
-# compute.
+# The linear layers were nearly all of the *operations*, and they ought to run at BLAS's rate. In float64 that is
+# about half of the rate in float32. If they take more than twice the floor, the fault is also in how they ask for
+# what they compute.
 #
 # ## First: numbers half as wide
 #
@@ -437,9 +437,9 @@ climb("attention, the softmax turned over", in_float32, every_operation)
 # `Workspace` keeps what a step has done with, and hands it out again, and first what was freed last, as that is still
 # cache of the processor.
 #
-# Here we leave the reference for the library's model, which uses memory again too: it adds the residuals in place, and
-# writes each gradient where it belongs in one flat array. We turn off one idea of its last block, the next one in this
-# lesson: all tokens leave the block, and those that are not read have a gradient of zero.
+# Here we leave the reference for the library's model, which uses memory again too: it adds the residuals in place,
+# and writes each gradient where it belongs in one flat array. We turn off one idea of its last block, the next one in
+# this lesson: all tokens leave the block, and those that are not read have a gradient of zero.
 
 
 # %%
