@@ -23,6 +23,7 @@ in about twenty seconds.
 import numpy as np
 from kit import BLUE, ORANGE, TEXT, Lesson, show
 
+from tinyvit import reference
 from tinyvit.backend import get_backend
 from tinyvit.data import load_mnist
 from tinyvit.gradcheck import gradient_error
@@ -245,6 +246,19 @@ for ours, library in zip((dq, dk, dv), attention_backward(dout, attention_forwar
 errors = gradient_error(attention_forward, attention_backward, [q, k, v])
 print("gradient_error of dq, dk, dv:", ", ".join(f"{error:.0e}" for error in errors))
 assert max(errors) < 1e-8
+
+# %% [markdown]
+# The attention above, and the backward pass of the softmax in it, are those of `tinyvit/reference.py`.
+
+# %%
+reference_out, reference_cache = reference.attention_forward(q, k, v)
+np.testing.assert_allclose(out, reference_out, rtol=1e-10, atol=1e-12)
+for ours, theirs in zip((dq, dk, dv), reference.attention_backward(dout, reference_cache), strict=True):
+    np.testing.assert_allclose(ours, theirs, rtol=1e-10, atol=1e-12)
+np.testing.assert_allclose(
+    our_softmax_backward(dweights, weights), reference.softmax_backward(dweights, weights), rtol=1e-10, atol=1e-12
+)
+print("attention and its gradients are those of tinyvit/reference.py")
 
 # %% [markdown]
 # ## Why the square root
