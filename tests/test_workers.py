@@ -286,9 +286,9 @@ def test_no_room_to_share_is_told(monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "posix_fallocate", full)
-    with ParallelGradient(CONFIG, 2) as parallel:
-        with pytest.raises(OSError, match=r"no room for 0 MB .* with one worker"):
-            parallel(parameters(), *batch())
+    said = r"no room for 0 MB .* with one worker"
+    with ParallelGradient(CONFIG, 2) as parallel, pytest.raises(OSError, match=said):
+        parallel(parameters(), *batch())
 
 
 def test_nothing_is_left_behind():
