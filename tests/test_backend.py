@@ -96,7 +96,7 @@ def test_the_cpu_does_not_need_cupy():
 import sys
 sys.modules["cupy"] = sys.modules["cupyx"] = None  # importing either raises ImportError
 import numpy as np
-from tinyvit.model import VisionTransformer, ViTConfig, initialise
+from tinyvit import VisionTransformer, ViTConfig, initialise
 config = ViTConfig(depth=1)
 VisionTransformer(config, initialise(config)).predict(np.zeros((1, 28, 28), np.uint8))
 """
