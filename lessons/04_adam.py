@@ -22,9 +22,9 @@ half a minute.
 import numpy as np
 from kit import BLUE, GREEN, MUTED, ORANGE, Lesson
 
-from tinyvit.backend import get_backend
 from tinyvit.data import load_mnist
 from tinyvit.data.batches import Epoch
+from tinyvit.gpu import get_backend
 from tinyvit.model import ViTConfig, initialise, vit_backward, vit_forward
 from tinyvit.ops import cross_entropy_backward, cross_entropy_forward, linear_backward, linear_forward
 from tinyvit.optim import Adam

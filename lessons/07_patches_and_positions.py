@@ -23,8 +23,9 @@ twenty seconds.
 import numpy as np
 from kit import BLUE, MUTED, ORANGE, TEXT, Lesson, show
 
-from tinyvit.backend import get_backend, one_blas_thread
+from tinyvit.backend import one_blas_thread
 from tinyvit.data import load_mnist
+from tinyvit.gpu import get_backend
 from tinyvit.gradcheck import gradient_error
 from tinyvit.model import ViTConfig, initialise
 from tinyvit.ops import (

@@ -23,8 +23,8 @@ in about twenty seconds.
 import numpy as np
 from kit import BLUE, ORANGE, TEXT, Lesson, show
 
-from tinyvit.backend import get_backend
 from tinyvit.data import load_mnist
+from tinyvit.gpu import get_backend
 from tinyvit.gradcheck import gradient_error
 from tinyvit.model import ViTConfig, block_attention, vit_forward
 from tinyvit.ops import (

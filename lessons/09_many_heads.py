@@ -25,9 +25,10 @@ import time
 import numpy as np
 from kit import BLUE, GREEN, ORANGE, TEXT, Lesson, show
 
-from tinyvit.backend import get_backend, one_blas_thread
+from tinyvit.backend import one_blas_thread
 from tinyvit.data import load_mnist
 from tinyvit.evaluate import evaluate
+from tinyvit.gpu import get_backend
 from tinyvit.gradcheck import gradient_error
 from tinyvit.model import VisionTransformer, ViTConfig, block_attention, vit_forward
 from tinyvit.ops import (

@@ -26,10 +26,10 @@ import numpy as np
 from kit import BLUE, GREEN, MUTED, ORANGE, PINK, SMALL, Lesson, show
 from matplotlib.ticker import MaxNLocator
 
-from tinyvit.backend import get_backend
 from tinyvit.data import load_mnist
 from tinyvit.data.augment import Augmentation, warp
 from tinyvit.evaluate import evaluate
+from tinyvit.gpu import get_backend
 from tinyvit.model import ViTConfig, initialise
 from tinyvit.optim import Adam, warmup_cosine
 from tinyvit.train import Training, TrainingConfig

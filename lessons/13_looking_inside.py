@@ -27,7 +27,6 @@ temperature.
 import numpy as np
 from kit import BLUE, GREEN, INK, MUTED, ORANGE, PINK, SMALL, TEXT, Lesson, show
 
-from tinyvit.backend import get_backend
 from tinyvit.data import load_mnist
 from tinyvit.evaluate import (
     attention_rollout,
@@ -38,6 +37,7 @@ from tinyvit.evaluate import (
     misclassified,
     patch_maps,
 )
+from tinyvit.gpu import get_backend
 from tinyvit.model import ViTConfig, block_attention, initialise, vit_backward_to_images, vit_forward
 from tinyvit.ops import patches_backward, patches_forward, softmax_forward
 from tinyvit.plots import RELEVANCE

@@ -19,10 +19,12 @@ FILES = sorted(LIBRARY.rglob("*.py"))
 
 # What each file of the library may import from the library. A new file needs a line: what does it stand on?
 MAY_IMPORT = {
-    "diagnosis": set(),
     "reference": set(),
-    "backend": {"diagnosis"},
+    "backend": set(),
     "memory": {"backend"},
+    "gpu": {"gpu.device"},
+    "gpu.device": {"backend", "gpu.diagnosis"},
+    "gpu.diagnosis": set(),
     "gradcheck": {"backend"},
     "files": set(),
     "parameters": {"memory"},
@@ -50,10 +52,10 @@ MAY_IMPORT = {
     "kernels": {"backend", "ops", "parameters", "model", "kernels"},
     "train": {"backend", "files", "parameters", "model", "optim", "parallel", "data", "checkpoint", "evaluate",
               "kernels"},
-    "doctor": {"diagnosis", "backend", "data", "model", "parallel", "train"},
+    "doctor": {"backend", "gpu", "data", "kernels", "model", "optim", "parallel"},
     "__main__": {"doctor"},
 }  # fmt: skip
-ONLY_FILE_WITH = {"cupy": "backend", "cupyx": "backend", "matplotlib": "plots", "joblib": "parallel"}
+ONLY_FILE_WITH = {"cupy": "gpu.device", "cupyx": "backend", "matplotlib": "plots", "joblib": "parallel"}
 ONLY_FILE_WITH |= {"PIL": "data.pictures"}
 NEVER = {"torch", "jax", "tensorflow", "keras", "pickle", "dill", "lessons", "tests", "examples"}
 NEVER |= {"benchmarks", "conftest", "strategies", "strict_cupy", "fake_cuda"}
