@@ -22,9 +22,9 @@ from tinyvit.optim import Adam
 from tinyvit.parallel import available_cores
 
 NEEDED = (  # as in setup.cfg
-    *("numpy>=2.0", "scipy>=1.13", "matplotlib>=3.9", "scikit-learn>=1.5", "tqdm>=4.66", "safetensors>=0.4.3"),
-    *("threadpoolctl>=3.5", "joblib>=1.3", "pillow>=10.1"),
-)
+    "numpy>=2.0", "scipy>=1.13", "matplotlib>=3.9", "scikit-learn>=1.5", "tqdm>=4.66", "safetensors>=0.4.3",
+    "threadpoolctl>=3.5", "joblib>=1.3", "pillow>=10.1",
+)  # fmt: skip
 BATCH, STEPS = 64, 8
 AGREEMENT = 2e-3  # largest relative difference between a loss on a GPU and on the CPU; TF32 stays within it
 HERE = Path(__file__).resolve().parent
