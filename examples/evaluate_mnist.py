@@ -8,10 +8,10 @@ import argparse
 import sys
 from pathlib import Path
 
-from tinyvit.backend import DeviceError, get_backend
 from tinyvit.checkpoint import CheckpointError, load_model
 from tinyvit.data import DataError, load_mnist
-from tinyvit.diagnosis import is_out_of_memory, one_line
+from tinyvit.gpu import DeviceError, get_backend
+from tinyvit.gpu.diagnosis import is_out_of_memory, one_line
 from tinyvit.training.results import MODEL, read_metrics, versions, write_evaluation, write_metrics
 
 

@@ -14,11 +14,11 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from tinyvit.backend import DeviceError, get_backend
 from tinyvit.checkpoint import CheckpointError, save_model
 from tinyvit.data import DataError, load_mnist
 from tinyvit.data.augment import Augmentation
-from tinyvit.diagnosis import is_out_of_memory, one_line
+from tinyvit.gpu import DeviceError, get_backend
+from tinyvit.gpu.diagnosis import is_out_of_memory, one_line
 from tinyvit.kernels import PRECISIONS
 from tinyvit.model import ViTConfig
 from tinyvit.training import (

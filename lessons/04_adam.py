@@ -23,9 +23,9 @@ import numpy as np
 from kit import BLUE, GREEN, MUTED, ORANGE, Lesson
 
 from tinyvit import reference
-from tinyvit.backend import get_backend
 from tinyvit.data import load_mnist
 from tinyvit.data.batches import Epoch
+from tinyvit.gpu import get_backend
 from tinyvit.model import ViTConfig, initialise, loss_and_gradient
 from tinyvit.ops import cross_entropy_backward, cross_entropy_forward, linear_backward, linear_forward
 from tinyvit.optim import Adam

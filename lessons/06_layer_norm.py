@@ -25,9 +25,10 @@ import numpy as np
 from kit import BLUE, GREEN, MUTED, ORANGE, SMALL, Lesson, show
 
 from tinyvit import reference
-from tinyvit.backend import get_backend, one_blas_thread
+from tinyvit.backend import one_blas_thread
 from tinyvit.data import load_mnist
 from tinyvit.data.batches import Epoch
+from tinyvit.gpu import get_backend
 from tinyvit.gradcheck import gradient_error, numerical_gradients, relative_error
 from tinyvit.ops import (
     cross_entropy_backward,

@@ -22,10 +22,12 @@ twenty seconds.
 # %%
 import numpy as np
 from kit import BLUE, MUTED, ORANGE, TEXT, Lesson, show
+from tinyvit.train import Training, TrainingConfig
 
 from tinyvit import reference
-from tinyvit.backend import get_backend, one_blas_thread
+from tinyvit.backend import one_blas_thread
 from tinyvit.data import load_mnist
+from tinyvit.gpu import get_backend
 from tinyvit.gradcheck import gradient_error
 from tinyvit.model import ViTConfig, initialise
 from tinyvit.ops import (
@@ -41,7 +43,6 @@ from tinyvit.ops import (
     patches_forward,
 )
 from tinyvit.optim import Adam
-from tinyvit.train import Training, TrainingConfig
 
 lesson = Lesson("07_patches_and_positions")
 rng = np.random.default_rng(7)

@@ -22,10 +22,11 @@ in about twenty seconds.
 # %%
 import numpy as np
 from kit import BLUE, ORANGE, TEXT, Lesson, show
+from tinyvit.train import Training, TrainingConfig
 
 from tinyvit import reference
-from tinyvit.backend import get_backend
 from tinyvit.data import load_mnist
+from tinyvit.gpu import get_backend
 from tinyvit.gradcheck import gradient_error
 from tinyvit.model import ViTConfig, block_attention, vit_forward
 from tinyvit.ops import (
@@ -38,7 +39,6 @@ from tinyvit.ops import (
     softmax_forward,
 )
 from tinyvit.plots import RELEVANCE
-from tinyvit.train import Training, TrainingConfig
 
 lesson = Lesson("08_attention")
 rng = np.random.default_rng(8)

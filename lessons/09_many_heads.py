@@ -24,11 +24,13 @@ import time
 
 import numpy as np
 from kit import BLUE, GREEN, ORANGE, TEXT, Lesson, show
+from tinyvit.train import Training, TrainingConfig
 
 from tinyvit import reference
-from tinyvit.backend import get_backend, one_blas_thread
+from tinyvit.backend import one_blas_thread
 from tinyvit.data import load_mnist
 from tinyvit.evaluate import evaluate
+from tinyvit.gpu import get_backend
 from tinyvit.gradcheck import gradient_error
 from tinyvit.model import VisionTransformer, ViTConfig, block_attention, vit_forward
 from tinyvit.ops import (
@@ -40,7 +42,6 @@ from tinyvit.ops import (
     multi_head_attention_forward,
 )
 from tinyvit.plots import RELEVANCE
-from tinyvit.train import Training, TrainingConfig
 
 lesson = Lesson("09_many_heads")
 rng = np.random.default_rng(9)

@@ -29,6 +29,7 @@ from unittest import mock
 
 import numpy as np
 from kit import BLUE, GREEN, INK, MUTED, ORANGE, PINK, SMALL, Lesson
+from tinyvit.parallel import ShardedGradient, available_cores
 
 import tinyvit.model
 import tinyvit.ops.attention
@@ -39,7 +40,6 @@ from tinyvit.data import load_mnist
 from tinyvit.memory import Workspace
 from tinyvit.model import ViTConfig, block_backward, block_forward, initialise, loss_and_gradient
 from tinyvit.optim import Adam
-from tinyvit.parallel import ShardedGradient, available_cores
 
 lesson = Lesson("15_make_it_fast")
 ROUNDS = 3 if lesson.quick else 10

@@ -35,8 +35,9 @@ import numpy as np
 from kit import BLUE, GREEN, INK, ORANGE, PINK, SMALL, Lesson
 
 import tinyvit.ops.linear
-from tinyvit.backend import DeviceError, array_module, get_backend, to_host
+from tinyvit.backend import array_module, to_host
 from tinyvit.data import load_mnist
+from tinyvit.gpu import DeviceError, get_backend
 from tinyvit.kernels import Kernels, KernelStep
 from tinyvit.kernels.launch import source
 from tinyvit.memory import Workspace, matmul

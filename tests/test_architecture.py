@@ -19,10 +19,12 @@ FILES = sorted(LIBRARY.rglob("*.py"))
 
 # What each file of the library may import from the library. A new file needs a line: what does it stand on?
 MAY_IMPORT = {
-    "diagnosis": set(),
     "reference": set(),
-    "backend": {"diagnosis"},
+    "backend": set(),
     "memory": {"backend"},
+    "gpu": {"gpu.device"},
+    "gpu.device": {"backend", "gpu.diagnosis"},
+    "gpu.diagnosis": set(),
     "gradcheck": {"backend"},
     "files": set(),
     "parameters": {"memory"},
@@ -56,11 +58,12 @@ MAY_IMPORT = {
     "training.loop": {"checkpoint", "evaluate", "model", "training.settings", "training.state", "training.step"},
     "training.progress": set(),
     "training.results": {"checkpoint", "data.augment", "evaluate", "files", "plots", "training.workers"},
-    "classifier": {"backend", "checkpoint", "evaluate", "model", "ops", "parameters", "pretrained", "training"},
-    "doctor": {"diagnosis", "backend", "data", "model", "training"},
+    "classifier": {"backend", "gpu", "ops", "parameters", "model", "evaluate", "checkpoint", "pretrained",
+                   "training"},
+    "doctor": {"backend", "gpu", "data", "kernels", "model", "optim", "training"},
     "__main__": {"doctor"},
 }  # fmt: skip
-ONLY_FILE_WITH = {"cupy": "backend", "cupyx": "backend", "matplotlib": "plots", "joblib": "training.workers"}
+ONLY_FILE_WITH = {"cupy": "gpu.device", "cupyx": "backend", "matplotlib": "plots", "joblib": "training.workers"}
 ONLY_FILE_WITH |= {"PIL": "pretrained.pictures"}
 NEVER = {"torch", "jax", "tensorflow", "keras", "pickle", "dill", "lessons", "tests", "examples"}
 NEVER |= {"benchmarks", "conftest", "strategies", "strict_cupy", "fake_cuda"}

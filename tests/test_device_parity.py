@@ -9,10 +9,11 @@ from conftest import to_device
 from strict_cupy import SynchronisationError, no_synchronisation
 
 from tinyvit import ops
-from tinyvit.backend import get_backend, to_host
+from tinyvit.backend import to_host
 from tinyvit.classifier import VisionTransformer
 from tinyvit.data.augment import Augmentation, warp
 from tinyvit.data.batches import Epoch
+from tinyvit.gpu import get_backend
 from tinyvit.memory import Workspace
 from tinyvit.model import ViTConfig, block_attention, vit_backward_to_images, vit_forward
 from tinyvit.optim import Adam, ExponentialMovingAverage, clip_by_global_norm, matrices_only

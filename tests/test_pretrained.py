@@ -175,5 +175,6 @@ def test_publishing_writes_weights_and_card(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(pretrained.importlib.resources, "files", lambda package: tmp_path)
     (tmp_path / "box").rename(tmp_path / "weights")
     assert pretrained_card() == expected
-    assert (load_pretrained().parameters.flat == VisionTransformer.load(run / "model.safetensors").parameters.flat).all()
+    trained = VisionTransformer.load(run / "model.safetensors")
+    assert (load_pretrained().parameters.flat == trained.parameters.flat).all()
     assert "| seed | 3 |" in (tmp_path / "README.md").read_text()

@@ -9,11 +9,12 @@ import pytest
 import strict_cupy
 
 import tinyvit.training.loop
-from tinyvit.backend import get_backend, to_host
+from tinyvit.backend import to_host
 from tinyvit.checkpoint import CheckpointError, load_arrays, save_arrays, save_model
 from tinyvit.classifier import VisionTransformer
 from tinyvit.data import load_mnist
 from tinyvit.data.augment import Augmentation, warp
+from tinyvit.gpu import get_backend
 from tinyvit.model import ViTConfig, initialise, vit_backward, vit_forward
 from tinyvit.ops import cross_entropy_backward, cross_entropy_forward
 from tinyvit.training import (
