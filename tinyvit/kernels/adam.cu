@@ -50,7 +50,7 @@ extern "C" __global__ void __launch_bounds__(256) sum_shards(const float* __rest
 // g is the gradient, scaled so that its norm is at most `clip` (0: any norm).
 // schedule: (steps, 4), one row per step of the epoch, of which row counter[0] - 1 applies: the learning rate, the
 // learning rate over 1 - beta1**t, 1 / sqrt(1 - beta2**t), and the share of the weights in their new average.
-// rest1, rest2: 1 - beta1 and 1 - beta2, which are too small a difference to compute from the betas in float32.
+// rest1, rest2: 1 - beta1 and 1 - beta2, computed in float64, because the difference of two float32 is inaccurate.
 // decayed: (count,) ones and zeros, or null if all weights decay; average: (count,), or null.
 // grid: as for sum_shards, whose squares are added up here.
 extern "C" __global__ void __launch_bounds__(256) adam_step(float* __restrict__ weights, const float* __restrict__ gradient,

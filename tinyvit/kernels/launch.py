@@ -234,11 +234,12 @@ class _Signature:
 
 
 def _code(expression):
-    return compile(expression, "<TABLE>", "eval")
+    return expression if expression.isidentifier() else compile(expression, "<TABLE>", "eval")
 
 
 def _evaluate(code, sizes):
-    return eval(code, globals(), sizes)
+    """Return the value of an expression of the table: the text of this file, and no other, reaches `eval`."""
+    return sizes[code] if isinstance(code, str) else eval(code, globals(), sizes)
 
 
 SIGNATURES = {kernel: _Signature(kernel, text) for kernel, text in TABLE.items()}
