@@ -4,7 +4,7 @@ Read the operation in `reference.py` first: a kernel computes the same function 
 the text and launches it. `step.py` makes a training step of the launches, and one CUDA graph of the step.
 """
 
-from tinyvit.kernels.launch import PRECISIONS, Kernels, unsupported_reason, why_not
+from tinyvit.kernels.launch import PRECISIONS, Kernels, unsupported_reason
 from tinyvit.kernels.step import KernelStep
 
-__all__ = ["PRECISIONS", "KernelStep", "Kernels", "unsupported_reason", "why_not"]
+__all__ = ["PRECISIONS", "KernelStep", "Kernels", "unsupported_reason"]

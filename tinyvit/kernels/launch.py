@@ -114,9 +114,6 @@ def unsupported_reason(config, precision="float32", capability=None):
     return None
 
 
-why_not = unsupported_reason
-
-
 def source(name):
     """Return the text of `name`.cu with its own headers in the place of their #include lines.
 
