@@ -12,6 +12,8 @@ addition each for every product. `benchmarks/gpu.py` measures both ceilings and 
 import argparse
 from dataclasses import dataclass
 
+import checkout  # noqa: F401  so that the next lines find tinyvit
+
 from tinyvit.kernels.launch import ADAM_NUMBERS, NORM_ROWS, PRECISIONS, TILE
 from tinyvit.kernels.step import SHARDS
 from tinyvit.model import ViTConfig

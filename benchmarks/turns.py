@@ -21,8 +21,9 @@ import traceback
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from checkout import ROOT
+
 PEERS = ("torch", "jax", "jaxlib", "onnx", "onnxruntime")  # may be absent
-ROOT = Path(__file__).resolve().parent.parent
 
 
 def _serve(connection, module, function, arguments):
