@@ -405,7 +405,7 @@ class TorchSteps:
         def loss_of(pixels, labels):
             if not autocast:
                 return torch.nn.functional.cross_entropy(model(pixels), labels)
-            # weights are cast anew in every step: a cache of them would not do inside a CUDA graph of the whole step
+            # weights are cast again in every step: a cache of them would not do inside a CUDA graph of the whole step
             with torch.autocast(device, torch.bfloat16, cache_enabled=False):
                 logits = model(pixels)
             return torch.nn.functional.cross_entropy(logits.float(), labels)

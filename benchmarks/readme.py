@@ -235,7 +235,7 @@ def house():
 
 
 def generated(text):
-    """Return the README's `text` with everything between its markers made anew."""
+    """Return the README's `text` with everything between its markers made again."""
     record = RESULTS / "gpu.json"
     parts = {
         "accuracy": accuracy_table(),

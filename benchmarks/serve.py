@@ -65,7 +65,7 @@ def drawing(digit, rng=None, points=24):
 
 
 BROWSER_FLAGS = [
-    "--no-sandbox",  # in a container there is nobody but root
+    "--no-sandbox",  # in a container root is the only user
     "--disable-gpu",
     "--no-first-run",
     "--disable-background-networking",
@@ -162,7 +162,7 @@ class Server:
         return sum(now for now, _ in processes(str(self.process.pid)).values())
 
     def busy_seconds(self):
-        """Return for how long the server has had a core in all; not-a-number where the system does not say."""
+        """Return for how long the server has had a core in all; NaN where the system does not say."""
         try:
             fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
         except OSError:

@@ -26,10 +26,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "benchmarks"))
 peers, turns, scaling, inference, time_to_accuracy, floors, gpu, gpu_work, readme = (
     importlib.import_module(name)
-    for name in (
-        *("peers", "turns", "scaling", "inference", "time_to_accuracy"),
-        *("floors", "gpu", "gpu_work", "readme"),
-    )
+    for name in ["peers", "turns", "scaling", "inference", "time_to_accuracy", "floors", "gpu", "gpu_work", "readme"]
 )
 
 TINY = ViTConfig(image_size=8, patch_size=4, width=12, depth=2, heads=3, mlp_width=20, classes=4)
@@ -419,7 +416,10 @@ def test_the_floors_are_those_of_what_a_step_launches(strict_gpu, config, batch,
     recorded = recorded_step(strict_gpu, config, batch, **settings)
     clip = settings.get("clip", 0.0) > 0
     model = floors.launches(
-        *(config, batch, settings.get("augmented", True), clip),
+        config,
+        batch,
+        augmented=settings.get("augmented", True),
+        clip=clip,
         decayed=settings.get("decay", 0) > 0,
         average=settings.get("average", False),
     )
@@ -531,7 +531,7 @@ def test_gpu_measures_everything_there_is(tmp_path, stand_in):
 
     ceilings = found["ceilings"]
     assert all(ceilings[name] > 0 for name in ("copy", "copy_within_the_cache", "gap"))
-    assert "cublas" in ceilings["float32"]  # the stand-in has none: that is said, and costs nobody else anything
+    assert "cublas" in ceilings["float32"]  # the stand-in has none, which stops no other measurement
     assert [(record["batch"], record["precision"]) for record in found["kernels"]] == cases
     for record in found["kernels"]:
         model = floors.launches(ViTConfig(depth=1), record["batch"])
@@ -822,7 +822,7 @@ SCRIPTS = [path.stem for path in sorted((ROOT / "benchmarks").glob("*.py")) if "
 def not_installed(tmp_path):
     """An environment in which the only tinyvit that Python finds by itself is a broken one."""
     (tmp_path / "tinyvit").mkdir()
-    (tmp_path / "tinyvit" / "__init__.py").write_text("raise ImportError('this is not the tinyvit of the checkout')\n")
+    (tmp_path / "tinyvit" / "__init__.py").write_text("raise ImportError('not the tinyvit of the checkout')\n")
     return os.environ | {"PYTHONPATH": str(tmp_path)}
 
 
