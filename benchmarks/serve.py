@@ -27,7 +27,8 @@ import time
 from pathlib import Path
 
 import numpy as np
-from turns import ROOT, conditions, processes
+from checkout import ROOT, environment
+from turns import conditions, processes
 
 SHAPES = {  # of a digit: arcs (centre x, y, radius x, y, from, to in degrees) and lines, in a square of side 1
     0: [("arc", 0.5, 0.5, 0.22, 0.32, 0, 360)],
@@ -64,7 +65,7 @@ def drawing(digit, rng=None, points=24):
 
 
 BROWSER_FLAGS = [
-    "--no-sandbox",  # in a container there is nobody but root
+    "--no-sandbox",  # in a container root is the only user
     "--disable-gpu",
     "--no-first-run",
     "--disable-background-networking",
@@ -141,7 +142,7 @@ class Server:
 
     def __init__(self, *flags):
         command = [sys.executable, str(ROOT / "examples" / "digit_app.py"), "--no-browser", "--port", "0", *flags]
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment())
         line = self.process.stdout.readline()
         if "http://" not in line:
             self.process.kill()
@@ -161,7 +162,7 @@ class Server:
         return sum(now for now, _ in processes(str(self.process.pid)).values())
 
     def busy_seconds(self):
-        """Return for how long the server has had a core in all; not-a-number where the system does not say."""
+        """Return for how long the server has had a core in all; NaN where the system does not say."""
         try:
             fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
         except OSError:
