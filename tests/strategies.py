@@ -60,6 +60,14 @@ def decayed_adam_step(weights, gradient, m, v, step, learning_rate, decay=0.0, d
     return parameters["w"] - learning_rate * decay * decayed * weights, first["w"], second["w"]
 
 
+def plain_adam(weights, gradients, learning_rate, **settings):
+    """Return the weights after a `decayed_adam_step` for each of the gradients, from moments of 0."""
+    m = v = np.zeros_like(weights)
+    for step, gradient in enumerate(gradients, start=1):
+        weights, m, v = decayed_adam_step(weights, gradient, m, v, step, learning_rate, **settings)
+    return weights
+
+
 def assert_gradients_right(forward, backward, inputs, rng=1, tolerance=TOLERANCE):
     """Central differences agree for every input, and nothing that was given was written into."""
     errors = gradient_error(forward, backward, inputs, rng)

@@ -10,8 +10,7 @@ from strict_cupy import no_synchronisation
 from tinyvit.backend import to_host
 from tinyvit.data.augment import Augmentation, warp
 from tinyvit.kernels import Kernels, KernelStep
-from tinyvit.model import ViTConfig, initialise, vit_backward, vit_forward
-from tinyvit.ops import cross_entropy_backward, cross_entropy_forward
+from tinyvit.model import ViTConfig, initialise, loss_and_gradient
 from tinyvit.optim import Adam, ExponentialMovingAverage, clip_by_global_norm, matrices_only
 
 pytestmark = pytest.mark.skipif(emulate.COMPILER is None, reason=emulate.NO_COMPILER)
@@ -67,14 +66,14 @@ class Run:
             images, labels = self.host_images[chosen], self.host_labels[chosen]
             if maps is not None:
                 images = warp(images, maps[places])
-            logits, cache = vit_forward(images, self.parameters, self.config)
-            loss, ce_cache = cross_entropy_forward(logits, labels, self.smoothing)
-            gradient = vit_backward(cross_entropy_backward(1.0, ce_cache), cache).flat
+            loss, correct, gradients = loss_and_gradient(
+                images, labels, self.parameters, self.config, smoothing=self.smoothing
+            )
             if self.clip:
-                clip_by_global_norm(gradient, self.clip)
-            self.adam.step(self.parameters.flat, gradient, rate)
+                clip_by_global_norm(gradients.flat, self.clip)
+            self.adam.step(self.parameters.flat, gradients.flat, rate)
             self.average.step(self.parameters.flat)
-            totals += [float(loss) * len(labels), (logits.argmax(axis=1) == labels).sum()]
+            totals += [float(loss) * len(labels), correct]
         return totals
 
     def kernel_step(self, precision="float32", graph=False):
@@ -133,9 +132,9 @@ def gradient_in_float64(run):
     """Return the gradient of the first step of an epoch that changes nothing in its images."""
     chosen = run.order[:BATCH]
     parameters = run.parameters.with_flat(to_host(run.parameters.flat).astype(np.float64))
-    logits, cache = vit_forward(run.host_images[chosen], parameters, run.config)
-    _, ce_cache = cross_entropy_forward(logits, run.host_labels[chosen], run.smoothing)
-    return vit_backward(cross_entropy_backward(1.0, ce_cache), cache).flat
+    images, labels = run.host_images[chosen], run.host_labels[chosen]
+    _, _, gradients = loss_and_gradient(images, labels, parameters, run.config, smoothing=run.smoothing)
+    return gradients.flat
 
 
 @pytest.mark.parametrize(

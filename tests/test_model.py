@@ -4,11 +4,19 @@ import math
 
 import numpy as np
 import pytest
-import scipy.special
 from hypothesis import given
 from hypothesis import strategies as st
-from strategies import SHAPES, PoisonedWorkspace, assert_workspace_changes_nothing, normal, seeds
+from strategies import (
+    SHAPES,
+    PoisonedWorkspace,
+    assert_workspace_changes_nothing,
+    normal,
+    random_parameters,
+    reference_with,
+    seeds,
+)
 
+from tinyvit import reference
 from tinyvit.gradcheck import directional_error, gradient_error, relative_error
 from tinyvit.model import (
     VisionTransformer,
@@ -17,11 +25,11 @@ from tinyvit.model import (
     block_backward,
     block_forward,
     initialise,
+    loss_and_gradient,
     vit_backward,
     vit_backward_to_images,
     vit_forward,
 )
-from tinyvit.ops import cross_entropy_backward, cross_entropy_forward
 from tinyvit.optim import Adam
 from tinyvit.parallel import ShardedGradient
 from tinyvit.parameters import Parameters
@@ -34,13 +42,6 @@ CONFIGS = [
 ]
 IDS = [f"depth {c.depth}, heads {c.heads}, tokens {c.tokens}, {c.gelu}" for c in CONFIGS]
 MIDDLE = CONFIGS[1]
-
-
-def random_parameters(config, seed=0):
-    """Draw every parameter: the zeros and ones of an initialisation hide terms that are multiplied with them."""
-    shapes = config.shapes()
-    flat = normal(seed, (sum(math.prod(shape) for shape in shapes.values()),))
-    return Parameters(shapes, 0.5 * flat)
 
 
 def random_images(config, batch, seed=0):
@@ -135,25 +136,19 @@ def test_the_last_block_for_the_class_token_alone_is_the_first_row_of_the_whole(
         assert relative_error(of_one[name], of_whole[name]) < 1e-13, name
 
 
-def loss_and_gradient(images, labels, parameters, config, smoothing=0.0):
-    logits, cache = vit_forward(images, parameters, config)
-    loss, loss_cache = cross_entropy_forward(logits, labels, smoothing)
-    return loss, vit_backward(cross_entropy_backward(1.0, loss_cache), cache)
-
-
 @SHAPES
 @given(st.integers(1, 9), st.integers(1, 4), seeds)
 def test_the_gradient_of_shards_is_the_gradient_of_the_whole(batch, workers, seed):
     parameters, images = random_parameters(MIDDLE, seed), random_images(MIDDLE, batch, seed)
     labels = np.random.default_rng(seed).integers(0, MIDDLE.classes, batch)
-    loss, gradient = loss_and_gradient(images, labels, parameters, MIDDLE, 0.1)
+    loss, expected_correct, gradient = loss_and_gradient(images, labels, parameters, MIDDLE, 0.1)
     with ShardedGradient(MIDDLE, workers, smoothing=0.1) as sharded:
         sharded_loss, correct, sharded_gradient = sharded(
             parameters, lambda start, stop: (images[start:stop], labels[start:stop]), 0, batch
         )
     assert sharded_loss == pytest.approx(loss, rel=1e-12)
     assert relative_error(sharded_gradient.flat, gradient.flat) < 1e-13
-    assert correct == (vit_forward(images, parameters, MIDDLE)[0].argmax(axis=1) == labels).sum()
+    assert correct == expected_correct
 
 
 @pytest.mark.parametrize("class_only", [False, True])
@@ -184,44 +179,14 @@ def test_without_a_cache_the_logits_are_the_same_bits(config):
     np.testing.assert_array_equal(logits, vit_forward(images, parameters, config)[0])
 
 
-def plain_logits(image, p, config):
-    """The model for one image as the paper has it: one token after the other, and all of them to the end."""
-
-    def norm(tokens, name):
-        scaled = [(token - token.mean()) / np.sqrt(token.var() + config.epsilon) for token in tokens]
-        return [token * p[f"{name}.weight"] + p[f"{name}.bias"] for token in scaled]
-
-    def linear(tokens, name):
-        return [token @ p[f"{name}.weight"] + p[f"{name}.bias"] for token in tokens]
-
-    def gelu(x):
-        if config.gelu == "erf":
-            return x * scipy.special.ndtr(x)
-        return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
-
-    side, pixels = config.patch_size, (image - config.pixel_mean) / config.pixel_deviation
-    corners = range(0, config.image_size, side)
-    patches = [pixels[row : row + side, column : column + side].ravel() for row in corners for column in corners]
-    tokens = [p["class_token"], *linear(patches, "patch_embedding")]
-    x = [token + position for token, position in zip(tokens, p["positions"], strict=True)]
-    for i in range(config.depth):
-        q, k, v = np.split(np.array(linear(norm(x, f"blocks.{i}.norm1"), f"blocks.{i}.attention.qkv")), 3, axis=1)
-        attended = np.zeros_like(q)
-        for head in np.split(np.arange(config.width), config.heads):
-            scores = q[:, head] @ k[:, head].T / np.sqrt(len(head))
-            attended[:, head] = scipy.special.softmax(scores, axis=1) @ v[:, head]
-        x = [a + b for a, b in zip(x, linear(attended, f"blocks.{i}.attention.projection"), strict=True)]
-        hidden = gelu(np.array(linear(norm(x, f"blocks.{i}.norm2"), f"blocks.{i}.mlp.fc1")))
-        x = [a + b for a, b in zip(x, linear(hidden, f"blocks.{i}.mlp.fc2"), strict=True)]
-    return linear(norm(x[:1], "norm"), "head")[0]
-
-
 @pytest.mark.parametrize("config", CONFIGS, ids=IDS)
 def test_logits_are_those_of_the_model_written_plainly(config):
     parameters, images = random_parameters(config), random_images(config, 3)
     logits, _ = vit_forward(images, parameters, config)
-    for i in range(3):
-        np.testing.assert_allclose(logits[i], plain_logits(images[i], parameters, config), atol=1e-11)
+    with reference_with(config):
+        for i in range(3):  # one by one: the images of a batch do not see each other
+            plain, _ = reference.vit_forward(images[i : i + 1], parameters, config.heads, config.patch_size)
+            np.testing.assert_allclose(logits[i], plain[0], atol=1e-11)
 
 
 # ---- laws ----
@@ -260,8 +225,8 @@ def test_float32_agrees_with_float64(gelu):
     double.flat += 0.05 * normal(1, double.flat.shape)
     single = double.with_flat(double.flat.astype(np.float32))
     images, labels = random_images(config, 4), np.arange(4)
-    loss, gradient = loss_and_gradient(images, labels, double, config)
-    loss32, gradient32 = loss_and_gradient(images.astype(np.float32), labels, single, config)
+    loss, _, gradient = loss_and_gradient(images, labels, double, config)
+    loss32, _, gradient32 = loss_and_gradient(images.astype(np.float32), labels, single, config)
     assert loss32 == pytest.approx(loss, rel=1e-4)
     assert gradient32.flat.dtype == np.float32
     for name in gradient:
@@ -341,7 +306,8 @@ def test_the_same_seed_gives_the_same_bits_and_another_seed_others():
         adam = Adam(parameters.flat)
         images, labels = random_images(MIDDLE, 4), np.arange(4)
         for _ in range(3):
-            adam.step(parameters.flat, loss_and_gradient(images, labels, parameters, MIDDLE)[1].flat, 1e-2)
+            _, _, gradient = loss_and_gradient(images, labels, parameters, MIDDLE)
+            adam.step(parameters.flat, gradient.flat, 1e-2)
         return parameters.flat.tobytes()
 
     assert trained(3) == trained(3) != trained(4)
@@ -410,9 +376,9 @@ def test_it_learns_sixteen_images_with_random_labels_by_heart():
     images, labels = rng.integers(0, 256, (16, 28, 28), np.uint8), rng.integers(0, 10, 16)
     parameters = initialise(config)
     adam = Adam(parameters.flat)
-    first, _ = loss_and_gradient(images, labels, parameters, config)
+    first, _, _ = loss_and_gradient(images, labels, parameters, config)
     for _ in range(60):
-        loss, gradient = loss_and_gradient(images, labels, parameters, config)
+        loss, _, gradient = loss_and_gradient(images, labels, parameters, config)
         adam.step(parameters.flat, gradient.flat, 3e-3)
     assert first > 2
     assert loss < 0.05

@@ -17,8 +17,7 @@ import pytest
 from threadpoolctl import threadpool_info, threadpool_limits
 
 from tinyvit import parallel
-from tinyvit.model import ViTConfig, initialise, vit_backward, vit_forward
-from tinyvit.ops import cross_entropy_backward, cross_entropy_forward
+from tinyvit.model import ViTConfig, initialise, loss_and_gradient
 from tinyvit.parallel import SHARD_TOKENS, ShardedGradient, WorkerError, available_cores, cut
 
 CONFIG = ViTConfig(image_size=8, patch_size=4, width=8, depth=2, heads=2, mlp_width=12, classes=5)
@@ -38,12 +37,8 @@ def parameters(dtype=np.float64):
 
 
 def whole(start, stop, smoothing=0.1):
-    weights = parameters()
     images, labels = load(start, stop)
-    logits, cache = vit_forward(images, weights, CONFIG)
-    loss, loss_cache = cross_entropy_forward(logits, labels, smoothing)
-    correct = (logits.argmax(axis=1) == labels).sum()
-    return loss, correct, vit_backward(cross_entropy_backward(1.0, loss_cache), cache)
+    return loss_and_gradient(images, labels, parameters(), CONFIG, smoothing=smoothing)
 
 
 @pytest.mark.parametrize(("workers", "shard_size"), [(1, None), (1, 7), (2, None), (2, 7), (3, 20), (7, 3)])
