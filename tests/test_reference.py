@@ -215,6 +215,13 @@ def test_fast_operations_have_the_same_values_and_gradients(name, sizes, seed):
     assert max(errors) < EQUAL, errors
 
 
+def test_the_loss_is_finite_for_huge_logits():
+    logits = np.array([[1e4, 0, -1e4], [1e4, 0, -1e4]])
+    loss, cache = reference.cross_entropy_forward(logits, np.array([0, 2]))
+    assert loss == 1e4  # 0 for the first image, 20,000 for the second
+    np.testing.assert_array_equal(reference.cross_entropy_backward(cache), [[0, 0, 0], [0.5, 0, -0.5]])
+
+
 def test_every_operation_of_the_library_is_compared():
     fast = {name.removesuffix("_forward") for name in ops.__all__ if name.endswith("_forward")}
     assert fast - {"gelu_tanh"} == {name.split(" of ")[0] for name in OPERATIONS}

@@ -113,7 +113,16 @@ def test_training_is_what_its_settings_say():
             )
             step += 1
             w, m, v = decayed_adam_step(
-                w, g, m, v, step, rate, decay=0.1, decayed=decayed, beta1=0.8, beta2=0.95
+                weights=w,
+                gradient=g,
+                m=m,
+                v=v,
+                step=step,
+                learning_rate=rate,
+                decay=0.1,
+                decayed=decayed,
+                beta1=0.8,
+                beta2=0.95,
             )
             if step % 4 == 0 or batch == 8:
                 updates += 1
