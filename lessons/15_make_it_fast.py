@@ -293,8 +293,8 @@ for kind, took in before.items():
 #
 # For the reference, float32 weights and images are enough. That takes some care. NumPy makes float64 where it is not
 # asked for anything else: in `np.zeros(n)`, in `np.eye(n)`, and in `np.sqrt(2)`, which turns every float32 array that
-# it meets into float64. One such number, and all that follows is float64. So the passes of the reference take the type
-# of their inputs for every array that they make, and write `2**0.5`, because Python's numbers change no type.
+# it meets into float64. One such number, and all that follows is float64. So each pass of the reference takes the
+# type of its inputs for every array that it makes, and writes `2**0.5`, because Python's numbers change no type.
 
 
 # %%
