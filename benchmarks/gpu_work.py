@@ -346,18 +346,20 @@ class KernelTimes(_OnGPU):
 def recorded_launches(step):
     """Take a step and return its launches, (name, grid, function that launches it again)."""
     kernels, found = step.kernels, []
-    launch = kernels._launch
+    functions = kernels._functions
 
-    def record(name, grid, block, *arguments):
-        grid = grid if isinstance(grid, tuple) else (grid,)
-        found.append((name, grid, lambda: launch(name, grid, block, *arguments)))
-        launch(name, grid, block, *arguments)
+    def recorder(name):
+        def record(grid, block, arguments):
+            found.append((name, grid, lambda: functions[name](grid, block, arguments)))
+            functions[name](grid, block, arguments)
 
-    kernels._launch = record
+        return record
+
+    kernels._functions = {name: recorder(name) for name in functions}
     try:
         step()
     finally:
-        del kernels._launch
+        kernels._functions = functions
     step.totals()
     return found
 

@@ -16,6 +16,7 @@ import pytest
 
 from tinyvit.data.augment import Augmentation
 from tinyvit.kernels import Kernels, KernelStep
+from tinyvit.kernels.launch import SIGNATURES
 from tinyvit.kernels.step import SHARDS
 from tinyvit.model import ViTConfig, initialise, loss_and_gradient, vit_logits
 from tinyvit.optim import Adam
@@ -342,10 +343,16 @@ def recorded_step(backend, config, batch, augmented=True, clip=0.0, decay=0.0, a
     state = new_state(config, training_config, backend)
     kernels, found = Kernels(backend, config), []
 
-    def record(name, grid, block, *arguments):
-        found.append((name, grid if isinstance(grid, tuple) else (grid,), block, arguments))
+    def recorder(name):
+        count = len(SIGNATURES[name].arrays)
 
-    kernels._launch = record
+        def record(grid, block, arguments):
+            arrays = (None if isinstance(array, np.uint64) else array for array in arguments[:count])
+            found.append((name, grid, *block, (*arrays, *arguments[count:])))
+
+        return record
+
+    kernels._functions = {name: recorder(name) for name in SIGNATURES}
     step = KernelStep(
         kernels,
         state,
