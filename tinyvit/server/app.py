@@ -1,8 +1,8 @@
 """The web application: what may be asked, in which form, and what is answered."""
 
 import contextlib
+import importlib.resources
 from functools import partial
-from pathlib import Path
 from typing import Annotated
 
 import numpy as np
@@ -11,11 +11,11 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, BeforeValidator, ConfigDict, FailFast, Field
 
-from digit_web.guard import MOST_BYTES, Guard
-from digit_web.reader import Busy, Reader
 from tinyvit.pretrained.pictures import PictureError, Prepared, prepare_strokes
+from tinyvit.server.guard import MOST_BYTES, Guard
+from tinyvit.server.reader import Busy, Reader
 
-PAGE = Path(__file__).parent / "page"
+PAGE = importlib.resources.files("tinyvit") / "page"
 FILES = {  # address: file of the page and its type; nothing else is served, and nothing is read after the start
     "/": ("index.html", "text/html; charset=utf-8"),
     "/api": ("api.html", "text/html; charset=utf-8"),
