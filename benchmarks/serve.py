@@ -140,8 +140,8 @@ class Server:
     """The page's server in a process of its own."""
 
     def __init__(self, *flags):
-        command = [sys.executable, str(ROOT / "examples" / "digit_app.py"), "--no-browser", "--port", "0", *flags]
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        command = [sys.executable, "-m", "tinyvit", "serve", "--no-browser", "--port", "0", *flags]
+        self.process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
         line = self.process.stdout.readline()
         if "http://" not in line:
             self.process.kill()
@@ -161,7 +161,7 @@ class Server:
         return sum(now for now, _ in processes(str(self.process.pid)).values())
 
     def busy_seconds(self):
-        """Return for how long the server has had a core in all; not-a-number where the system does not say."""
+        """Return for how long the server has had a core in all; NaN where the system does not say."""
         try:
             fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
         except OSError:
