@@ -12,9 +12,9 @@ import floors
 import numpy as np
 import peers
 
-from tinyvit.backend import get_backend
 from tinyvit.data import load_mnist
 from tinyvit.data.batches import Epoch
+from tinyvit.gpu import get_backend
 from tinyvit.kernels import Kernels, KernelStep
 from tinyvit.model import ViTConfig, initialise
 from tinyvit.optim import Adam

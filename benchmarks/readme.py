@@ -20,7 +20,6 @@ RECORDS = RESULTS / "accuracy"
 PICTURE = RESULTS / "learning_and_looking.png"
 PARTS = (
     "tinyvit/backend.py",
-    "tinyvit/diagnosis.py",
     "tinyvit/ops/linear.py",
     "tinyvit/ops/layer_norm.py",
     "tinyvit/ops/gelu.py",
@@ -39,6 +38,8 @@ PARTS = (
     "tinyvit/parallel.py",
     "tinyvit/files.py",
     "tinyvit/checkpoint.py",
+    "tinyvit/gpu/device.py",
+    "tinyvit/gpu/diagnosis.py",
     "tinyvit/kernels/launch.py",
     "tinyvit/kernels/step.py",
     "tinyvit/kernels/linear.cu",

@@ -27,7 +27,7 @@ import time
 from pathlib import Path
 
 import numpy as np
-from turns import ROOT, conditions, processes
+from turns import conditions, processes
 
 SHAPES = {  # of a digit: arcs (centre x, y, radius x, y, from, to in degrees) and lines, in a square of side 1
     0: [("arc", 0.5, 0.5, 0.22, 0.32, 0, 360)],
@@ -141,7 +141,7 @@ class Server:
 
     def __init__(self, *flags):
         command = [sys.executable, "-m", "tinyvit", "serve", "--no-browser", "--port", "0", *flags]
-        self.process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         line = self.process.stdout.readline()
         if "http://" not in line:
             self.process.kill()

@@ -24,9 +24,9 @@ from pathlib import Path
 
 from turns import conditions
 
-from tinyvit.backend import get_backend
 from tinyvit.data import load_mnist
 from tinyvit.evaluate import evaluate
+from tinyvit.gpu import get_backend
 from tinyvit.model import ViTConfig
 from tinyvit.training import RECIPES, Training, available_cores
 

@@ -22,6 +22,7 @@ Optimization*, 2006, section 8.1.
 import numpy as np
 from kit import BLUE, GREEN, MUTED, ORANGE, TEXT, Lesson
 
+from tinyvit import reference
 from tinyvit.data import load_mnist
 from tinyvit.gradcheck import gradient_error, numerical_gradients, relative_error
 from tinyvit.ops import linear_backward, linear_forward
@@ -134,6 +135,17 @@ print("dx, dw and db: the same by index, by product and by tinyvit")
 # `(x, w)`. The bias is not in it, for no gradient contains it. And `x` may have more axes there, such as (images,
 # tokens, width): all but the last are rows, and a sum over rows is then a sum over all of them.
 #
+# The library is written to be fast. `tinyvit/reference.py` is the same model, written to be read: every forward and
+# backward pass as it is derived in these lessons. The layer above is the first of them.
+
+# %%
+reference_y, reference_cache = reference.linear_forward(x, w, b)
+np.testing.assert_allclose(y, reference_y, rtol=1e-10, atol=1e-12)
+for ours, theirs in zip((dx, dw, db), reference.linear_backward(dout, reference_cache), strict=True):
+    np.testing.assert_allclose(ours, theirs, rtol=1e-10, atol=1e-12)
+print("the layer and its gradients are those of tinyvit/reference.py")
+
+# %% [markdown]
 # ## Is it right? Ask the forward pass
 #
 # We compared a derivation with itself, written twice. A mistake in it would be in both. The independent witness is

@@ -23,6 +23,7 @@ computing the log-sum-exp and softmax functions*, 2021.
 import numpy as np
 from kit import BLUE, MUTED, ORANGE, SMALL, Lesson, show
 
+from tinyvit import reference
 from tinyvit.data import load_mnist
 from tinyvit.gradcheck import gradient_error
 from tinyvit.ops import cross_entropy_backward, cross_entropy_forward, linear_backward, linear_forward
@@ -223,6 +224,17 @@ assert np.abs(dz.sum(axis=1)).max() < 1e-15
 error = gradient_error(lambda z: cross_entropy_forward(z, labels), cross_entropy_backward, [z])[0]
 print(f"dz: the same by index, by array and by tinyvit; gradient check: {error:.0e}")
 assert error < 1e-8
+
+# %% [markdown]
+# The softmax, the loss and its gradient in `tinyvit/reference.py` give the same numbers. (It takes the logarithm of
+# the probability after all, because that is shorter. This is exact as long as no score lies hundreds below another.)
+
+# %%
+np.testing.assert_allclose(softmax(z), reference.softmax_forward(z)[0], rtol=1e-10, atol=1e-12)
+reference_loss, reference_cache = reference.cross_entropy_forward(z, labels)
+np.testing.assert_allclose(loss, reference_loss, rtol=1e-10, atol=1e-12)
+np.testing.assert_allclose(dz, reference.cross_entropy_backward(reference_cache), rtol=1e-10, atol=1e-12)
+print("the softmax, the loss and dz are those of tinyvit/reference.py")
 
 # %% [markdown]
 # ## Why not the squared error?

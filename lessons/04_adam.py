@@ -22,10 +22,11 @@ half a minute.
 import numpy as np
 from kit import BLUE, GREEN, MUTED, ORANGE, Lesson
 
-from tinyvit.backend import get_backend
+from tinyvit import reference
 from tinyvit.data import load_mnist
 from tinyvit.data.batches import Epoch
-from tinyvit.model import ViTConfig, initialise, vit_backward, vit_forward
+from tinyvit.gpu import get_backend
+from tinyvit.model import ViTConfig, initialise, loss_and_gradient
 from tinyvit.ops import cross_entropy_backward, cross_entropy_forward, linear_backward, linear_forward
 from tinyvit.optim import Adam
 from tinyvit.parameters import Parameters
@@ -210,6 +211,24 @@ for gradient in gradients:
 assert np.allclose(ours, adam_by_hand(w, gradients, 0.01), atol=1e-12)
 assert np.allclose(ours, library, atol=1e-12)
 print("50 steps on 7 weights: the same number by number, by array and by tinyvit's Adam")
+
+# %% [markdown]
+# The step above is the one in `tinyvit/reference.py`. There a model is a dict of arrays, and one call of `adam_step`
+# updates all of them.
+
+# %%
+named, m, v = {"w": w.copy()}, {"w": np.zeros(7)}, {"w": np.zeros(7)}
+for t, gradient in enumerate(gradients, 1):
+    reference.adam_step(
+        parameters=named,
+        gradients={"w": gradient},
+        m=m,
+        v=v,
+        step=t,
+        learning_rate=0.01,
+    )
+np.testing.assert_allclose(ours, named["w"], rtol=1e-10, atol=1e-12)
+print("the same 50 steps by tinyvit/reference.py: the same weights")
 
 # %% [markdown]
 # The $ε$ below the fraction only keeps a weight whose gradient has always been zero, as of a pixel that is never lit,
@@ -466,9 +485,12 @@ assert best["Adam", "as they are"] > best[plain, "as they are"] - 0.1
 # %%
 config = ViTConfig()
 transformer = initialise(config)
-logits, cache = vit_forward(mnist.train_images[:64], transformer, config)
-_, loss_cache = cross_entropy_forward(logits, mnist.train_labels[:64])
-gradients = vit_backward(cross_entropy_backward(1.0, loss_cache), cache)
+_, _, gradients = loss_and_gradient(
+    images=mnist.train_images[:64],
+    targets=mnist.train_labels[:64],
+    parameters=transformer,
+    config=config,
+)
 sizes = {name: np.sqrt((gradients[name] ** 2).mean()) for name in ("head.weight", "blocks.0.attention.qkv.weight")}
 for name, size in sizes.items():
     print(f"size of the gradients of {name:<30} {size:.4f}")

@@ -24,9 +24,11 @@ import math
 import numpy as np
 from kit import BLUE, GREEN, MUTED, ORANGE, SMALL, Lesson, show
 
-from tinyvit.backend import erf, get_backend, one_blas_thread
+from tinyvit import reference
+from tinyvit.backend import erf, one_blas_thread
 from tinyvit.data import load_mnist
 from tinyvit.data.batches import Epoch
+from tinyvit.gpu import get_backend
 from tinyvit.gradcheck import gradient_error
 from tinyvit.ops import (
     cross_entropy_backward,
@@ -202,8 +204,16 @@ assert gradient_error(gelu_forward, gelu_backward, [near])[0] < 1e-9  # it has n
 # What should the forward pass keep for the backward pass? It could be $x$: then $Φ$ has to be computed twice, which
 # is the expensive part. `gelu_forward` knows $Φ(x)$ already, and so it works out the slope on the spot and keeps
 # that: an array of the same size, and the backward pass is one multiplication. (In float32 the library has its own
-# polynomial for erf, faster and just as exact.)
-#
+# polynomial for erf, faster and just as exact.) GELU in `tinyvit/reference.py` is the plain form above. It keeps $x$
+# and $Φ(x)$, two arrays, and works out the slope on the way back.
+
+# %%
+reference_y, reference_cache = reference.gelu_forward(x)
+np.testing.assert_allclose(y, reference_y, rtol=1e-10, atol=1e-12)
+np.testing.assert_allclose(dx, reference.gelu_backward(dout, reference_cache), rtol=1e-10, atol=1e-12)
+print("GELU and its gradient are those of tinyvit/reference.py")
+
+# %% [markdown]
 # ## Look at it
 #
 # The paper gives a quicker approximation too, and many programs use it, often without saying so:

@@ -24,9 +24,11 @@ import math
 import numpy as np
 from kit import BLUE, GREEN, MUTED, ORANGE, SMALL, Lesson, show
 
-from tinyvit.backend import get_backend, one_blas_thread
+from tinyvit import reference
+from tinyvit.backend import one_blas_thread
 from tinyvit.data import load_mnist
 from tinyvit.data.batches import Epoch
+from tinyvit.gpu import get_backend
 from tinyvit.gradcheck import gradient_error, numerical_gradients, relative_error
 from tinyvit.ops import (
     cross_entropy_backward,
@@ -185,6 +187,16 @@ print("dx: the same by index, by array and by tinyvit; dw and db too")
 errors = gradient_error(layer_norm_forward, layer_norm_backward, [x, w, b])
 print("gradient check of dx, dw, db:", ", ".join(f"{error:.0e}" for error in errors))
 assert max(errors) < 1e-8
+
+# %% [markdown]
+# The layer norm above is the one in `tinyvit/reference.py`, forward and backward.
+
+# %%
+reference_y, reference_cache = reference.layer_norm_forward(x=x, w=w, b=b, epsilon=EPSILON)
+np.testing.assert_allclose(y, reference_y, rtol=1e-10, atol=1e-12)
+for ours, theirs in zip((dx, dw, db), reference.layer_norm_backward(dout, reference_cache), strict=True):
+    np.testing.assert_allclose(ours, theirs, rtol=1e-10, atol=1e-12)
+print("layer norm and its gradients are those of tinyvit/reference.py")
 
 # %% [markdown]
 # ## The three paths as pictures

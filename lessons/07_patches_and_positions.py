@@ -22,9 +22,12 @@ twenty seconds.
 # %%
 import numpy as np
 from kit import BLUE, MUTED, ORANGE, TEXT, Lesson, show
+from tinyvit.train import Training, TrainingConfig
 
-from tinyvit.backend import get_backend, one_blas_thread
+from tinyvit import reference
+from tinyvit.backend import one_blas_thread
 from tinyvit.data import load_mnist
+from tinyvit.gpu import get_backend
 from tinyvit.gradcheck import gradient_error
 from tinyvit.model import ViTConfig, initialise
 from tinyvit.ops import (
@@ -40,7 +43,6 @@ from tinyvit.ops import (
     patches_forward,
 )
 from tinyvit.optim import Adam
-from tinyvit.train import Training, TrainingConfig
 
 lesson = Lesson("07_patches_and_positions")
 rng = np.random.default_rng(7)
@@ -219,6 +221,27 @@ inputs = [rng.standard_normal(shape) for shape in ((2, 4, 6), (4, 3), (3,), (3,)
 errors = gradient_error(small_embedding, patch_embedding_backward, inputs)
 print("gradient_error of the images, w, b, class token, positions:", ", ".join(f"{e:.0e}" for e in errors))
 assert max(errors) < 1e-8
+
+# %% [markdown]
+# The patches, the tokens and the four gradients of the weights are those of `tinyvit/reference.py`. It reads pixels
+# from 0 to 1, and returns no gradient of the images, because training needs none.
+
+# %%
+assert np.array_equal(patches, reference.patches_forward(images, P))
+reference_z, reference_cache = reference.patch_embedding_forward(
+    images=images / 255,
+    w=w,
+    b=b,
+    class_token=class_token,
+    positions=positions,
+    patch_size=P,
+)
+np.testing.assert_allclose(z, reference_z, rtol=1e-10, atol=1e-12)
+for ours, theirs in zip(
+    (dw, db, dclass_token, dpositions), reference.patch_embedding_backward(dz, reference_cache), strict=True
+):
+    np.testing.assert_allclose(ours, theirs, rtol=1e-10, atol=1e-12)
+print("patches, tokens and gradients are those of tinyvit/reference.py")
 
 # %% [markdown]
 # ## Without positions, a bag of patches

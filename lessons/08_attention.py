@@ -22,9 +22,11 @@ in about twenty seconds.
 # %%
 import numpy as np
 from kit import BLUE, ORANGE, TEXT, Lesson, show
+from tinyvit.train import Training, TrainingConfig
 
-from tinyvit.backend import get_backend
+from tinyvit import reference
 from tinyvit.data import load_mnist
+from tinyvit.gpu import get_backend
 from tinyvit.gradcheck import gradient_error
 from tinyvit.model import ViTConfig, block_attention, vit_forward
 from tinyvit.ops import (
@@ -37,7 +39,6 @@ from tinyvit.ops import (
     softmax_forward,
 )
 from tinyvit.plots import RELEVANCE
-from tinyvit.train import Training, TrainingConfig
 
 lesson = Lesson("08_attention")
 rng = np.random.default_rng(8)
@@ -245,6 +246,19 @@ for ours, library in zip((dq, dk, dv), attention_backward(dout, attention_forwar
 errors = gradient_error(attention_forward, attention_backward, [q, k, v])
 print("gradient_error of dq, dk, dv:", ", ".join(f"{error:.0e}" for error in errors))
 assert max(errors) < 1e-8
+
+# %% [markdown]
+# The attention above, and the backward pass of the softmax in it, are those of `tinyvit/reference.py`.
+
+# %%
+reference_out, reference_cache = reference.attention_forward(q, k, v)
+np.testing.assert_allclose(out, reference_out, rtol=1e-10, atol=1e-12)
+for ours, theirs in zip((dq, dk, dv), reference.attention_backward(dout, reference_cache), strict=True):
+    np.testing.assert_allclose(ours, theirs, rtol=1e-10, atol=1e-12)
+np.testing.assert_allclose(
+    our_softmax_backward(dweights, weights), reference.softmax_backward(dweights, weights), rtol=1e-10, atol=1e-12
+)
+print("attention and its gradients are those of tinyvit/reference.py")
 
 # %% [markdown]
 # ## Why the square root

@@ -24,10 +24,13 @@ import time
 
 import numpy as np
 from kit import BLUE, GREEN, ORANGE, TEXT, Lesson, show
+from tinyvit.train import Training, TrainingConfig
 
-from tinyvit.backend import get_backend, one_blas_thread
+from tinyvit import reference
+from tinyvit.backend import one_blas_thread
 from tinyvit.data import load_mnist
 from tinyvit.evaluate import evaluate
+from tinyvit.gpu import get_backend
 from tinyvit.gradcheck import gradient_error
 from tinyvit.model import VisionTransformer, ViTConfig, block_attention, vit_forward
 from tinyvit.ops import (
@@ -39,7 +42,6 @@ from tinyvit.ops import (
     multi_head_attention_forward,
 )
 from tinyvit.plots import RELEVANCE
-from tinyvit.train import Training, TrainingConfig
 
 lesson = Lesson("09_many_heads")
 rng = np.random.default_rng(9)
@@ -225,6 +227,19 @@ for gradient, theirs in zip(
 errors = gradient_error(our_forward, our_backward, inputs)
 print("gradient_error of dx, dw_qkv, db_qkv, dw_out, db_out:", ", ".join(f"{error:.0e}" for error in errors))
 assert max(errors) < 1e-8
+
+# %% [markdown]
+# The two functions above are those in `tinyvit/reference.py`, and so is `split_heads`.
+
+# %%
+assert np.array_equal(split_heads(x, H), reference.split_heads(x, H))
+reference_y, reference_cache = reference.multi_head_attention_forward(*inputs, heads=H)
+np.testing.assert_allclose(ours, reference_y, rtol=1e-10, atol=1e-12)
+for gradient, theirs in zip(
+    our_backward(dy, our_cache), reference.multi_head_attention_backward(dy, reference_cache), strict=True
+):
+    np.testing.assert_allclose(gradient, theirs, rtol=1e-10, atol=1e-12)
+print("attention in several heads and its gradients are those of tinyvit/reference.py")
 
 # %% [markdown]
 # One detail hides in there. The gradient of the *keys'* bias is zero, always: such a bias adds $q_s · b_k$ to all

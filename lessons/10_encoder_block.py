@@ -25,6 +25,7 @@ from itertools import combinations
 import numpy as np
 from kit import BLUE, GREEN, ORANGE, PINK, Lesson
 
+from tinyvit import reference
 from tinyvit.backend import one_blas_thread
 from tinyvit.data import load_mnist
 from tinyvit.gradcheck import gradient_error
@@ -171,6 +172,30 @@ for kind, (residual, norm) in kinds.items():
 # All four are right. A gradient check says that a gradient is the derivative of its forward pass. It does not say
 # that anything can be learned with it.
 #
+# With both switches on, the two functions above are the block of `tinyvit/reference.py`.
+
+# %%
+reference_y, reference_cache = reference.block_forward(
+    x=x,
+    parameters=parameters,
+    name="blocks.0",
+    heads=2,
+)
+np.testing.assert_allclose(y, reference_y, rtol=1e-10, atol=1e-12)
+reference_gradients = {}
+reference_dx = reference.block_backward(
+    dout=dy,
+    cache=reference_cache,
+    gradients=reference_gradients,
+    name="blocks.0",
+)
+np.testing.assert_allclose(dx, reference_dx, rtol=1e-10, atol=1e-12)
+assert set(reference_gradients) == set(names)
+for weight in names:
+    np.testing.assert_allclose(mine[weight], reference_gradients[weight], rtol=1e-10, atol=1e-12)
+print("the block and its gradients are those of tinyvit/reference.py")
+
+# %% [markdown]
 # ## A product of many
 #
 # Stack $L$ steps. Write $J_l$ for the Jacobian of $f_l$, the table of all $∂f_j/∂x_i$, and $g_l$ for the gradient at

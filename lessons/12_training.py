@@ -25,14 +25,14 @@ Warm Restarts*, 2017, equation 5, for the schedule.
 import numpy as np
 from kit import BLUE, GREEN, MUTED, ORANGE, PINK, SMALL, Lesson, show
 from matplotlib.ticker import MaxNLocator
+from tinyvit.train import Training, TrainingConfig
 
-from tinyvit.backend import get_backend
 from tinyvit.data import load_mnist
 from tinyvit.data.augment import Augmentation, warp
 from tinyvit.evaluate import evaluate
+from tinyvit.gpu import get_backend
 from tinyvit.model import ViTConfig, initialise
 from tinyvit.optim import Adam, warmup_cosine
-from tinyvit.train import Training, TrainingConfig
 
 lesson = Lesson("12_training")
 rng = np.random.default_rng(12)

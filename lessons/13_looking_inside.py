@@ -26,8 +26,8 @@ temperature.
 # %%
 import numpy as np
 from kit import BLUE, GREEN, INK, MUTED, ORANGE, PINK, SMALL, TEXT, Lesson, show
+from tinyvit.train import Training, TrainingConfig
 
-from tinyvit.backend import get_backend
 from tinyvit.data import load_mnist
 from tinyvit.evaluate import (
     attention_rollout,
@@ -38,10 +38,10 @@ from tinyvit.evaluate import (
     misclassified,
     patch_maps,
 )
+from tinyvit.gpu import get_backend
 from tinyvit.model import ViTConfig, block_attention, initialise, vit_backward_to_images, vit_forward
 from tinyvit.ops import patches_backward, patches_forward, softmax_forward
 from tinyvit.plots import RELEVANCE
-from tinyvit.train import Training, TrainingConfig
 
 lesson = Lesson("13_looking_inside")
 rng = np.random.default_rng(13)

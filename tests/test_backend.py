@@ -1,94 +1,19 @@
-"""Which backend one gets, what is said when there is none, and whose buffers a workspace hands out."""
+"""Arrays move to a device and back, and a workspace reuses buffers."""
 
 import contextlib
 import subprocess
 import sys
 import threading
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import scipy.special
 import strict_cupy
-from conftest import make_backend, pytest_configure, to_device
+from conftest import make_backend, to_device
 
-from tinyvit.backend import Backend, DeviceError, array_module, erf, get_backend, to_host
+from tinyvit.backend import CPU, Backend, array_module, erf, to_host
 from tinyvit.memory import Workspace, empty, empty_like, matmul, ones
-
-
-def broken_cupy(monkeypatch, **functions):
-    """A CuPy that can be imported, with these functions instead of its own."""
-    module = ModuleType("cupy")
-    vars(module).update(vars(strict_cupy.cupy))
-    vars(module).update(functions)
-    monkeypatch.setitem(sys.modules, "cupy", module)
-
-
-# which backend
-
-
-def test_cpu():
-    assert get_backend("cpu") == Backend("cpu", np)
-
-
-@pytest.mark.parametrize("name", ["cuda", "GPU", "", None, 0, np])
-def test_unknown_device(name):
-    with pytest.raises(ValueError, match="'auto', 'cpu' or 'gpu'"):
-        get_backend(name)
-
-
-def test_gpu_and_auto_with_cupy(strict_gpu):
-    assert strict_gpu == Backend("gpu", strict_cupy.cupy)
-    assert get_backend() == get_backend("auto") == get_backend("gpu") == strict_gpu
-
-
-def test_a_gpu_must_have_computed_something(strict_gpu):
-    before = strict_cupy.synchronisations
-    get_backend("gpu")
-    assert strict_cupy.synchronisations == before + 1
-
-
-def test_without_cupy(monkeypatch, caplog):
-    monkeypatch.setattr("tinyvit.diagnosis.PACKAGES", ())
-    monkeypatch.setitem(sys.modules, "cupy", None)  # importing it raises ImportError
-    with pytest.raises(DeviceError) as caught:
-        get_backend("gpu")
-    for words in ("pip install -e", "[gpu]", "[gpu-cuda12]", "--device cpu"):
-        assert words in str(caught.value)
-    assert isinstance(caught.value.__cause__, ImportError)
-    assert get_backend("auto").device == "cpu"
-    assert caplog.text == ""  # it is the usual case of a machine without a GPU
-
-
-@pytest.mark.parametrize(
-    "error",  # each of these is what CuPy raises somewhere: no driver, no library, no memory
-    [RuntimeError("cudaErrorInsufficientDriver"), OSError("libcublas.so.12: not found"), MemoryError("2 MB")],
-)
-def test_cupy_that_does_not_compute(monkeypatch, caplog, error):  # `test_diagnosis.py` has the message for each cause
-    def ones(*args, **kwargs):
-        raise error
-
-    broken_cupy(monkeypatch, ones=ones)
-    with pytest.raises(DeviceError) as caught:
-        get_backend("gpu")
-    for words in (type(error).__name__, str(error), "--device cpu"):
-        assert words in str(caught.value)
-    assert caught.value.__cause__ is error
-    assert get_backend("auto").device == "cpu"
-    assert caplog.messages == [f"note: the CPU computes, as {caught.value}"]
-
-
-def test_cupy_that_computes_wrongly(monkeypatch):
-    broken_cupy(monkeypatch, exp=strict_cupy.cupy.zeros_like)
-    with pytest.raises(DeviceError, match="wrong results"):
-        get_backend("gpu")
-    assert get_backend("auto").device == "cpu"
-
-
-def test_cupy_that_computes_nan(monkeypatch):
-    broken_cupy(monkeypatch, exp=strict_cupy.cupy.empty_like)
-    with pytest.raises(DeviceError, match="wrong results: nan"):
-        get_backend("gpu")
 
 
 def test_the_cpu_does_not_need_cupy():
@@ -96,7 +21,7 @@ def test_the_cpu_does_not_need_cupy():
 import sys
 sys.modules["cupy"] = sys.modules["cupyx"] = None  # importing either raises ImportError
 import numpy as np
-from tinyvit.model import VisionTransformer, ViTConfig, initialise
+from tinyvit import VisionTransformer, ViTConfig, initialise
 config = ViTConfig(depth=1)
 VisionTransformer(config, initialise(config)).predict(np.zeros((1, 28, 28), np.uint8))
 """
@@ -130,7 +55,7 @@ def test_in_and_out(backend):
 
 def test_the_cpu_fetches_what_is_on_a_device(strict_gpu):
     x = strict_gpu.asarray(np.ones(3))
-    assert type(get_backend("cpu").asarray(x)) is np.ndarray
+    assert type(CPU.asarray(x)) is np.ndarray
 
 
 @pytest.mark.parametrize("value", [3, 2.5, [1, 2], (1, 2), np.float32(3), np.ones(2)])
@@ -340,16 +265,3 @@ def test_a_workspace_serves_its_own_thread_only():
         thread.join()
     assert list(mine._free) == [32]
     assert list(theirs._free) == [24]
-
-
-# no GPU, no tests on it
-
-
-def test_device_gpu_without_one_says_so(pytestconfig):
-    if pytestconfig.getoption("--device") == "gpu":
-        pytest.skip("there is one")
-    asked = SimpleNamespace(getoption=lambda name: "gpu")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(sys.modules, "cupy", None)
-        with pytest.raises(pytest.UsageError, match=r"--device gpu: .*pip install"):
-            pytest_configure(asked)

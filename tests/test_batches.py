@@ -5,9 +5,9 @@ import pytest
 from conftest import to_device
 from strict_cupy import no_synchronisation
 
-from tinyvit.backend import get_backend
 from tinyvit.data.augment import Augmentation
 from tinyvit.data.batches import Epoch
+from tinyvit.gpu import get_backend
 
 CPU = get_backend("cpu")
 IMAGES = np.random.default_rng(0).integers(0, 256, (50, 8, 8)).astype(np.uint8)

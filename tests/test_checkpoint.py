@@ -5,8 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tinyvit.checkpoint import CheckpointError, load_arrays, load_model, save_arrays, save_model
-from tinyvit.model import VisionTransformer, ViTConfig, initialise
+from tinyvit.checkpoint import CheckpointError, load_arrays, save_arrays
+from tinyvit.classifier import VisionTransformer
+from tinyvit.model import ViTConfig, initialise
 
 CONFIG = ViTConfig(image_size=8, patch_size=4, width=8, depth=1, heads=2, mlp_width=12, classes=5, epsilon=1e-5)
 
@@ -17,8 +18,8 @@ def model():
 
 
 def test_a_model_comes_back_bit_for_bit(model, tmp_path):
-    save_model(tmp_path / "m", model)
-    back = load_model(tmp_path / "m")
+    model.save(tmp_path / "m")
+    back = VisionTransformer.load(tmp_path / "m")
     assert back.config == CONFIG
     assert back.parameters.flat.dtype == np.float32
     np.testing.assert_array_equal(back.parameters.flat, model.parameters.flat)
@@ -27,16 +28,16 @@ def test_a_model_comes_back_bit_for_bit(model, tmp_path):
 def test_other_readers_of_safetensors_find_the_names(model, tmp_path):
     from safetensors.numpy import load_file
 
-    save_model(tmp_path / "m", model)
+    model.save(tmp_path / "m")
     arrays = load_file(tmp_path / "m")
     assert list(sorted(arrays)) == sorted(CONFIG.shapes())
     assert arrays["blocks.0.attention.qkv.weight"].shape == (8, 24)
 
 
 def test_a_model_moves_between_devices(model, tmp_path, backend):
-    save_model(tmp_path / "m", model)
-    moved = load_model(tmp_path / "m", backend)
-    save_model(tmp_path / "n", moved)
+    model.save(tmp_path / "m")
+    moved = VisionTransformer.load(tmp_path / "m", backend)
+    moved.save(tmp_path / "n")
     assert (tmp_path / "n").read_bytes() == (tmp_path / "m").read_bytes()
 
 
@@ -73,10 +74,10 @@ def test_a_damaged_file_is_one_error_that_names_it_or_still_a_whole_file(tmp_pat
 
 def test_missing_and_foreign_files_are_named(tmp_path, model):
     with pytest.raises(CheckpointError, match=r"gone: cannot be read: No such file"):
-        load_model(tmp_path / "gone")
+        VisionTransformer.load(tmp_path / "gone")
     (tmp_path / "text").write_text("not a checkpoint")
     with pytest.raises(CheckpointError, match=r"text: not a whole tinyvit file"):
-        load_model(tmp_path / "text")
+        VisionTransformer.load(tmp_path / "text")
 
 
 def test_a_model_whose_arrays_do_not_fit_its_settings_is_refused(tmp_path, model):
@@ -84,17 +85,17 @@ def test_a_model_whose_arrays_do_not_fit_its_settings_is_refused(tmp_path, model
     info = {"config": CONFIG.as_dict()}
     save_arrays(tmp_path / "m", {**arrays, "head.bias": np.zeros(7, np.float32)}, info)
     with pytest.raises(CheckpointError, match=r"head.bias should have the shape \(5,\), found \(7,\)"):
-        load_model(tmp_path / "m")
+        VisionTransformer.load(tmp_path / "m")
     save_arrays(tmp_path / "m", {n: a for n, a in arrays.items() if n != "norm.bias"}, info)
     with pytest.raises(CheckpointError, match=r"norm.bias should have the shape \(8,\), found nothing"):
-        load_model(tmp_path / "m")
+        VisionTransformer.load(tmp_path / "m")
     save_arrays(tmp_path / "m", {**arrays, "surplus": np.zeros(1, np.float32)}, info)
     with pytest.raises(CheckpointError, match=r"arrays that its settings do not name: surplus"):
-        load_model(tmp_path / "m")
+        VisionTransformer.load(tmp_path / "m")
     halves = {name: array.astype(np.float16) for name, array in arrays.items()}
     save_arrays(tmp_path / "m", halves, info)
     with pytest.raises(CheckpointError, match="should all be float32, or all float64, found float16"):
-        load_model(tmp_path / "m")
+        VisionTransformer.load(tmp_path / "m")
     save_arrays(tmp_path / "m", arrays, {"config": {**CONFIG.as_dict(), "heads": 3}})
     with pytest.raises(CheckpointError, match=r"its settings are not a model's \(heads must divide width"):
-        load_model(tmp_path / "m")
+        VisionTransformer.load(tmp_path / "m")

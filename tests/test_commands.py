@@ -326,7 +326,7 @@ def test_what_is_wrong_is_said_in_one_line(whole, tmp_path, monkeypatch, capsys,
     broken = tmp_path / "cut" / "train-images-idx3-ubyte"
     broken.write_bytes(broken.read_bytes()[:-100])
     (tmp_path / "whole").symlink_to(whole[0])
-    monkeypatch.setattr("tinyvit.diagnosis.PACKAGES", ())  # as if it were not installed, even where it is
+    monkeypatch.setattr("tinyvit.gpu.diagnosis.PACKAGES", ())  # as if it were not installed, even where it is
     monkeypatch.setitem(sys.modules, "cupy", None)
     assert expected in error_within(capsys, "train", *TINY, *arguments.split())
     assert not (tmp_path / "runs").exists()
@@ -358,7 +358,7 @@ def test_too_little_memory_is_said_in_one_line(monkeypatch, capsys):
 @pytest.fixture
 def gpu(monkeypatch):
     """A fake GPU, which `--device gpu` gets, until the test ends."""
-    monkeypatch.setattr("tinyvit.diagnosis.PACKAGES", ())
+    monkeypatch.setattr("tinyvit.gpu.diagnosis.PACKAGES", ())
     for name, module in strict_cupy.modules.items():
         monkeypatch.setitem(sys.modules, name, module)
     monkeypatch.setitem(sys.modules, "cupy", fake_cuda.make())

@@ -9,14 +9,16 @@ from conftest import to_device
 from strict_cupy import SynchronisationError, no_synchronisation
 
 from tinyvit import ops
-from tinyvit.backend import get_backend, to_host
+from tinyvit.backend import to_host
+from tinyvit.classifier import VisionTransformer
 from tinyvit.data.augment import Augmentation, warp
 from tinyvit.data.batches import Epoch
+from tinyvit.gpu import get_backend
 from tinyvit.memory import Workspace
-from tinyvit.model import VisionTransformer, ViTConfig, block_attention, vit_backward_to_images, vit_forward
+from tinyvit.model import ViTConfig, block_attention, vit_backward_to_images, vit_forward
 from tinyvit.optim import Adam, ExponentialMovingAverage, clip_by_global_norm, matrices_only
 from tinyvit.parameters import Parameters
-from tinyvit.training import ShardedGradient
+from tinyvit.training import ParallelGradient
 
 TOLERANCE = {np.dtype(np.float64): 1e-12, np.dtype(np.float32): 1e-5}
 DTYPES = pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -103,7 +105,7 @@ def attention(q, k, v, dout):
 def multi_head(heads):
     def function(x, w_qkv, b_qkv, w_out, b_out, dout):
         out, cache = ops.multi_head_attention_forward(x, w_qkv, b_qkv, w_out, b_out, heads)
-        return out, ops.attention_weights(cache), ops.multi_head_attention_backward(dout, cache)
+        return out, cache.attention.weights, ops.multi_head_attention_backward(dout, cache)
 
     return function
 
@@ -111,7 +113,7 @@ def multi_head(heads):
 def class_only(heads):
     def function(x, w_qkv, b_qkv, w_out, b_out, dout):
         out, cache = ops.class_attention_forward(x, w_qkv, b_qkv, w_out, b_out, heads)
-        return out, ops.attention_weights(cache), ops.class_attention_backward(dout, cache)
+        return out, cache.attention.weights, ops.class_attention_backward(dout, cache)
 
     return function
 
@@ -295,10 +297,10 @@ def train(backend, dtype, steps=3, augmentation=None):
     adam = Adam(parameters.flat, weight_decay=0.1, decayed=matrices_only(parameters))
     average = ExponentialMovingAverage(parameters.flat)
     left = []
-    with ShardedGradient(CONFIG, 1, smoothing=0.1) as gradient_of, no_synchronisation():
+    with ParallelGradient(CONFIG, 1, smoothing=0.1) as gradient_of, no_synchronisation():
         batches = epoch(backend, augmentation)
         for step in range(steps):
-            loss, correct, gradient = gradient_of(parameters, batches.load, 10 * step, 10 * step + 10)
+            loss, correct, gradient = gradient_of(parameters, *batches.batch(10 * step, 10 * step + 10))
             norm = clip_by_global_norm(gradient.flat, 1.0)
             adam.step(parameters.flat, gradient.flat, 1e-2)
             average.step(parameters.flat)
@@ -306,12 +308,12 @@ def train(backend, dtype, steps=3, augmentation=None):
     return left, parameters, adam.first_moment, adam.second_moment, average.average
 
 
-def test_sharded_gradient(accelerator):
+def test_parallel_gradient(accelerator):
     def gradient(backend):
         parameters = random_parameters(np.float64)
         parameters = parameters.with_flat(backend.asarray(parameters.flat))
-        with ShardedGradient(CONFIG, 1, shard_size=16) as gradient_of:
-            return gradient_of(parameters, epoch(backend).load, 3, 40)
+        with ParallelGradient(CONFIG, 1, chunk_size=16) as gradient_of:
+            return gradient_of(parameters, *epoch(backend).batch(3, 40))
 
     assert_agree(gradient(accelerator), gradient(get_backend("cpu")), accelerator.xp)
 
@@ -319,8 +321,8 @@ def test_sharded_gradient(accelerator):
 def test_a_gpu_needs_one_worker(accelerator):
     parameters = random_parameters(np.float32)
     parameters = parameters.with_flat(accelerator.asarray(parameters.flat))
-    with ShardedGradient(CONFIG, 2) as gradient_of, pytest.raises(ValueError, match="needs one worker, not 2"):
-        gradient_of(parameters, epoch(accelerator).load, 0, 10)
+    with ParallelGradient(CONFIG, 2) as gradient_of, pytest.raises(ValueError, match="needs one worker, not 2"):
+        gradient_of(parameters, *epoch(accelerator).batch(0, 10))
 
 
 def test_training(accelerator):

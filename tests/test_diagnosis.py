@@ -12,9 +12,8 @@ import pytest
 import strict_cupy
 from fake_cuda import CUBLASError, CUDARuntimeError, OutOfMemoryError
 
-from tinyvit import diagnosis
-from tinyvit.backend import CuPyMissing, DeviceError, get_backend, import_cupy
-from tinyvit.diagnosis import cuda_version, cupy_packages, is_out_of_memory, one_line
+from tinyvit.gpu import CuPyMissing, DeviceError, diagnosis, get_backend, import_cupy
+from tinyvit.gpu.diagnosis import cuda_versions, cupy_packages, explain, is_out_of_memory, one_line
 
 
 @pytest.fixture
@@ -53,43 +52,33 @@ CTK = "Type 'pip install --upgrade \"cupy-cuda13x[ctk]\"'"  # CuPy's own librari
 CAUSES = {
     "no driver": (
         {"error": fake_cuda.TOO_OLD, "driver": 0},
-        "was not found, as no NVIDIA driver is installed",
+        "was not found, because no NVIDIA driver is installed",
         "Install one from nvidia.com/drivers; in a container, start it with 'docker run --gpus all'",
     ),
     "a driver of CUDA 12 for CuPy of CUDA 13": (
         {"error": fake_cuda.TOO_OLD, "driver": 12040},
-        "needs a newer driver: this one serves CUDA up to 12.4, and CuPy was built for CUDA 13.2",
+        "needs a newer driver: this one supports CUDA up to 12.4, and CuPy was built for CUDA 13.2",
         "Type 'pip uninstall -y cupy-cuda13x' and 'pip install -e \".[gpu-cuda12]\"', or update the driver",
     ),
     "a driver of CUDA 11": (
         {"error": fake_cuda.TOO_OLD, "driver": 11080, "runtime": 12090},
-        "this one serves CUDA up to 11.8, and CuPy was built for CUDA 12.9",
+        "this one supports CUDA up to 11.8, and CuPy was built for CUDA 12.9",
         "Update the driver from nvidia.com/drivers (CUDA 13 needs version 580 or newer, CUDA 12 525)",
     ),
-    "no card": ({"error": fake_cuda.NO_DEVICE}, "the NVIDIA driver sees no card", "See with 'nvidia-smi -L'"),
+    "no card": ({"error": fake_cuda.NO_DEVICE}, "the NVIDIA driver sees no card", "with 'nvidia-smi -L'"),
     "an updated driver before the restart": (
         {"error": CUDARuntimeError("cudaErrorSystemDriverMismatch: system has unsupported display driver")},
-        "the two halves of the NVIDIA driver are of different versions",
+        "the parts of the NVIDIA driver differ in version",
         "Restart the machine",
-    ),
-    "forward compatibility": (
-        {"error": CUDARuntimeError("cudaErrorCompatNotSupportedOnDevice: forward compatibility was attempted on")},
-        "through CUDA's package for forward compatibility",
-        "LD_LIBRARY_PATH",
-    ),
-    "a stub": (
-        {"error": CUDARuntimeError("cudaErrorStubLibrary: CUDA driver is a stub library")},
-        "a stub of libcuda is found before the driver's own",
-        "LD_LIBRARY_PATH",
     ),
     "a card that another program holds": (
         {"error": CUDARuntimeError("cudaErrorDevicesUnavailable: CUDA-capable device(s) is/are busy or unavailable")},
-        "taken by another program",
+        "another program has reserved it",
         "nvidia-smi",
     ),
     "a compiler newer than the driver": (
         {"error": CUDARuntimeError("cudaErrorUnsupportedPtxVersion: the provided PTX was compiled with an")},
-        "needs a newer driver for what its compiler makes",
+        "this one supports CUDA up to 13.0, and CuPy was built for CUDA 13.2",
         "Update the driver",
     ),
     **{
@@ -109,6 +98,7 @@ CAUSES = {
         for name, error in {
             "no headers": fake_cuda.NO_HEADERS,
             "no headers, CUDA 12": fake_cuda.NO_HEADERS_12,
+            "no headers, CuPy 14": fake_cuda.NO_HEADERS_14,
             "no CUDA": fake_cuda.NO_CUDA_ROOT,
         }.items()
     },
@@ -127,22 +117,25 @@ CAUSES = {
         "is a card that CUDA 12.0 does not compile for",
         "Type 'pip install --upgrade cupy-cuda13x'",
     ),
-    "cuBLAS that does not start": ({"error": fake_cuda.NO_CUBLAS_START}, "cannot start cuBLAS", "nvidia-smi"),
     "no memory": (
         {"error": OutOfMemoryError()},
         "has no memory left: 60,000 MB of 80,000 MB are free (OutOfMemoryError: Out of memory allocating 100 bytes",
-        "See with nvidia-smi which programs hold it",
+        "See with nvidia-smi which programs use it",
     ),
     "no memory, by CUDA's own name": (
         {"error": CUDARuntimeError("cudaErrorMemoryAllocation: out of memory")},
         "has no memory left",
         "nvidia-smi",
     ),
-    "anything else": (
-        {"error": CUDARuntimeError("cudaErrorUnknown: unknown error")},
-        "was found but fails (CUDARuntimeError: cudaErrorUnknown: unknown error)",
-        "python -m tinyvit doctor",
-    ),
+    **{
+        f"rare: {error}": ({"error": error}, f"was found but fails ({one_line(error)})", "python -m tinyvit doctor")
+        for error in (
+            CUDARuntimeError("cudaErrorUnknown: unknown error"),
+            CUDARuntimeError("cudaErrorStubLibrary: CUDA driver is a stub library"),
+            CUDARuntimeError("cudaErrorCompatNotSupportedOnDevice: forward compatibility was attempted on"),
+            fake_cuda.NO_CUBLAS_START,
+        )
+    },
     "a text without end": ({"error": RuntimeError("word\n" * 10_000)}, "RuntimeError: word word", "doctor"),
     "an error with no text": ({"error": KeyError()}, "(KeyError)", "doctor"),
 }
@@ -154,7 +147,7 @@ def test_each_cause_says_what_is_wrong_and_what_to_type(installed, monkeypatch, 
     text = message(monkeypatch, **fake)
     assert what in text
     assert todo in text
-    assert f"({type(fake['error']).__name__}" in text  # for whoever searches for it
+    assert f"({type(fake['error']).__name__}" in text  # so that a search engine finds it
 
 
 def test_no_two_causes_share_their_words():
@@ -196,10 +189,11 @@ def test_what_cupy_does_not_tell_is_left_out(installed, monkeypatch):
 def test_two_packages(installed, monkeypatch, caplog):
     installed("cupy-cuda12x", "cupy-cuda13x")
     text = message(monkeypatch)  # it would compute
-    assert "2 CuPy packages, which overwrite each other's files: cupy-cuda12x, cupy-cuda13x" in text
+    assert "needs one CuPy package: several overwrite each other's files" in text
+    assert "both cupy-cuda12x and cupy-cuda13x are installed" in text
     assert "Type 'pip uninstall -y cupy-cuda12x cupy-cuda13x', then 'pip install -e" in text
     assert get_backend("auto").device == "cpu"
-    assert caplog.messages == [f"note: the CPU computes, as {text}"]
+    assert caplog.messages == [f"note: the CPU computes, because {text}"]
 
 
 def test_cupy_is_found_by_its_package():
@@ -215,14 +209,15 @@ def absent(monkeypatch):
 def test_cupy_that_is_not_installed(installed, monkeypatch):
     installed()
     absent(monkeypatch)
-    with pytest.raises(CuPyMissing, match=r"needs CuPy, which is not installed\. Type 'pip install -e") as caught:
+    expected = r"needs CuPy, which is not installed \(.*\)\. Type 'pip install -e"
+    with pytest.raises(CuPyMissing, match=expected) as caught:
         import_cupy()
     assert '".[gpu-cuda12]"\' if it shows CUDA 12' in str(caught.value)
 
 
 def test_cupy_whose_files_are_gone(installed, monkeypatch, caplog):
     absent(monkeypatch)
-    with pytest.raises(DeviceError, match="which is installed as cupy-cuda13x but cannot be imported") as caught:
+    with pytest.raises(DeviceError, match="needs CuPy, which cannot be imported") as caught:
         import_cupy()
     assert not isinstance(caught.value, CuPyMissing)
     assert "Type 'pip uninstall -y cupy-cuda13x', then 'pip install -e" in str(caught.value)
@@ -246,20 +241,64 @@ def test_cupy_that_fails_on_import(installed, monkeypatch, tmp_path, text):
         assert not isinstance(caught.value, CuPyMissing)
 
 
+@pytest.mark.parametrize(
+    ("folder", "error"),
+    [
+        ("/proc/x", FileNotFoundError(2, "No such file or directory", "/proc/x")),
+        ("/proc/x/y", FileNotFoundError(2, "No such file or directory", "/proc/x")),
+        ("/srv/cache", PermissionError(13, "Permission denied", "/srv/cache/tmpk3yq2")),
+        ("/srv/cache", OSError(30, "Read-only file system", "/srv/cache")),
+        (None, PermissionError(13, "Permission denied", "/nonexistent/.cupy")),
+    ],
+)
+def test_a_cache_folder_that_cannot_be_written(installed, monkeypatch, folder, error):
+    monkeypatch.setenv("HOME", "/nonexistent")
+    monkeypatch.setenv("USERPROFILE", "/nonexistent")
+    monkeypatch.delenv("CUPY_CACHE_DIR", raising=False)
+    if folder is not None:
+        monkeypatch.setenv("CUPY_CACHE_DIR", folder)
+    place = folder or "/nonexistent/.cupy/kernel_cache"
+    for cupy in (None, fake_cuda.make()):  # CuPy 14 fails on import, and CuPy 13 when it compiles
+        text = explain(error, cupy)
+        assert f"needs a folder for CuPy's compiled kernels, and {place!r} cannot be written" in text
+        assert "Set the environment variable CUPY_CACHE_DIR to a folder that can be written" in text
+        assert "uninstall" not in text
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        PermissionError(13, "Permission denied", "/srv/site-packages/cupy/_core/include"),
+        OSError("libsomething.so: cannot open"),
+        OSError(9, "Bad file descriptor", 7),
+    ],
+)
+def test_another_file_is_not_the_cache_folder(installed, monkeypatch, error):
+    monkeypatch.setenv("CUPY_CACHE_DIR", "/srv/cache")
+    assert "needs CuPy, which cannot be imported" in explain(error)
+    assert "was found but fails" in explain(error, fake_cuda.make())
+
+
+@pytest.mark.parametrize("error", [fake_cuda.NO_CUBLAS_13, fake_cuda.NO_NVRTC_13, fake_cuda.NO_HEADERS_14])
+def test_a_library_that_is_missing_on_import_is_not_mended_by_a_new_cupy(installed, error):
+    assert CTK in explain(error)
+
+
 def test_something_else_under_the_name(installed, monkeypatch):
     installed()
     other = ModuleType("cupy")
     other.__file__ = "/home/me/cupy.py"
     monkeypatch.setitem(sys.modules, "cupy", other)
-    with pytest.raises(DeviceError, match=r"is another: /home/me/cupy.py. Remove or rename that"):
+    expected = r"another module .*\(ImportError: not CuPy: /home/me/cupy\.py\)\. Remove or rename it"
+    with pytest.raises(DeviceError, match=expected):
         import_cupy()
     other.__file__, other.__path__ = None, ["/somewhere/cupy"]  # a folder without an __init__.py
-    with pytest.raises(DeviceError, match="is another: /somewhere/cupy"):
+    with pytest.raises(DeviceError, match="not CuPy: /somewhere/cupy"):
         import_cupy()
 
 
 def test_auto_says_it_in_one_line_on_standard_error(tmp_path):
-    program = "from tinyvit.backend import get_backend; print(get_backend('auto').device)"
+    program = "from tinyvit.gpu import get_backend; print(get_backend('auto').device)"
     paths = os.pathsep.join([str(tmp_path), *sys.path])
 
     def said():
@@ -269,7 +308,8 @@ def test_auto_says_it_in_one_line_on_standard_error(tmp_path):
         return done.stderr
 
     (tmp_path / "cupy.py").write_text("raise ImportError('two\\nlines')")
-    assert re.fullmatch(r"note: the CPU computes, as device 'gpu' needs CuPy, .*ImportError: two lines.*\n", said())
+    expected = r"note: the CPU computes, because device 'gpu' needs CuPy, .*ImportError: two lines.*\n"
+    assert re.fullmatch(expected, said())
 
 
 def test_auto_says_nothing_of_a_gpu_that_computes(installed, monkeypatch, caplog):
@@ -302,8 +342,11 @@ def test_other_errors_are_not_out_of_memory(error):
     assert not is_out_of_memory(error)
 
 
-def test_versions_as_people_write_them():
-    assert [cuda_version(number) for number in (13000, 13020, 12090, 11080)] == ["13.0", "13.2", "12.9", "11.8"]
+def test_versions_of_cuda():
+    assert cuda_versions(fake_cuda.make(driver=13000, runtime=13020)) == ("13.0", "13.2")
+    assert cuda_versions(fake_cuda.make(driver=12090, runtime=11080)) == ("12.9", "11.8")
+    assert cuda_versions(fake_cuda.make(driver=0)) == ("none", "13.2")
+    assert cuda_versions(None) == ("none", "none")
 
 
 def test_one_line():

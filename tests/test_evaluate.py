@@ -9,18 +9,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 from threadpoolctl import threadpool_info, threadpool_limits
 
+import tinyvit.evaluate
+from tinyvit.classifier import VisionTransformer
 from tinyvit.evaluate import (
     attention_rollout,
     calibration_error,
     classification_report,
     confusion,
-    evaluate,
     evaluation_of_logits,
     misclassified,
     patch_maps,
 )
-from tinyvit.model import VisionTransformer, ViTConfig, block_forward, initialise
-from tinyvit.ops import attention_weights, patch_embedding_forward
+from tinyvit.model import ViTConfig, block_forward, initialise
+from tinyvit.ops import patch_embedding_forward
 
 SMALL = {"image_size": 6, "patch_size": 2, "width": 8, "heads": 2, "mlp_width": 12, "classes": 5}
 
@@ -49,7 +50,7 @@ def random_evaluation(seed=0, count=200, classes=5, scale=2.0):
 def test_evaluation_agrees_with_the_model_and_with_scikit_learn():
     model = random_model()
     images, labels = random_images(23, model.config)
-    result = evaluate(model, images, labels, batch_size=5)
+    result = model.evaluate(images, labels, batch_size=5)
     np.testing.assert_allclose(result.probabilities, model.predict_proba(images), rtol=1e-9)
     np.testing.assert_array_equal(result.predictions, model.predict(images))
     assert result.labels is labels
@@ -62,28 +63,29 @@ def test_evaluation_agrees_with_the_model_and_with_scikit_learn():
 def test_any_number_of_workers_gives_the_same_bits():
     model = random_model(dtype=np.float32)
     images, labels = random_images(40, model.config)
-    first = evaluate(model, images, labels, batch_size=7)
+    first = model.evaluate(images, labels, batch_size=7)
     for workers in (2, 3, 8):
-        other = evaluate(model, images, labels, batch_size=7, workers=workers)
+        other = model.evaluate(images, labels, batch_size=7, workers=workers)
         assert other.probabilities.tobytes() == first.probabilities.tobytes()
         assert other.loss == first.loss
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_chunk_has_one_blas_thread_which_ends_with_the_evaluation(workers):
-    class Spy:
-        config, parameters, seen = random_model().config, random_model().parameters, []
+def test_a_chunk_has_one_blas_thread_which_ends_with_the_evaluation(workers, monkeypatch):
+    seen = []
 
-        def logits(self, images):
-            self.seen += [pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"]
-            return np.zeros((len(images), 5))
+    def spy(images, parameters, config):
+        seen.extend(pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas")
+        return np.zeros((len(images), 5))
 
-    images, labels = random_images(9, Spy.config)
+    monkeypatch.setattr(tinyvit.evaluate, "vit_logits", spy)
+    model = random_model()
+    images, labels = random_images(9, model.config)
     with threadpool_limits(limits=2, user_api="blas"):  # the other tests run with one thread as it is
         before = threadpool_info()
-        evaluate(Spy(), images, labels, batch_size=2, workers=workers)
+        model.evaluate(images, labels, batch_size=2, workers=workers)
         assert threadpool_info() == before
-    assert set(Spy.seen) == {1}
+    assert set(seen) == {1}
 
 
 @pytest.mark.parametrize("workers", [1, 3])
@@ -91,7 +93,7 @@ def test_progress_counts_every_image(workers):
     model = random_model()
     images, labels = random_images(23, model.config)
     seen = []
-    evaluate(model, images, labels, batch_size=10, workers=workers, progress=seen.append)
+    model.evaluate(images, labels, batch_size=10, workers=workers, progress=seen.append)
     assert seen == [10, 10, 3]
 
 
@@ -108,7 +110,7 @@ def test_progress_counts_every_image(workers):
 def test_labels_that_do_not_fit_are_refused(labels, message):
     model = random_model()
     with pytest.raises(ValueError, match=message):
-        evaluate(model, random_images(4, model.config)[0], labels)
+        model.evaluate(random_images(4, model.config)[0], labels)
 
 
 def test_other_arguments_that_do_not_fit_are_refused():
@@ -116,11 +118,11 @@ def test_other_arguments_that_do_not_fit_are_refused():
     images, labels = random_images(4, model.config)
     for settings in ({"batch_size": 0}, {"workers": 0}):
         with pytest.raises(ValueError, match="at least 1"):
-            evaluate(model, images, labels, **settings)
+            model.evaluate(images, labels, **settings)
     with pytest.raises(ValueError, match="the model reads images"):
-        evaluate(model, images[:, :5], labels)
+        model.evaluate(images[:, :5], labels)
     with pytest.raises(ValueError, match="the model reads images"):
-        evaluate(model, images[:0], labels[:0])
+        model.evaluate(images[:0], labels[:0])
 
 
 def test_a_failure_in_a_thread_reaches_the_caller():
@@ -128,7 +130,7 @@ def test_a_failure_in_a_thread_reaches_the_caller():
     images, labels = random_images(9, model.config)
     model.parameters.flat[...] = np.nan
     with pytest.raises(ArithmeticError, match="not finite"):
-        evaluate(model, images, labels, batch_size=2, workers=2)
+        model.evaluate(images, labels, batch_size=2, workers=2)
 
 
 def test_huge_logits_neither_overflow_nor_lose_the_loss():
@@ -220,7 +222,7 @@ def rollout_with_every_query(images, parameters, config):
     products = [np.eye(tokens) for _ in images]
     for i in range(config.depth):
         x, cache = block_forward(x, parameters, f"blocks.{i}", config)
-        weights = attention_weights(cache[1])
+        weights = cache.attention.attention.weights
         for b in range(len(images)):
             flow = np.eye(tokens)
             for head in range(config.heads):
@@ -270,4 +272,4 @@ def test_logits_that_overflow_are_one_error_and_no_warning(workers):
     images, labels = random_images(9, model.config)
     model.parameters.flat[...] = 1e300
     with pytest.raises(ArithmeticError, match="logits that are not finite numbers"):
-        evaluate(model, images, labels, batch_size=5, workers=workers)
+        model.evaluate(images, labels, batch_size=5, workers=workers)

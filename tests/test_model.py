@@ -9,22 +9,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 from strategies import SHAPES, PoisonedWorkspace, assert_workspace_changes_nothing, normal, seeds
 
+from tinyvit.classifier import VisionTransformer
 from tinyvit.gradcheck import directional_error, gradient_error, relative_error
 from tinyvit.model import (
-    VisionTransformer,
     ViTConfig,
     block_attention,
     block_backward,
     block_forward,
     initialise,
+    loss_and_gradient,
     vit_backward,
     vit_backward_to_images,
     vit_forward,
 )
-from tinyvit.ops import cross_entropy_backward, cross_entropy_forward
 from tinyvit.optim import Adam
 from tinyvit.parameters import Parameters
-from tinyvit.training import ShardedGradient
+from tinyvit.training import ParallelGradient
 
 CONFIGS = [
     ViTConfig(image_size=4, patch_size=2, width=6, depth=1, heads=1, mlp_width=5, classes=3),
@@ -135,24 +135,16 @@ def test_the_last_block_for_the_class_token_alone_is_the_first_row_of_the_whole(
         assert relative_error(of_one[name], of_whole[name]) < 1e-13, name
 
 
-def loss_and_gradient(images, labels, parameters, config, smoothing=0.0):
-    logits, cache = vit_forward(images, parameters, config)
-    loss, loss_cache = cross_entropy_forward(logits, labels, smoothing)
-    return loss, vit_backward(cross_entropy_backward(1.0, loss_cache), cache)
-
-
 @SHAPES
 @given(st.integers(1, 9), st.integers(1, 4), seeds)
-def test_the_gradient_of_shards_is_the_gradient_of_the_whole(batch, workers, seed):
+def test_the_gradient_of_shares_is_the_gradient_of_the_whole(batch, workers, seed):
     parameters, images = random_parameters(MIDDLE, seed), random_images(MIDDLE, batch, seed)
     labels = np.random.default_rng(seed).integers(0, MIDDLE.classes, batch)
-    loss, gradient = loss_and_gradient(images, labels, parameters, MIDDLE, 0.1)
-    with ShardedGradient(MIDDLE, workers, smoothing=0.1) as sharded:
-        sharded_loss, correct, sharded_gradient = sharded(
-            parameters, lambda start, stop: (images[start:stop], labels[start:stop]), 0, batch
-        )
-    assert sharded_loss == pytest.approx(loss, rel=1e-12)
-    assert relative_error(sharded_gradient.flat, gradient.flat) < 1e-13
+    loss, _, gradient = loss_and_gradient(images, labels, parameters, MIDDLE, 0.1)
+    with ParallelGradient(MIDDLE, workers, smoothing=0.1) as shared:
+        shared_loss, correct, shared_gradient = shared(parameters, images, labels)
+    assert shared_loss == pytest.approx(loss, rel=1e-12)
+    assert relative_error(shared_gradient.flat, gradient.flat) < 1e-13
     assert correct == (vit_forward(images, parameters, MIDDLE)[0].argmax(axis=1) == labels).sum()
 
 

@@ -13,11 +13,12 @@ import pytest
 
 import tinyvit
 from tinyvit import pretrained
-from tinyvit.checkpoint import CheckpointError, save_model
+from tinyvit.checkpoint import CheckpointError
+from tinyvit.classifier import VisionTransformer, load_pretrained
 from tinyvit.data import load_mnist
-from tinyvit.evaluate import evaluate, misclassified
+from tinyvit.evaluate import misclassified
 from tinyvit.model import ViTConfig
-from tinyvit.pretrained import load_pretrained, pretrained_card
+from tinyvit.pretrained import pretrained_card
 
 ROOT = Path(__file__).resolve().parent.parent
 WEIGHTS = ROOT / "tinyvit" / "weights"
@@ -28,7 +29,7 @@ publish_weights = importlib.import_module("publish_weights")
 @pytest.fixture(scope="module")
 def evaluation():
     data = load_mnist()
-    return evaluate(load_pretrained(), data.test_images, data.test_labels)
+    return load_pretrained().evaluate(data.test_images, data.test_labels)
 
 
 def test_all_test_images_are_read_as_the_card_says(evaluation):
@@ -85,19 +86,17 @@ def test_the_command_on_the_card_is_one_that_the_training_takes():
 
 def test_a_missing_or_damaged_file_is_said(tmp_path, monkeypatch):
     monkeypatch.setattr(pretrained.importlib.resources, "files", lambda package: tmp_path)
-    (tmp_path / "weights").mkdir()
     for load in (load_pretrained, pretrained_card):
         with pytest.raises(CheckpointError, match=r"mnist\.safetensors"):
             load()
-    (tmp_path / "weights" / pretrained.WEIGHTS).write_bytes(b"damaged")
+    (tmp_path / pretrained.WEIGHTS).write_bytes(b"damaged")
     for load in (load_pretrained, pretrained_card):
         with pytest.raises(CheckpointError, match="not a whole tinyvit file"):
             load()
 
 
 def test_weights_without_a_card_are_said(tmp_path, monkeypatch):
-    (tmp_path / "weights").mkdir()
-    save_model(tmp_path / "weights" / pretrained.WEIGHTS, load_pretrained())
+    load_pretrained().save(tmp_path / pretrained.WEIGHTS)
     monkeypatch.setattr(pretrained.importlib.resources, "files", lambda package: tmp_path)
     with pytest.raises(CheckpointError, match="has no card"):
         pretrained_card()
@@ -169,12 +168,13 @@ def test_publishing_writes_weights_and_card(tmp_path, capsys, monkeypatch):
     run.mkdir()
     assert publish_weights.main([str(run)]) == 2
     assert "error: " in capsys.readouterr().err
-    save_model(run / "model.safetensors", load_pretrained())
+    load_pretrained().save(run / "model.safetensors")
     publish_weights.write_atomically(run / "metrics.json", publish_weights.json.dumps(run_metrics()))
     assert publish_weights.main([str(run), "--out", str(tmp_path / "box")]) == 0
     expected = publish_weights.card_of(run_metrics(), load_pretrained())
     monkeypatch.setattr(pretrained.importlib.resources, "files", lambda package: tmp_path)
     (tmp_path / "box").rename(tmp_path / "weights")
     assert pretrained_card() == expected
-    assert (load_pretrained().parameters.flat == tinyvit.load_model(run / "model.safetensors").parameters.flat).all()
-    assert "| seed | 3 |" in (tmp_path / "weights" / "README.md").read_text()
+    trained = VisionTransformer.load(run / "model.safetensors")
+    assert (load_pretrained().parameters.flat == trained.parameters.flat).all()
+    assert "| seed | 3 |" in (tmp_path / "README.md").read_text()

@@ -7,12 +7,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import strict_cupy
-import tinyvit.train
 
-from tinyvit.backend import get_backend, to_host
-from tinyvit.checkpoint import CheckpointError, load_arrays, save_arrays
+import tinyvit.training.loop
+from tinyvit.backend import to_host
+from tinyvit.checkpoint import CheckpointError, load_arrays, save_arrays, save_model
+from tinyvit.classifier import VisionTransformer
 from tinyvit.data import load_mnist
 from tinyvit.data.augment import Augmentation, warp
+from tinyvit.gpu import get_backend
 from tinyvit.model import ViTConfig, initialise, vit_backward, vit_forward
 from tinyvit.ops import cross_entropy_backward, cross_entropy_forward
 from tinyvit.training import (
@@ -24,7 +26,7 @@ from tinyvit.training import (
     TrainingConfig,
     TrainingDiverged,
     TrainingStopped,
-    read_info,
+    read_checkpoint,
 )
 
 CPU = get_backend("cpu")
@@ -56,21 +58,16 @@ def resumed(folder, **arguments):
     return Training.resume(folder, IMAGES, LABELS, CPU, **arguments)
 
 
-def state(run):
-    return {
-        "parameters": run.parameters.flat,
-        "first moment": run.adam.first_moment,
-        "second moment": run.adam.second_moment,
-        "average": run.average.average if run.average else np.zeros(0),
-    }
+def model(run):
+    return VisionTransformer(run.model_config, run.state.weights)
 
 
 def assert_same_bits(a, b):
-    for name, array in state(a).items():
-        np.testing.assert_array_equal(array, state(b)[name], err_msg=name)
-    assert a.adam.steps == b.adam.steps
-    strip = [{k: v for k, v in record.items() if k != "seconds"} for record in a.history]
-    assert strip == [{k: v for k, v in record.items() if k != "seconds"} for record in b.history]
+    for name, array in a.state.arrays().items():
+        np.testing.assert_array_equal(to_host(array), to_host(b.state.arrays()[name]), err_msg=name)
+    assert a.state.adam.steps == b.state.adam.steps
+    strip = [{k: v for k, v in record.items() if k != "seconds"} for record in a.state.history]
+    assert strip == [{k: v for k, v in record.items() if k != "seconds"} for record in b.state.history]
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +118,7 @@ def test_training_is_what_its_settings_say():
             loss_sum += loss * len(labels)
             correct += (logits.argmax(axis=1) == labels).sum()
         assert clipped > 3
-        record = run.history[number]
+        record = run.state.history[number]
         assert record["train_loss"] == pytest.approx(loss_sum / 138, rel=1e-4)
         assert record["train_accuracy"] == pytest.approx(correct / 138)
         held_back, _ = vit_forward(IMAGES[138:], weights.with_flat(average), SMALL)
@@ -132,8 +129,8 @@ def test_training_is_what_its_settings_say():
     # a key's bias has no gradient, so that Adam makes steps of its rounding noise: its places are left out
     seen = m**2 > 1e-12 * (m**2).max()
     assert seen.mean() > 0.9
-    np.testing.assert_allclose(run.parameters.flat[seen], w[seen], atol=2e-4)
-    np.testing.assert_allclose(run.average.average[seen], average[seen], atol=2e-4)
+    np.testing.assert_allclose(run.state.parameters.flat[seen], w[seen], atol=2e-4)
+    np.testing.assert_allclose(run.state.average.average[seen], average[seen], atol=2e-4)
 
 
 def test_the_same_seed_gives_the_same_bits_and_another_does_not(whole):
@@ -142,7 +139,7 @@ def test_the_same_seed_gives_the_same_bits_and_another_does_not(whole):
     assert_same_bits(again, whole)
     other = training(replace(RECIPE, seed=6))
     other.run()
-    assert not np.array_equal(other.parameters.flat, whole.parameters.flat)
+    assert not np.array_equal(other.state.parameters.flat, whole.state.parameters.flat)
 
 
 def test_so_many_epochs_and_then_the_rest_are_all_of_them(whole, tmp_path):
@@ -150,7 +147,7 @@ def test_so_many_epochs_and_then_the_rest_are_all_of_them(whole, tmp_path):
     first.run(tmp_path, stop_after=3)
     assert not first.finished
     second = resumed(tmp_path)
-    assert (second.epoch, second.place) == (3, 0)
+    assert (second.state.epoch, second.images_done) == (3, 0)
     second.run(tmp_path)
     assert second.finished
     assert_same_bits(second, whole)
@@ -161,12 +158,12 @@ def test_a_stop_in_the_middle_of_an_epoch_loses_nothing(whole, tmp_path, steps):
     run = training()
 
     def stop(run):
-        run.stop_requested = run.adam.steps == steps
+        run.stop_requested = run.state.adam.steps == steps
 
     with pytest.raises(TrainingStopped):
         run.run(tmp_path, on_step=stop)
     second = resumed(tmp_path)
-    assert second.adam.steps >= steps
+    assert second.state.adam.steps >= steps
     second.run(tmp_path)
     assert_same_bits(second, whole)
 
@@ -182,26 +179,26 @@ def test_a_constant_schedule_can_be_lengthened(tmp_path):
 
 
 def test_checkpoints_come_in_between(tmp_path, monkeypatch):
-    monkeypatch.setattr(tinyvit.train, "CHECKPOINT_SECONDS", 0)
+    monkeypatch.setattr(tinyvit.training.loop, "CHECKPOINT_SECONDS", 0)
     places = []
     training(replace(RECIPE, epochs=1)).run(tmp_path, on_step=lambda run: places.append(read_place(tmp_path)))
     assert places == [0, 16, 32, 48, 64, 80, 96, 112, 128]
 
 
 def read_place(folder):
-    return read_info(folder)["place"]
+    return read_checkpoint(folder)[1]["place"]
 
 
 def test_no_two_checkpoints_are_further_apart_than_half_a_minute():
-    assert tinyvit.train.CHECKPOINT_SECONDS <= 25
+    assert tinyvit.training.loop.CHECKPOINT_SECONDS <= 25
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(tmp_path):
     run = training()
 
     def damage(run):
-        if run.adam.steps == 12:
-            run.parameters["head.bias"][0] = np.nan
+        if run.state.adam.steps == 12:
+            run.state.parameters["head.bias"][0] = np.nan
 
     with pytest.raises(TrainingDiverged, match="loss became nan in epoch 2, after 12 of 36 steps: try a learning"):
         run.run(tmp_path, on_step=damage)
@@ -214,42 +211,43 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(tmp_pa
 def test_weights_that_are_not_finite_are_never_saved(tmp_path):
     run = training()
     run.save(tmp_path)
-    run.parameters["norm.weight"][0] = np.inf
+    run.state.parameters["norm.weight"][0] = np.inf
     with pytest.raises(TrainingDiverged, match="sum of all weights became inf"):
         run.save(tmp_path)
     assert np.isfinite(load_arrays(tmp_path / CHECKPOINT)[0]["parameters"]).all()
 
 
 def test_history_has_a_record_an_epoch(whole):
-    assert [record["epoch"] for record in whole.history] == [1, 2, 3, 4]
-    assert all(0 <= record["train_accuracy"] <= 1 for record in whole.history)
-    assert all(0 <= record["validation_accuracy"] <= 1 for record in whole.history)
-    assert whole.history[-1]["learning_rate"] == pytest.approx(0, abs=1e-9)
+    assert [record["epoch"] for record in whole.state.history] == [1, 2, 3, 4]
+    assert all(0 <= record["train_accuracy"] <= 1 for record in whole.state.history)
+    assert all(0 <= record["validation_accuracy"] <= 1 for record in whole.state.history)
+    assert whole.state.history[-1]["learning_rate"] == pytest.approx(0, abs=1e-9)
 
 
 def test_validation_images_are_the_last_and_never_trained_on():
     run = training(replace(RECIPE, epochs=1))
-    np.testing.assert_array_equal(run.images, IMAGES[:138])
+    np.testing.assert_array_equal(run.step.images, IMAGES[:138])
+    assert run.train_images == 138
     np.testing.assert_array_equal(run.validation[0], IMAGES[138:])
     changed = IMAGES.copy()
     changed[138:] = 0
     other = Training(SMALL, replace(RECIPE, epochs=1), changed, LABELS, CPU, workers=2)
     run.run()
     other.run()
-    np.testing.assert_array_equal(run.parameters.flat, other.parameters.flat)
+    np.testing.assert_array_equal(run.state.parameters.flat, other.state.parameters.flat)
 
 
 def test_a_run_without_validation_has_none(tmp_path):
     run = training(replace(RECIPE, validation=0, epochs=1))
     run.run(tmp_path)
-    assert run.history[0]["validation_loss"] is None
-    assert len(run.images) == 150
+    assert run.state.history[0]["validation_loss"] is None
+    assert run.train_images == 150
 
 
 def test_the_model_is_the_average_if_there_is_one(whole):
-    assert whole.model().parameters.flat is whole.average.average
+    assert whole.state.weights.flat is whole.state.average.average
     plain = training(replace(RECIPE, average=0.0))
-    assert plain.model().parameters.flat is plain.parameters.flat
+    assert plain.state.weights.flat is plain.state.parameters.flat
 
 
 def test_other_data_is_refused(tmp_path):
@@ -270,7 +268,7 @@ def test_fewer_epochs_than_are_done_are_refused(tmp_path):
 def test_an_epoch_that_is_begun_counts(tmp_path):
     run = training()
     with pytest.raises(TrainingStopped):
-        run.run(tmp_path, on_step=lambda run: setattr(run, "stop_requested", run.adam.steps == 20))
+        run.run(tmp_path, on_step=lambda run: setattr(run, "stop_requested", run.state.adam.steps == 20))
     with pytest.raises(CheckpointError, match="3 epochs are begun or done, which is more than 2"):
         resumed(tmp_path, epochs=2)
 
@@ -302,7 +300,7 @@ def test_a_folder_that_cannot_be_written_is_found_out_before_the_first_step(tmp_
     run = training()
     with pytest.raises(OSError, match="file"):
         run.run(tmp_path / "file" / "run")
-    assert run.adam.steps == 0
+    assert run.state.adam.steps == 0
 
 
 def test_a_stop_during_validation_keeps_the_epoch(whole, tmp_path, monkeypatch):
@@ -312,11 +310,11 @@ def test_a_stop_during_validation_keeps_the_epoch(whole, tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(tinyvit.train, "evaluate", interrupted)
+        patch.setattr(tinyvit.training.loop, "evaluate", interrupted)
         with pytest.raises(KeyboardInterrupt):
             run.run(tmp_path)
     second = resumed(tmp_path)
-    assert (second.epoch, second.place) == (0, 138)
+    assert (second.state.epoch, second.images_done) == (0, 138)
     second.run(tmp_path)
     assert_same_bits(second, whole)
 
@@ -324,7 +322,7 @@ def test_a_stop_during_validation_keeps_the_epoch(whole, tmp_path, monkeypatch):
 def test_a_run_that_was_stopped_can_go_on_itself(whole):
     run = training()
     with pytest.raises(TrainingStopped):
-        run.run(on_step=lambda run: setattr(run, "stop_requested", run.adam.steps == 13))
+        run.run(on_step=lambda run: setattr(run, "stop_requested", run.state.adam.steps == 13))
     run.run()
     assert_same_bits(run, whole)
 
@@ -332,7 +330,7 @@ def test_a_run_that_was_stopped_can_go_on_itself(whole):
 @pytest.mark.parametrize("clip", [0.0, 1.0])
 def test_a_gradient_that_overflows_is_found(tmp_path, clip):
     run = training(replace(RECIPE, clip=clip))
-    gradient_of = run.sharded_gradient
+    gradient_of = run.step._gradient
 
     class Overflowing:
         def __enter__(self):
@@ -346,9 +344,60 @@ def test_a_gradient_that_overflows_is_found(tmp_path, clip):
             gradient.flat[3:20] = 3e19  # finite, but not its square
             return loss, correct, gradient
 
-    run.sharded_gradient = Overflowing()
+    run.step._gradient = Overflowing()
     with pytest.raises(TrainingDiverged, match="norm of the gradient" if clip else "second moments"):
         run.run(tmp_path)
+
+
+def test_a_step_of_ones_own_can_take_the_place(tmp_path):
+    """`Training` asks nothing of a step but its interface."""
+
+    class Counting:
+        workers, record = 1, {"workers": 4}
+
+        def __init__(self, state, images, labels, model_config, config, backend, rate):
+            self.state, self.rate, self.begun = state, rate, []
+            self.count = len(images)
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *exception):
+            pass
+
+        def begin_epoch(self, epoch, done=0, totals=(0.0, 0)):
+            self.begun.append((epoch, done))
+            self.loss_sum, self.correct = totals
+
+        def __call__(self):
+            self.state.parameters.flat[...] -= self.rate
+            self.loss_sum += 2.0
+            self.correct += 1
+            return 16
+
+        def totals(self):
+            return self.loss_sum, self.correct
+
+    recipe = replace(RECIPE, epochs=2, average=0.0)
+    run = Training(SMALL, recipe, IMAGES, LABELS, CPU, make_step=Counting, rate=0.5)
+    before = run.state.parameters.flat.copy()
+    stop_after_steps(run, tmp_path, 12, count=lambda run: run.state.epoch * 9 + run.state.done)
+    resumed = Training.resume(tmp_path, IMAGES, LABELS, CPU, make_step=with_workers(Counting), rate=0.5)
+    resumed.run(tmp_path)
+    assert resumed.step.begun == [(1, 3)]
+    np.testing.assert_allclose(resumed.state.parameters.flat, before - 9, rtol=1e-5)
+    assert [record["train_loss"] for record in resumed.state.history] == [18 / 138] * 2
+    assert [record["train_accuracy"] for record in resumed.state.history] == [9 / 138] * 2
+
+
+def with_workers(kind):
+    """The same, taking the option that a resumed run hands on."""
+
+    def make(*arguments, workers, **options):
+        assert workers == 4
+        return kind(*arguments, **options)
+
+    return make
 
 
 def test_more_validation_than_images_is_refused():
@@ -357,9 +406,7 @@ def test_more_validation_than_images_is_refused():
 
 
 def test_a_model_file_is_no_checkpoint(tmp_path):
-    from tinyvit.checkpoint import save_model
-
-    save_model(tmp_path / CHECKPOINT, training().model())
+    save_model(tmp_path / CHECKPOINT, training().state.parameters, SMALL)
     with pytest.raises(CheckpointError, match="not a checkpoint of a run in format 1"):
         resumed(tmp_path)
 
@@ -417,23 +464,23 @@ def test_training_runs_on_the_stand_in_for_a_gpu_and_its_checkpoint_on_the_cpu(s
     back = resumed(tmp_path)
     back.run(tmp_path)
     # not the weights: Adam blows the rounding noise of a key's bias, whose true gradient is zero, up to whole steps
-    np.testing.assert_allclose(back.model().logits(IMAGES), on_cpu.model().logits(IMAGES), rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(model(back).logits(IMAGES), model(on_cpu).logits(IMAGES), rtol=1e-3, atol=1e-3)
 
 
 def begun(recipe, backend, workers):
-    return Training(SMALL, recipe, IMAGES, LABELS, backend, workers, kernels="off")
+    return Training(SMALL, recipe, IMAGES, LABELS, backend, workers=workers, kernels="off")
 
 
 def moved(folder, backend, kernels="off", **arguments):
     return Training.resume(folder, IMAGES, LABELS, backend, kernels=kernels, **arguments)
 
 
-def stop_after_steps(run, folder, steps):
+def stop_after_steps(run, folder, steps, count=lambda run: run.state.adam.steps):
     """Train, and stop in the middle of an epoch, with a checkpoint in `folder`."""
-    run.stop_after = run.adam.steps + steps
+    last = count(run) + steps
 
     def on_step(run):
-        run.stop_requested = run.adam.steps == run.stop_after
+        run.stop_requested = count(run) == last
 
     with pytest.raises(TrainingStopped):
         run.run(folder, on_step)
@@ -452,8 +499,8 @@ def test_a_checkpoint_is_the_same_file_on_every_device(accelerator, tmp_path, wo
         written = (folder / CHECKPOINT).read_bytes()
         for device in (second, first):
             run = moved(folder, device)
-            assert (run.epoch, run.place) == (1, 64)
-            assert isinstance(run.parameters.flat, device.xp.ndarray)
+            assert (run.state.epoch, run.images_done) == (1, 64)
+            assert isinstance(run.state.parameters.flat, device.xp.ndarray)
             run.save(folder)
             assert (folder / CHECKPOINT).read_bytes() == written
 
@@ -470,20 +517,20 @@ def test_a_run_that_moves_goes_on_with_the_same_numbers(accelerator, tmp_path, f
         stop_after_steps(run, tmp_path, 5 + 2 * stop)
         run = moved(tmp_path, devices[(stop + 1) % 2])
     run.run(tmp_path)
-    assert len(run.history) == 3
-    for mine, theirs in zip(run.history, stayed.history, strict=True):
+    assert len(run.state.history) == 3
+    for mine, theirs in zip(run.state.history, stayed.state.history, strict=True):
         for name in set(theirs) - {"seconds"}:
             assert mine[name] == pytest.approx(theirs[name], rel=1e-3), name
     # not the weights: see `test_training_runs_on_the_stand_in_for_a_gpu_and_its_checkpoint_on_the_cpu`
-    np.testing.assert_allclose(run.model().logits(IMAGES), stayed.model().logits(IMAGES), rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(model(run).logits(IMAGES), model(stayed).logits(IMAGES), rtol=1e-3, atol=1e-3)
 
 
 def test_a_run_that_was_on_a_gpu_has_its_workers_again(accelerator, tmp_path):
     stop_after_steps(training(workers=3), tmp_path, 2)
     run = moved(tmp_path, accelerator)
-    assert (run.workers, run.cpu_workers) == (1, 3)
+    assert run.step.workers == 1
     stop_after_steps(run, tmp_path, 2)
-    assert resumed(tmp_path).workers == 3
+    assert resumed(tmp_path).step.workers == 3
 
 
 def test_a_short_run_on_mnist_learns():
@@ -491,7 +538,7 @@ def test_a_short_run_on_mnist_learns():
     recipe = replace(TUNED, epochs=1, batch_size=32, validation=1000, average=0.0, augmentation=Augmentation())
     run = Training(ViTConfig(), recipe, data.train_images[:12_000], data.train_labels[:12_000], CPU)
     run.run()
-    assert run.history[-1]["validation_accuracy"] > 0.93
+    assert run.state.history[-1]["validation_accuracy"] > 0.93
 
 
 # in kernels
@@ -508,32 +555,21 @@ def test_training_in_kernels_is_training_on_the_cpu(accelerator):
     on_cpu.run()
     run = in_kernels(accelerator)
     run.run()
-    assert run.adam.steps == on_cpu.adam.steps == 6
-    assert run.average.steps == on_cpu.average.steps == 3  # after step 4, and at both ends
-    for mine, theirs in zip(run.history, on_cpu.history, strict=True):
+    assert run.state.adam.steps == on_cpu.state.adam.steps == 6
+    assert run.state.average.steps == on_cpu.state.average.steps == 3  # after step 4, and at both ends
+    for mine, theirs in zip(run.state.history, on_cpu.state.history, strict=True):
         for name in set(theirs) - {"seconds"}:
             assert mine[name] == pytest.approx(theirs[name], rel=1e-3), name
-    np.testing.assert_allclose(run.model().logits(IMAGES), on_cpu.model().logits(IMAGES), rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(model(run).logits(IMAGES), model(on_cpu).logits(IMAGES), rtol=1e-3, atol=1e-3)
 
 
 def test_an_epoch_in_kernels_never_waits_for_the_device(accelerator):
-    run = in_kernels(accelerator)
-    epoch = run._begin_epoch_in_kernels()
+    step = in_kernels(accelerator).step
+    step.begin_epoch(0)
     with strict_cupy.no_synchronisation():
-        for _ in range(3):
-            run.step(epoch)
-    assert run.place == len(run.images)
-    with pytest.raises(IndexError, match="0 images of the epoch are left"):  # a kernel would read on
-        epoch(48)
-
-
-def test_a_step_in_kernels_before_its_epoch_or_of_another_size_is_refused(accelerator):
-    run = in_kernels(accelerator)
-    with pytest.raises(IndexError, match="0 images of the epoch are left"):
-        run.kernel_step(48)
-    epoch = run._begin_epoch_in_kernels()
-    with pytest.raises(IndexError, match="138 images of the epoch are left: its next step takes 48, not 42"):
-        epoch(42)
+        assert [step() for _ in range(3)] == [48, 48, 42]
+    with pytest.raises(IndexError, match="the epoch has no step left"):  # a kernel would read on
+        step()
 
 
 def test_a_place_between_two_batches_is_refused(tmp_path):
@@ -550,11 +586,9 @@ def test_a_run_in_kernels_goes_on_bit_for_bit(accelerator, tmp_path, kernels):
     whole.run()
     stop_after_steps(in_kernels(accelerator, kernels), tmp_path, 2)  # in the middle of the first epoch
     run = moved(tmp_path, accelerator, kernels=kernels)
-    assert run.place == 96
+    assert run.images_done == 96
     run.run(tmp_path)
-    assert run.history[-1] | {"seconds": 0} == whole.history[-1] | {"seconds": 0}
-    for name, array in state(run).items():
-        np.testing.assert_array_equal(to_host(array), to_host(state(whole)[name]), err_msg=name)
+    assert_same_bits(run, whole)
 
 
 def test_a_run_moves_from_kernels_to_the_cpu_and_back(accelerator, tmp_path):
@@ -565,7 +599,7 @@ def test_a_run_moves_from_kernels_to_the_cpu_and_back(accelerator, tmp_path):
     stop_after_steps(run, tmp_path, 2)
     run = moved(tmp_path, accelerator, kernels="graph")
     run.run(tmp_path)
-    np.testing.assert_allclose(run.model().logits(IMAGES), stayed.model().logits(IMAGES), rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(model(run).logits(IMAGES), model(stayed).logits(IMAGES), rtol=1e-3, atol=1e-3)
 
 
 def test_kernels_that_diverge_are_found_out(accelerator, tmp_path):
@@ -581,7 +615,7 @@ def test_kernels_that_diverge_are_found_out(accelerator, tmp_path):
         ("cpu", {"kernels": "graph"}, "kernels 'graph' is for a GPU"),
         ("cpu", {"precision": "half"}, "precision 'half' is unknown: give 'float32', 'tf32', 'bfloat16'"),
         ("cpu", {"kernels": "fast"}, "kernels 'fast' are unknown: give 'graph', 'launches', 'off'"),
-        ("gpu", {"precision": "bfloat16", "kernels": "off"}, "precision 'bfloat16' is one of the kernels'"),
+        ("gpu", {"precision": "bfloat16", "kernels": "off"}, "precision 'bfloat16' needs kernels"),
         ("gpu", {"kernels": "graph", "model": replace(SMALL, classes=300)}, "labels of one byte"),
         ("gpu", {"precision": "tf32", "model": replace(SMALL, classes=300)}, "labels of one byte"),
     ],
@@ -594,7 +628,7 @@ def test_a_precision_or_kernels_that_cannot_be_had(strict_gpu, device, arguments
 
 def test_where_there_are_no_kernels_for_a_model_plain_operations_compute_and_the_log_says_so(strict_gpu, caplog):
     run = Training(replace(SMALL, classes=300), SHORT, IMAGES, LABELS, strict_gpu)
-    assert run.kernels == "off"
+    assert run.step.mode == "plain"
     assert "note: plain operations compute, as the kernels read labels of one byte" in caplog.text
 
 

@@ -4,9 +4,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from tinyvit.backend import array_module, get_backend
+from tinyvit.backend import array_module
 from tinyvit.checkpoint import load_model, save_model
 from tinyvit.evaluate import evaluate
+from tinyvit.gpu import get_backend
 from tinyvit.model import ViTConfig, vit_logits
 from tinyvit.ops import softmax_forward
 from tinyvit.parameters import Parameters

@@ -67,7 +67,7 @@ def layer_norm_backward(dout, cache):
 
 def gelu_forward(x):
     """Multiply every x by the probability cdf(x) that a standard normal variable lies below it."""
-    cdf = (1 + erf(x / np.sqrt(2))) / 2
+    cdf = (1 + erf(x / 2**0.5)) / 2
     return x * cdf, (x, cdf)
 
 
@@ -75,7 +75,7 @@ def gelu_backward(dout, cache):
     """Return dx for dout, both of the shape of x."""
     x, cdf = cache
     # out = x * cdf(x), and the derivative of cdf is the normal density
-    density = np.exp(-(x**2) / 2) / np.sqrt(2 * np.pi)
+    density = np.exp(-(x**2) / 2) / (2 * np.pi) ** 0.5
     return dout * (cdf + x * density)
 
 
@@ -94,7 +94,7 @@ def softmax_backward(dweights, weights):
 
 def attention_forward(q, k, v):
     """Mix the values v (..., T, K): query q (..., S, K) weighs them by how well it fits their keys k (..., T, K)."""
-    scores = q @ k.swapaxes(-1, -2) / np.sqrt(q.shape[-1])  # (..., S, T)
+    scores = q @ k.swapaxes(-1, -2) / q.shape[-1] ** 0.5  # (..., S, T)
     weights, _ = softmax_forward(scores)
     return weights @ v, (weights, q, k, v)
 
@@ -106,7 +106,7 @@ def attention_backward(dout, cache):
     dweights = dout @ v.swapaxes(-1, -2)
     dv = weights.swapaxes(-1, -2) @ dout
     # weights = softmax(scores)
-    dscores = softmax_backward(dweights, weights) / np.sqrt(q.shape[-1])
+    dscores = softmax_backward(dweights, weights) / q.shape[-1] ** 0.5
     # scores = q @ k.T / sqrt(K)
     dq = dscores @ k
     dk = dscores.swapaxes(-1, -2) @ q
@@ -169,16 +169,19 @@ def patch_embedding_backward(dtokens, linear_cache):
 
 def cross_entropy_forward(logits, labels):
     """Return the mean over the batch of -log softmax(logits)[label], for logits (B, classes) and labels (B,)."""
-    probabilities, _ = softmax_forward(logits)
-    loss = -np.log(probabilities[np.arange(len(labels)), labels]).mean()
-    return loss, (probabilities, labels)
+    # log softmax(z) = z - max(z) - log(sum(exp(z - max(z)))): no logarithm of a probability that is rounded to 0
+    shifted = logits - logits.max(axis=1, keepdims=True)
+    log_probabilities = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    loss = -log_probabilities[np.arange(len(labels)), labels].mean()
+    return loss, (np.exp(log_probabilities), labels)
 
 
 def cross_entropy_backward(cache):
     """Return dlogits (B, classes)."""
     probabilities, labels = cache
     # d -log softmax(logits)[label] / d logits[j] = softmax(logits)[j] - (j == label)
-    dlogits = probabilities - np.eye(probabilities.shape[1])[labels]
+    dlogits = probabilities.copy()
+    dlogits[np.arange(len(labels)), labels] -= 1
     return dlogits / len(labels)
 
 
@@ -249,7 +252,7 @@ def vit_backward(dlogits, cache):
     gradients = {}
     dnormed, gradients["head.weight"], gradients["head.bias"] = linear_backward(dlogits, head_cache)
     dclass, gradients["norm.weight"], gradients["norm.bias"] = layer_norm_backward(dnormed, norm_cache)
-    dx = np.zeros(shape)
+    dx = np.zeros(shape, dclass.dtype)
     dx[:, 0] = dclass  # no other token of the last block is read
     for i in reversed(range(len(block_caches))):
         dx = block_backward(dx, block_caches[i], gradients, f"blocks.{i}")

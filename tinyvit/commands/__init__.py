@@ -4,8 +4,8 @@ import argparse
 import pkgutil
 import sys
 
-from tinyvit.backend import DeviceError
-from tinyvit.diagnosis import is_out_of_memory, one_line
+from tinyvit.gpu import DeviceError
+from tinyvit.gpu.diagnosis import is_out_of_memory, one_line
 
 COMMANDS = {
     "train": "train a model on MNIST, or on any data set of the same form",

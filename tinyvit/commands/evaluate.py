@@ -9,10 +9,10 @@ test gets a folder of its own inside it: RUN/on-fashion.
 
 from pathlib import Path
 
-from tinyvit.backend import get_backend
 from tinyvit.classifier import VisionTransformer
 from tinyvit.commands import require_range
 from tinyvit.data import load_mnist
+from tinyvit.gpu import get_backend
 from tinyvit.training.results import MODEL, read_metrics, versions, write_evaluation, write_metrics
 
 

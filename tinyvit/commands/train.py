@@ -14,11 +14,11 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from tinyvit.backend import get_backend
 from tinyvit.classifier import VisionTransformer
 from tinyvit.commands import CommandError, require_range
 from tinyvit.data import DataError, load_mnist
 from tinyvit.data.augment import Augmentation
+from tinyvit.gpu import get_backend
 from tinyvit.kernels import PRECISIONS
 from tinyvit.model import ViTConfig
 from tinyvit.training import CHECKPOINT, RECIPES, Training, TrainingConfig, WorkerError, read_checkpoint, results

@@ -133,7 +133,7 @@ class Training:
             "train_accuracy": state.correct / self.train_images,
             "validation_loss": None,
             "validation_accuracy": None,
-            "learning_rate": float(self.config.learning_rates(epoch, self.steps_per_epoch)[0]),
+            "learning_rate": self.config.learning_rates(epoch, self.steps_per_epoch)[0],
             "seconds": state.seconds,
         }
         self._require_finite()

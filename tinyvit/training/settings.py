@@ -58,13 +58,12 @@ class TrainingConfig:
             raise ValueError(f"schedule must be 'constant' or 'cosine', not {self.schedule!r}")
 
     def learning_rates(self, epoch, steps):
-        """Return the learning rate of every step of an epoch of `steps` steps: (steps,) float64."""
+        """Return the learning rate of every step of an epoch of `steps` steps, a list of numbers."""
         total = self.epochs * steps
         schedule = warmup_cosine if self.schedule == "cosine" else constant
         warmup_steps = min(self.warmup_steps, total // 10)
         first = epoch * steps
-        rates = [schedule(first + i, total, self.learning_rate, warmup_steps) for i in range(steps)]
-        return np.array(rates)
+        return [schedule(first + i, total, self.learning_rate, warmup_steps) for i in range(steps)]
 
     def averages_after(self, epoch, steps):
         """Return after which steps of an epoch the average takes in the weights: (steps,) bool."""

@@ -16,10 +16,10 @@ import numpy as np
 import pytest
 from threadpoolctl import threadpool_info, threadpool_limits
 
-from tinyvit import parallel
-from tinyvit.model import ViTConfig, initialise, vit_backward, vit_forward
-from tinyvit.ops import cross_entropy_backward, cross_entropy_forward
-from tinyvit.training import SHARD_TOKENS, ShardedGradient, WorkerError, available_cores, cut
+from tinyvit.data.augment import Augmentation, warp
+from tinyvit.model import ViTConfig, initialise, loss_and_gradient
+from tinyvit.training import ParallelGradient, WorkerError, available_cores, workers
+from tinyvit.training.workers import CHUNK_TOKENS, cut
 
 CONFIG = ViTConfig(image_size=8, patch_size=4, width=8, depth=2, heads=2, mlp_width=12, classes=5)
 RNG = np.random.default_rng(0)
@@ -27,7 +27,7 @@ IMAGES = RNG.random((100, 8, 8))
 LABELS = RNG.integers(0, 5, 100)
 
 
-def load(start, stop):
+def batch(start=0, stop=64):
     return IMAGES[start:stop], LABELS[start:stop]
 
 
@@ -38,19 +38,14 @@ def parameters(dtype=np.float64):
 
 
 def whole(start, stop, smoothing=0.1):
-    weights = parameters()
-    images, labels = load(start, stop)
-    logits, cache = vit_forward(images, weights, CONFIG)
-    loss, loss_cache = cross_entropy_forward(logits, labels, smoothing)
-    correct = (logits.argmax(axis=1) == labels).sum()
-    return loss, correct, vit_backward(cross_entropy_backward(1.0, loss_cache), cache)
+    return loss_and_gradient(*batch(start, stop), parameters(), CONFIG, smoothing)
 
 
-@pytest.mark.parametrize(("workers", "shard_size"), [(1, None), (1, 7), (2, None), (2, 7), (3, 20), (7, 3)])
-def test_shares_give_the_loss_and_gradient_of_the_whole(workers, shard_size):
-    with ShardedGradient(CONFIG, workers, smoothing=0.1, shard_size=shard_size) as sharded:
+@pytest.mark.parametrize(("workers", "chunk_size"), [(1, None), (1, 7), (2, None), (2, 7), (3, 20), (7, 3)])
+def test_shares_give_the_loss_and_gradient_of_the_whole(workers, chunk_size):
+    with ParallelGradient(CONFIG, workers, smoothing=0.1, chunk_size=chunk_size) as parallel:
         for start, stop in [(3, 68), (10, 12), (0, 100), (99, 100), (0, 100)]:  # more and fewer than the last time
-            loss, correct, gradient = sharded(parameters(), load, start, stop)
+            loss, correct, gradient = parallel(parameters(), *batch(start, stop))
             expected_loss, expected_correct, expected = whole(start, stop)
             np.testing.assert_allclose(loss, expected_loss, rtol=1e-12)
             assert correct == expected_correct
@@ -58,16 +53,14 @@ def test_shares_give_the_loss_and_gradient_of_the_whole(workers, shard_size):
 
 
 def test_every_call_uses_the_weights_images_and_types_it_is_given():
-    with ShardedGradient(CONFIG, 2) as sharded, ShardedGradient(CONFIG, 1) as alone:
+    with ParallelGradient(CONFIG, 2) as parallel, ParallelGradient(CONFIG, 1) as alone:
         cases = [(np.float32, np.float64, 1), (np.float64, np.uint8, 255), (np.float32, np.uint8, 200)]
         for dtype, kind, scale in cases:
             weights, images = parameters(dtype), (IMAGES * scale).astype(kind)
             weights.flat *= scale / 255
 
-            def load(start, stop, images=images):
-                return images[start:stop], LABELS[start:stop].astype(np.uint8)
-
-            got, expected = sharded(weights, load, 0, 50), alone(weights, load, 0, 50)
+            labels = LABELS.astype(np.uint8)
+            got, expected = (gradient(weights, images[:50], labels[:50]) for gradient in (parallel, alone))
             assert got[0].dtype == got[2].flat.dtype == dtype
             np.testing.assert_allclose(got[2].flat, expected[2].flat, rtol=1e-3, atol=1e-6)
 
@@ -75,23 +68,36 @@ def test_every_call_uses_the_weights_images_and_types_it_is_given():
 @pytest.mark.parametrize("workers", [2, 5])
 def test_the_same_bits_whatever_the_timing(workers):
     rng, weights = np.random.default_rng(0), parameters(np.float32)
-
-    def late(start, stop):  # some have their part long before others
-        time.sleep(rng.uniform(0, 0.02))
-        return load(start, stop)
-
-    with ShardedGradient(CONFIG, workers, shard_size=8) as sharded:
-        first = sharded(weights, load, 0, 100)[2].flat.copy()
+    with ParallelGradient(CONFIG, workers, chunk_size=8) as parallel:
+        first = parallel(weights, *batch(0, 100))[2].flat.copy()
         for _ in range(20):
-            np.testing.assert_array_equal(sharded(weights, late, 0, 100)[2].flat, first)
+            late = rng.choice(parallel._helpers)._process  # it has its share done long after the others
+            late.send_signal(signal.SIGSTOP)
+            threading.Timer(rng.uniform(0, 0.02), late.send_signal, [signal.SIGCONT]).start()
+            np.testing.assert_array_equal(parallel(weights, *batch(0, 100))[2].flat, first)
 
 
-def test_one_worker_and_two_give_the_same_bits_for_a_batch_of_two_shards():
+@pytest.mark.parametrize("workers", [1, 2, 3])
+def test_each_worker_changes_the_images_of_its_share(workers):
+    weights, images = parameters(np.float32), (255 * IMAGES).astype(np.uint8)
+    maps = Augmentation(rotation=20, scale=0.2, shift=2, flip=0.5).draw(np.random.default_rng(2), 100)
+    expected = loss_and_gradient(warp(images, maps), LABELS, weights, CONFIG)
+    with ParallelGradient(CONFIG, workers, chunk_size=16) as parallel:
+        for _ in range(2):
+            loss, correct, gradient = parallel(weights, images, LABELS, maps)
+            np.testing.assert_allclose(loss, expected[0], rtol=1e-6)
+            assert correct == expected[1]
+            np.testing.assert_allclose(gradient.flat, expected[2].flat, rtol=1e-3, atol=1e-6)
+            plain = loss_and_gradient(images, LABELS, weights, CONFIG)  # and none if there are no maps
+            np.testing.assert_allclose(parallel(weights, images, LABELS)[0], plain[0], rtol=1e-6)
+
+
+def test_one_worker_and_two_give_the_same_bits_for_a_batch_of_two_chunks():
     weights = parameters(np.float32)
     results = []
-    for workers in (1, 2):
-        with ShardedGradient(CONFIG, workers, shard_size=32) as sharded:
-            loss, correct, gradient = sharded(weights, load, 0, 64)
+    for count in (1, 2):
+        with ParallelGradient(CONFIG, count, chunk_size=32) as parallel:
+            loss, correct, gradient = parallel(weights, *batch())
             results.append((loss.tobytes(), int(correct), gradient.flat.tobytes()))
     assert results[0] == results[1]
 
@@ -99,15 +105,15 @@ def test_one_worker_and_two_give_the_same_bits_for_a_batch_of_two_shards():
 def test_weights_are_only_read():
     weights = parameters()
     before = weights.flat.copy()
-    with ShardedGradient(CONFIG, 2) as sharded:
-        sharded(weights, load, 0, 64)
+    with ParallelGradient(CONFIG, 2) as parallel:
+        parallel(weights, *batch())
     np.testing.assert_array_equal(weights.flat, before)
 
 
-def test_a_shard_has_about_so_many_tokens():
-    assert ShardedGradient(ViTConfig(), 1).shard_size == SHARD_TOKENS // 17 == 64
-    assert ShardedGradient(ViTConfig(patch_size=1), 1).shard_size == 1
-    assert ShardedGradient(ViTConfig(), 1, shard_size=9).shard_size == 9
+def test_a_chunk_has_about_so_many_tokens():
+    assert ParallelGradient(ViTConfig(), 1).chunk_size == CHUNK_TOKENS // 17 == 64
+    assert ParallelGradient(ViTConfig(patch_size=1), 1).chunk_size == 1
+    assert ParallelGradient(ViTConfig(), 1, chunk_size=9).chunk_size == 9
 
 
 def test_blas_has_one_thread_inside_and_its_own_after():
@@ -116,11 +122,11 @@ def test_blas_has_one_thread_inside_and_its_own_after():
 
     with threadpool_limits(limits=2, user_api="blas"):
         before = threads()
-        with ShardedGradient(CONFIG, 2):
+        with ParallelGradient(CONFIG, 2):
             assert set(threads()) == {1}
         assert threads() == before
 
-        first, second = ShardedGradient(CONFIG, 1), ShardedGradient(CONFIG, 1)
+        first, second = ParallelGradient(CONFIG, 1), ParallelGradient(CONFIG, 1)
         with contextlib.ExitStack() as one, contextlib.ExitStack() as other:  # left in the order they were entered
             one.enter_context(first)
             other.enter_context(second)
@@ -131,64 +137,61 @@ def test_blas_has_one_thread_inside_and_its_own_after():
 
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="counts threads in /proc")
 def test_a_helper_has_one_thread():
-    with ShardedGradient(CONFIG, 2) as sharded:
-        sharded(parameters(), load, 0, 64)
-        pid = sharded._helpers[0]._process.pid
+    with ParallelGradient(CONFIG, 2) as parallel:
+        parallel(parameters(), *batch())
+        pid = parallel._helpers[0]._process.pid
         assert len(list(Path(f"/proc/{pid}/task").iterdir())) == 1
 
 
 # ---- what goes wrong ----
 
 
-def test_an_error_of_the_loader_reaches_the_caller_and_the_next_call_is_right():
-    def broken(start, stop):
-        if start < 30:
-            raise RuntimeError("these cannot be read")
-        return load(start, stop)
-
-    with ShardedGradient(CONFIG, 3) as sharded:
+def test_an_error_while_the_others_are_at_work_reaches_the_caller_and_the_next_call_is_right():
+    wrong = LABELS.copy()
+    wrong[0] = 77  # in the share of this process
+    with ParallelGradient(CONFIG, 3) as parallel:
         for _ in range(3):
-            with pytest.raises(RuntimeError, match="these cannot be read"):  # when the others are at work already
-                sharded(parameters(), broken, 0, 64)
-        _, _, gradient = sharded(parameters(), load, 3, 68)
+            with pytest.raises(ValueError, match="a label is 77"):
+                parallel(parameters(), IMAGES[:64], wrong[:64])
+        _, _, gradient = parallel(parameters(), *batch(3, 68))
         np.testing.assert_allclose(gradient.flat, whole(3, 68, 0.0)[2].flat, rtol=1e-9, atol=1e-13)
 
 
 def test_images_that_do_not_fit_the_model_are_an_error_and_the_next_call_is_right():
-    with ShardedGradient(CONFIG, 2) as sharded:
+    with ParallelGradient(CONFIG, 2) as parallel:
         with pytest.raises(ValueError, match="the model reads images of shape"):
-            sharded(parameters(), lambda start, stop: (np.zeros((stop - start, 7, 7)), LABELS[start:stop]), 0, 64)
-        _, _, gradient = sharded(parameters(), load, 3, 68)
+            parallel(parameters(), np.zeros((64, 7, 7)), LABELS[:64])
+        _, _, gradient = parallel(parameters(), *batch(3, 68))
         np.testing.assert_allclose(gradient.flat, whole(3, 68, 0.0)[2].flat, rtol=1e-9, atol=1e-13)
 
 
 def test_an_error_in_another_process_is_told(monkeypatch):
-    with ShardedGradient(CONFIG, 2) as sharded:
-        right = sharded(parameters(), load, 0, 64)
-        monkeypatch.setattr(parallel, "gradient_of_part", lambda *_: right)  # the error is not found here
+    with ParallelGradient(CONFIG, 2) as parallel:
+        right = parallel(parameters(), *batch())
+        monkeypatch.setattr(workers, "gradient_of_share", lambda *_, **__: right)  # the error is not found here
         with pytest.raises(WorkerError, match=r"worker 2 of 2 failed:\n(.|\n)*the model reads images of shape"):
-            sharded(parameters(), lambda start, stop: (np.zeros((stop - start, 7, 7)), LABELS[start:stop]), 0, 64)
+            parallel(parameters(), np.zeros((64, 7, 7)), LABELS[:64])
 
 
 def test_a_worker_that_was_killed_ends_the_step_and_not_the_program():
-    with ShardedGradient(CONFIG, 3) as sharded:
-        expected = sharded(parameters(), load, 0, 64)[2].flat.copy()
+    with ParallelGradient(CONFIG, 3) as parallel:
+        expected = parallel(parameters(), *batch())[2].flat.copy()
         for _ in range(2):
-            sharded._helpers[1]._process.send_signal(signal.SIGKILL)
+            parallel._helpers[1]._process.send_signal(signal.SIGKILL)
             with pytest.raises(WorkerError, match=r"worker 3 of 3 is gone \(killed by signal 9\).*fewer workers"):
-                sharded(parameters(), load, 0, 64)
-            np.testing.assert_array_equal(sharded(parameters(), load, 0, 64)[2].flat, expected)  # with new ones
+                parallel(parameters(), *batch())
+            np.testing.assert_array_equal(parallel(parameters(), *batch())[2].flat, expected)  # with new ones
 
 
 def test_a_worker_that_is_killed_while_it_is_waited_for_is_no_endless_wait():
-    with ShardedGradient(CONFIG, 2) as sharded:
-        sharded(parameters(), load, 0, 100)
+    with ParallelGradient(CONFIG, 2) as parallel:
+        parallel(parameters(), *batch(0, 100))
         began = time.monotonic()
-        process = sharded._helpers[0]._process
+        process = parallel._helpers[0]._process
         process.send_signal(signal.SIGSTOP)
         threading.Timer(0.3, process.send_signal, [signal.SIGKILL]).start()
         with pytest.raises(WorkerError, match="killed by signal 9"):
-            sharded(parameters(), load, 0, 100)
+            parallel(parameters(), *batch(0, 100))
     assert time.monotonic() - began < 10
 
 
@@ -208,10 +211,10 @@ def open_files():
 def test_a_worker_that_does_not_start_is_told(monkeypatch, executable, expected):
     before = open_files()
     monkeypatch.setattr(sys, "executable", executable)
-    sharded = ShardedGradient(CONFIG, 3)
+    parallel = ParallelGradient(CONFIG, 3)
     with pytest.raises(WorkerError, match=expected):
-        sharded.__enter__()
-    assert sharded._helpers == []
+        parallel.__enter__()
+    assert parallel._helpers == []
     assert open_files() == before
 
 
@@ -220,23 +223,23 @@ def test_a_worker_that_hangs_at_its_start_is_told(monkeypatch, tmp_path):
     program.write_text("#!/bin/sh\nexec sleep 60\n")
     program.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(program))
-    monkeypatch.setattr(parallel, "START_SECONDS", 0.3)
+    monkeypatch.setattr(workers, "START_SECONDS", 0.3)
     with pytest.raises(WorkerError, match="killed by signal 9"):
-        ShardedGradient(CONFIG, 2).__enter__()
+        ParallelGradient(CONFIG, 2).__enter__()
 
 
 def test_a_program_that_cannot_be_read_by_python_is_told(monkeypatch):
     config = ViTConfig(image_size=8, patch_size=4, width=8, depth=1, heads=2, mlp_width=12, classes=5)
     monkeypatch.setattr(ViTConfig, "as_dict", lambda self: {"width": -1})  # so that only the helper fails
     with pytest.raises(WorkerError, match=r"worker 2 of 2 failed:\n(.|\n)*width must be a whole number"):
-        ShardedGradient(config, 2).__enter__()
+        ParallelGradient(config, 2).__enter__()
 
 
 def test_what_a_library_prints_is_no_answer(tmp_path, monkeypatch, capfd):
     (tmp_path / "sitecustomize.py").write_text("import os; os.write(1, b'printed\\n{}\\ntinyvit is not JSON')\n")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    with ShardedGradient(CONFIG, 2) as sharded:
-        _, _, gradient = sharded(parameters(), load, 3, 68)
+    with ParallelGradient(CONFIG, 2) as parallel:
+        _, _, gradient = parallel(parameters(), *batch(3, 68))
     np.testing.assert_allclose(gradient.flat, whole(3, 68, 0.0)[2].flat, rtol=1e-9, atol=1e-13)
 
 
@@ -244,45 +247,38 @@ def test_what_a_library_prints_is_no_answer(tmp_path, monkeypatch, capfd):
 def test_an_interrupt_at_any_moment_leaves_no_wrong_answer_behind():
     weights = parameters()
     expected = whole(3, 68, 0.0)[2].flat
-    with ShardedGradient(CONFIG, 2) as sharded:
+    with ParallelGradient(CONFIG, 2) as parallel:
         for delay in np.linspace(0, 0.01, 8):
             interrupt = threading.Timer(delay, signal.raise_signal, [signal.SIGINT])
             with contextlib.suppress(KeyboardInterrupt):
                 interrupt.start()
                 while interrupt.is_alive():
-                    sharded(weights, load, 0, 100)
+                    parallel(weights, *batch(0, 100))
                 time.sleep(0.1)
-            _, _, gradient = sharded(weights, load, 3, 68)
+            _, _, gradient = parallel(weights, *batch(3, 68))
             np.testing.assert_allclose(gradient.flat, expected, rtol=1e-9, atol=1e-13)
 
 
 def test_opposite_infinities_are_no_warning():
     weights = parameters(np.float32)
     weights.flat *= 1e30
-    with ShardedGradient(CONFIG, 2) as sharded, ShardedGradient(CONFIG, 1) as alone:
-        for gradient_of in (sharded, alone):
-            loss, _, _ = gradient_of(weights, load, 0, 64)
+    with ParallelGradient(CONFIG, 2) as parallel, ParallelGradient(CONFIG, 1) as alone:
+        for gradient_of in (parallel, alone):
+            loss, _, _ = gradient_of(weights, *batch())
             assert not np.isfinite(loss)
 
 
-def test_images_of_two_types_in_one_batch_are_refused():
-    def mixed(start, stop):
-        images, labels = load(start, stop)
-        return (images if start > 40 else images.astype(np.uint8)), labels
+def test_two_threads_are_refused(monkeypatch):
+    compute = workers.gradient_of_share
+    with ParallelGradient(CONFIG, 1) as parallel:
 
-    with ShardedGradient(CONFIG, 3) as sharded, pytest.raises(ValueError, match=r"the images of one batch .* uint8"):
-        sharded(parameters(), mixed, 0, 64)
-
-
-def test_two_threads_are_refused():
-    with ShardedGradient(CONFIG, 1) as sharded:
-
-        def within(start, stop):
+        def within(*arguments, **keywords):
             with pytest.raises(RuntimeError, match="one thread of one process"):
-                sharded(parameters(), load, 0, 10)
-            return load(start, stop)
+                parallel(parameters(), *batch(0, 10))
+            return compute(*arguments, **keywords)
 
-        sharded(parameters(), within, 0, 10)
+        monkeypatch.setattr(workers, "gradient_of_share", within)
+        parallel(parameters(), *batch(0, 10))
 
 
 def test_no_room_to_share_is_told(monkeypatch):
@@ -290,18 +286,19 @@ def test_no_room_to_share_is_told(monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "posix_fallocate", full)
-    with ShardedGradient(CONFIG, 2) as sharded, pytest.raises(OSError, match=r"no room for 0 MB .* with one worker"):
-        sharded(parameters(), load, 0, 64)
+    said = r"no room for 0 MB .* with one worker"
+    with ParallelGradient(CONFIG, 2) as parallel, pytest.raises(OSError, match=said):
+        parallel(parameters(), *batch())
 
 
 def test_nothing_is_left_behind():
     folders = {Path("/dev/shm"), Path(tempfile.gettempdir())}
     before = {folder: set(os.listdir(folder)) for folder in folders if folder.is_dir()}
     descriptors = open_files()
-    with ShardedGradient(CONFIG, 3) as sharded:
-        sharded(parameters(), load, 0, 64)
-        assert sharded._memory.address in sharded._memory.descriptors  # a number: a kill would leave no name behind
-        processes = [helper._process for helper in sharded._helpers]
+    with ParallelGradient(CONFIG, 3) as parallel:
+        parallel(parameters(), *batch())
+        assert parallel._memory.address in parallel._memory.descriptors  # a number: a kill would leave no name behind
+        processes = [helper._process for helper in parallel._helpers]
         assert all(process.poll() is None for process in processes)
     assert all(process.poll() is not None for process in processes)
     assert open_files() == descriptors
@@ -312,13 +309,13 @@ def test_nothing_is_left_behind():
 PROGRAM = """
     import numpy as np
     from tinyvit.model import ViTConfig, initialise
-    from tinyvit.training import ShardedGradient, available_cores
+    from tinyvit.training import ParallelGradient, available_cores
 
     config = ViTConfig(image_size=8, patch_size=4, width=8, depth=1, heads=2, mlp_width=12, classes=5)
-    sharded = ShardedGradient(config, 2).__enter__()
-    print(sharded._helpers[0]._process.pid, flush=True)
+    parallel = ParallelGradient(config, 2).__enter__()
+    print(parallel._helpers[0]._process.pid, flush=True)
     images, labels = np.zeros((64, 8, 8)), np.zeros(64, int)
-    loss, _, _ = sharded(initialise(config), lambda i, j: (images[i:j], labels[i:j]), 0, 64)
+    loss, _, _ = parallel(initialise(config), images, labels)
     print(loss, flush=True)
     input()
 """
@@ -371,21 +368,23 @@ def test_workers_end_with_the_program_however_it_ends(program, how):
 
 def test_settings_that_make_no_sense_are_refused():
     with pytest.raises(ValueError, match="workers must be at least 1, not 0"):
-        ShardedGradient(CONFIG, 0)
-    with pytest.raises(ValueError, match="shard_size must be at least 1, not 0"):
-        ShardedGradient(CONFIG, 1, shard_size=0)
-    with ShardedGradient(CONFIG, 1) as sharded, pytest.raises(ValueError, match="places 5 to 5 are none"):
-        sharded(parameters(), load, 5, 5)
+        ParallelGradient(CONFIG, 0)
+    with pytest.raises(ValueError, match="chunk_size must be at least 1, not 0"):
+        ParallelGradient(CONFIG, 1, chunk_size=0)
+    with ParallelGradient(CONFIG, 1) as parallel:
+        for images, labels in ((IMAGES[:0], LABELS[:0]), (IMAGES[:5], LABELS[:4])):
+            with pytest.raises(ValueError, match="one label per image and at least one"):
+                parallel(parameters(), images, labels)
 
 
 def test_it_works_as_a_context_only_and_one_at_a_time():
-    sharded = ShardedGradient(CONFIG, 2)
+    parallel = ParallelGradient(CONFIG, 2)
     with pytest.raises(RuntimeError, match="as a context"):
-        sharded(parameters(), load, 0, 10)
-    with sharded, pytest.raises(RuntimeError, match="in use already"), sharded:
+        parallel(parameters(), *batch(0, 10))
+    with parallel, pytest.raises(RuntimeError, match="in use already"), parallel:
         pass
     with pytest.raises(RuntimeError, match="as a context"):
-        sharded(parameters(), load, 0, 10)
+        parallel(parameters(), *batch(0, 10))
 
 
 # ---- how it is cut, and for how many ----
@@ -394,15 +393,15 @@ def test_it_works_as_a_context_only_and_one_at_a_time():
 def test_cut_covers_every_place_once_in_even_parts():
     for count in range(1, 200):
         for parts in (1, 2, 3, 8):
-            edges = cut(5, 5 + count, parts)
+            edges = cut(count, parts)
             assert len(edges) == parts
-            assert [p for start, stop in edges for p in range(start, stop)] == list(range(5, 5 + count))
+            assert [p for start, stop in edges for p in range(start, stop)] == list(range(count))
             sizes = [stop - start for start, stop in edges]
             assert max(sizes) - min(sizes) <= 1
 
 
 def test_as_many_workers_as_cores_that_may_be_used():
-    assert ShardedGradient(CONFIG).workers == available_cores() >= 1
+    assert ParallelGradient(CONFIG).workers == available_cores() >= 1
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="needs an affinity that can be set")
@@ -411,8 +410,8 @@ def test_one_core_allowed_is_one_worker():
         import os
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
         from tinyvit.model import ViTConfig
-        from tinyvit.training import ShardedGradient
-        print(ShardedGradient(ViTConfig()).workers)
+        from tinyvit.training import ParallelGradient
+        print(ParallelGradient(ViTConfig()).workers)
     """
     command = [sys.executable, "-c", textwrap.dedent(program)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
