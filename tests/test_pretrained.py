@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 import tinyvit
-from tinyvit import pretrained
+import tinyvit.commands.train
+from tinyvit import commands, pretrained
 from tinyvit.checkpoint import CheckpointError
 from tinyvit.classifier import VisionTransformer, load_pretrained
 from tinyvit.data import load_mnist
@@ -78,9 +79,9 @@ def test_the_card_in_words_is_that_of_the_file():
 def test_the_command_on_the_card_is_one_that_the_training_takes():
     words = pretrained_card().command.split()
     assert words[:2] == ["python", "examples/train_mnist.py"]
-    sys.path.insert(0, str(ROOT / "examples"))
-    train_mnist = importlib.import_module("train_mnist")
-    options = train_mnist.parse_arguments(words[2:])
+    parser = commands.make_parser("tinyvit train", "")
+    commands.train.add_arguments(parser)
+    options = parser.parse_args(words[2:])
     assert options.epochs == pretrained_card().epochs
 
 
