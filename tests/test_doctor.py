@@ -13,8 +13,8 @@ import pytest
 import strict_cupy
 
 from tinyvit import doctor
-from tinyvit.commands import main
 from tinyvit.backend import CPU
+from tinyvit.commands import main
 from tinyvit.data import DatasetError, load_mnist
 from tinyvit.doctor import FAILED, NOTED, OK, Finding, examine, libraries
 from tinyvit.gpu import get_backend

@@ -4,6 +4,7 @@ import argparse
 import pkgutil
 import sys
 
+from tinyvit.classifier import VisionTransformer, load_pretrained
 from tinyvit.gpu import DeviceError
 from tinyvit.gpu.diagnosis import is_out_of_memory, one_line
 
@@ -82,9 +83,14 @@ def require_range(options, name, least, most=None):
         raise ValueError(f"--{name} must be {expected}, not {value}")
 
 
-def require_digit_model(model, path):
-    """Raise `ValueError` unless the model of a file reads 28 x 28 pixels and has ten classes."""
-    config = model.config
-    if (config.image_size, config.classes) != (28, 10):
-        found = f"{config.image_size} x {config.image_size} pixels and {config.classes} classes"
-        raise ValueError(f"{path}: expected a model for 28 x 28 pixels and 10 classes, found {found}")
+def load_digit_model(path):
+    """Return the model of a file, or the one in the package if `path` is None.
+
+    Raises `ValueError` unless it reads 28 x 28 pixels and has ten classes.
+    """
+    model = load_pretrained() if path is None else VisionTransformer.load(path)
+    side, classes = model.config.image_size, model.config.classes
+    if (side, classes) != (28, 10):
+        expected, found = "28 x 28 pixels and 10 classes", f"{side} x {side} pixels and {classes} classes"
+        raise ValueError(f"{path}: expected a model for {expected}, found {found}")
+    return model

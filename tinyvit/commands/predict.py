@@ -12,8 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tinyvit.classifier import VisionTransformer, load_pretrained
-from tinyvit.commands import require_digit_model
+from tinyvit.commands import load_digit_model
 from tinyvit.evaluate import attention_rollout, patch_maps
 from tinyvit.pretrained.pictures import PictureError, load_picture, prepare_picture
 
@@ -33,8 +32,7 @@ def memory_advice(options):
 def run(options):
     if options.explain and any(same_file(options.explain, file) for file in options.files):
         raise ValueError(f"--explain {options.explain} would overwrite the picture: give another name")
-    model = VisionTransformer.load(options.model) if options.model else load_pretrained()
-    require_digit_model(model, options.model)
+    model = load_digit_model(options.model)
     found, errors = read_pictures(options.files)
     if found:
         paths, pictures, images = zip(*found, strict=True)

@@ -4,8 +4,8 @@
     tinyvit serve --model FILE       with your own model
     tinyvit serve --host 0.0.0.0     for every computer in the network
 
-It needs the extra "app". It stores nothing, and the page loads nothing from
-other servers.
+It needs fastapi and uvicorn, the extra "app". It stores nothing, and the page
+loads nothing from other servers.
 """
 
 import contextlib
@@ -14,8 +14,7 @@ import threading
 import webbrowser
 from pathlib import Path
 
-from tinyvit.classifier import VisionTransformer, load_pretrained
-from tinyvit.commands import CommandError, require_digit_model, require_range
+from tinyvit.commands import CommandError, load_digit_model, require_range
 from tinyvit.data import load_mnist
 from tinyvit.pretrained import pretrained_card
 
@@ -46,25 +45,23 @@ def run(options):
     except ImportError as error:
         if (error.name or "").partition(".")[0] not in NEEDED:
             raise
-        text = f"error: the page needs {error.name}: install it with 'pip install -e \".[app]\"'"
-        raise CommandError(text, 2) from error
-    card = pretrained_card()
-    about = {"name": "the model in the package", "test_accuracy": card.test_accuracy}
-    model = load_pretrained()
-    if options.model:
-        about, model = {"name": options.model.name}, VisionTransformer.load(options.model)
-        require_digit_model(model, options.model)
+        raise CommandError(f"error: the page needs {error.name}: type 'pip install fastapi uvicorn'", 2) from error
+    card, model = pretrained_card(), load_digit_model(options.model)
     samples = choose_samples(load_mnist(), card.misread, card.barely_read)
-    app = create_app(model, samples=samples, most_at_once=options.batch, most_waiting=options.queue, **about)
-    listener = listen.listen(options.host, options.port)
-
-    def on_start():
+    app = create_app(
+        model,
+        name=options.model.name if options.model else "the model in the package",
+        test_accuracy=None if options.model else card.test_accuracy,
+        samples=samples,
+        most_at_once=options.batch,
+        most_waiting=options.queue,
+    )
+    # Ctrl-C is the way to stop the server.
+    with listen.listen(options.host, options.port) as listener, contextlib.suppress(KeyboardInterrupt):
         address = listen.address_of(listener)
         print(f"the page is at {address}, until you press Ctrl-C", flush=True)
         if not ipaddress.ip_address(listener.getsockname()[0]).is_loopback:
             print("every computer in the network can open it, at this computer's address", flush=True)
-        if not options.no_browser:
+        if not options.no_browser:  # the socket already listens: the browser waits until the server answers
             threading.Thread(target=webbrowser.open, args=(address,), daemon=True).start()
-
-    with listener, contextlib.suppress(KeyboardInterrupt):  # Ctrl-C is the way to stop it
-        listen.serve(app, listener, on_start)
+        listen.serve(app, listener)

@@ -249,9 +249,6 @@ def resume(options, backend):
         data = load_data(origin, info["model"]["classes"])
     except DataError as error:
         raise ValueError(f"{error} (the data of this run; if it has moved, give --data)") from error
-    if data.train_images.shape[1] != info["model"]["image_size"]:
-        found = "{} x {}".format(*data.train_images.shape[1:])
-        raise ValueError(f"{data.source}: the run reads images of another size, found {found} pixels")
     earlier = origin.get("precision", "float32")
     kept = earlier if backend.device == "gpu" and options.kernels != "off" else "float32"
     origin["precision"] = options.precision or kept

@@ -123,18 +123,14 @@ class Problem(BaseModel):
     detail: str = Field(description="what is wrong, in a sentence")
 
 
-def problems(**statuses):
-    return {int(status[1:]): {"model": Problem, "description": text} for status, text in statuses.items()}
-
-
-REFUSALS = problems(
-    _400="the body is not JSON",
-    _408="the body did not come in time",
-    _413=f"the body has more than {MOST_BYTES:,} bytes",
-    _415="the content-type is not application/json",
-    _422="JSON, but not of this form",
-    _503="too many digits are waiting: try again after as many seconds as Retry-After says",
-)
+REFUSALS = {
+    400: "the body is not JSON",
+    408: "the body did not come in time",
+    413: f"the body has more than {MOST_BYTES:,} bytes",
+    415: "the content-type is not application/json",
+    422: "JSON, but not of this form",
+    503: "too many digits are waiting: try again after as many seconds as Retry-After says",
+}
 
 
 def create_app(model, name="model", test_accuracy=None, samples=(), most_at_once=16, most_waiting=256):
@@ -184,7 +180,8 @@ def create_app(model, name="model", test_accuracy=None, samples=(), most_at_once
         except PictureError as error:
             raise HTTPException(422, str(error)) from error
 
-    answers = {200: {"model": Reading}, **REFUSALS}
+    refusals = {status: {"model": Problem, "description": text} for status, text in REFUSALS.items()}
+    answers = {200: {"model": Reading}, **refusals}
 
     @app.post("/api/predict/strokes", responses=answers, response_class=Response, summary="Read pen strokes")
     async def predict_strokes(drawing: Drawing):

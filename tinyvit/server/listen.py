@@ -39,15 +39,8 @@ def address_of(listener):
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-def serve(app, listener, on_start):
-    """Serve until Ctrl-C or SIGTERM; on_start() is called when the first request can be answered."""
-
-    class Server(uvicorn.Server):
-        async def startup(self, sockets=None):
-            await super().startup(sockets)
-            if self.started:
-                on_start()
-
+def serve(app, listener):
+    """Serve `app` on a socket that listens, until Ctrl-C or SIGTERM."""
     config = uvicorn.Config(
         app,
         http=PatientProtocol,
@@ -59,4 +52,4 @@ def serve(app, listener, on_start):
         timeout_keep_alive=10,
         timeout_graceful_shutdown=3,
     )
-    Server(config).run([listener])
+    uvicorn.Server(config).run([listener])
