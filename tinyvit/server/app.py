@@ -1,4 +1,4 @@
-"""The web application: what may be asked, in which form, and what is answered."""
+"""The web application: the requests that it takes, their form, and its answers."""
 
 import contextlib
 import importlib.resources
@@ -16,7 +16,7 @@ from tinyvit.server.guard import MOST_BYTES, Guard
 from tinyvit.server.reader import Busy, Reader
 
 PAGE = importlib.resources.files("tinyvit") / "page"
-FILES = {  # address: file of the page and its type; nothing else is served, and nothing is read after the start
+FILES = {  # address: file of the page and its type; the server reads them once, at its start
     "/": ("index.html", "text/html; charset=utf-8"),
     "/api": ("api.html", "text/html; charset=utf-8"),
     "/app.css": ("app.css", "text/css; charset=utf-8"),
@@ -25,8 +25,8 @@ FILES = {  # address: file of the page and its type; nothing else is served, and
 }
 MOST_STROKES, MOST_POINTS = 100, 2000  # points: of one stroke
 
-# ---- what is asked ----
-# FailFast: who sends twenty thousand wrong points is told of the first, before there is an error of each.
+# ---- requests ----
+# FailFast: of twenty thousand wrong points only the first is reported, so that there are not as many errors.
 
 Coordinate = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Point = Annotated[list[Coordinate], Field(min_length=2, max_length=2, description="x and y; y runs downwards")]
@@ -37,7 +37,7 @@ Level = Annotated[int, Field(ge=0, le=255)]
 
 
 def whole(row):
-    """Return a row with 7.0 as 7, which in JSON are the same number; what is no row is left for what follows."""
+    """Return a row with 7.0 as 7, the same number in JSON; validation reports what is not a row."""
     if not isinstance(row, list):
         return row
     return [int(level) if isinstance(level, float) and level.is_integer() else level for level in row]
@@ -47,7 +47,7 @@ Row = Annotated[list[Level], Field(min_length=28, max_length=28), FailFast(), Be
 
 
 class Strict(BaseModel):
-    """A body in which a text is no number, and a misspelt name is an error."""
+    """A body in which a string is not a number, and an unknown name is an error."""
 
     model_config = ConfigDict(strict=True, extra="forbid")
 
@@ -64,7 +64,7 @@ class Image(Strict):
     pixels: Annotated[list[Row], Field(min_length=28, max_length=28), FailFast()]
 
 
-# ---- what is answered ----
+# ---- answers ----
 
 
 class Frame(BaseModel):
@@ -76,7 +76,7 @@ class Frame(BaseModel):
 
 
 class Reading(BaseModel):
-    """What the model makes of a digit, what it saw, and where it looked."""
+    """The model's answer, its input, and where it looked."""
 
     digit: int = Field(description="the most probable digit")
     probabilities: list[float] = Field(description="of the digits 0 to 9; they sum to 1")
@@ -99,7 +99,7 @@ class Limits(BaseModel):
 
 
 class Model(BaseModel):
-    """The model that reads, and what it takes."""
+    """The model, and the limits of a request."""
 
     name: str
     parameters: int
@@ -151,9 +151,9 @@ def create_app(model, name="model", test_accuracy=None, samples=(), most_at_once
         description="Send pen strokes or an image; get the digit, its probabilities, and where the model looked.",
         version="1",
         lifespan=lifespan,
-        docs_url=None,  # those pages load scripts from other servers; /api is this one's own
+        docs_url=None,  # those pages load scripts from other servers; /api is the page of this server
         redoc_url=None,
-        redirect_slashes=False,  # a redirect would lead to whatever host a request names
+        redirect_slashes=False,  # a redirect would lead to any host that a request names
     )
     for address, (file, kind) in FILES.items():
         respond = partial(Response, (PAGE / file).read_bytes(), media_type=kind)
@@ -216,7 +216,7 @@ def _page(respond):
 
 
 async def _say_what_is_wrong(request: Request, error: RequestValidationError):
-    """Answer in one sentence; FastAPI's own answer repeats what was sent, and cannot say not-a-number in JSON."""
+    """Answer in one sentence; FastAPI's own answer repeats the input, and JSON has no NaN."""
     first, *others = error.errors()
     if first["type"] == "json_invalid":
         return JSONResponse({"detail": "the body is not JSON"}, 400)
