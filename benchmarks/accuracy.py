@@ -19,7 +19,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+from checkout import ROOT, environment
+
 RESULTS = ROOT / "benchmarks" / "results"
 RECORDS = RESULTS / "accuracy"
 KEPT = ("metrics.json", "history.csv", "classification_report.txt")
@@ -31,7 +32,7 @@ def record(recipe, seed, workers, name, flags):
         out = Path(scratch) / "run"
         command = [sys.executable, str(ROOT / "examples" / "train_mnist.py")]
         command += ["--recipe", recipe, "--seed", str(seed), "--workers", str(workers), "--out", str(out), *flags]
-        subprocess.run(command, check=True)
+        subprocess.run(command, check=True, env=environment())
         folder = RECORDS / f"{name}-seed{seed}"
         folder.mkdir(parents=True, exist_ok=True)
         for file in KEPT:
@@ -66,7 +67,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--recipe", nargs="+", default=["tuned", "note"], metavar="R", help="tuned and note")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="N", help="0 1 2")
-    parser.add_argument("--workers", type=int, default=2, metavar="W", help="shards side by side (2)")
+    parser.add_argument("--workers", type=int, default=2, metavar="W", help="processes side by side (2)")
     parser.add_argument("--name", help="what to keep the runs of one recipe under (its own name)")
     parser.add_argument("--collect", action="store_true", help="train nothing, summarise what is recorded")
     options, flags = parser.parse_known_args()

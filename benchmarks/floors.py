@@ -12,6 +12,8 @@ addition each for every product. `benchmarks/gpu.py` measures both ceilings and 
 import argparse
 from dataclasses import dataclass
 
+import checkout  # noqa: F401  so that the next lines find tinyvit
+
 from tinyvit.kernels.launch import ADAM_NUMBERS, NORM_ROWS, PRECISIONS, TILE
 from tinyvit.kernels.step import SHARDS
 from tinyvit.model import ViTConfig
@@ -94,7 +96,10 @@ def launches(config, batch, augmented=True, clip=False, decayed=False, average=F
     forward += [_norm("norm", batch, width), _product("head", batch, width, config.classes)]
     backward += [_norm_gradients("norm", batch, width), _gradients("head", batch, width, config.classes)]
     loss = Launch(
-        *("cross_entropy", "loss", (1,), 256),
+        name="cross_entropy",
+        what="loss",
+        grid=(1,),
+        block=256,
         bytes=NUMBER * (2 * batch * config.classes + batch) + 2 * 16,
     )
     return [*forward, loss, *reversed(backward), *_update(_numbers(config), clip, decayed, average)]
@@ -127,7 +132,10 @@ def _product(what, rows, inputs, outputs, bias=True, residual=False, gelu=False)
     name = "linear_gelu_forward" if gelu else "linear_forward"
     grid = _tiles(outputs, TILE), _tiles(rows, TILE)
     return Launch(
-        *(name, what, grid, 128),
+        name=name,
+        what=what,
+        grid=grid,
+        block=128,
         bytes=NUMBER * numbers,
         operations=2 * rows * inputs * outputs,
         fetched=_size(grid) * 2 * TILE * inputs * NUMBER,
@@ -141,7 +149,10 @@ def _gradients(what, rows, inputs, outputs, dx=True, db=True, derivative=False):
     input_tiles, output_tiles, row_tiles = (_tiles(size, TILE) for size in (inputs, outputs, rows))
     dx_tiles, dw_tiles = row_tiles * input_tiles * dx, input_tiles * output_tiles
     return Launch(
-        *("linear_backward", what, (dx_tiles + SHARDS * dw_tiles,), 128),
+        name="linear_backward",
+        what=what,
+        grid=(dx_tiles + SHARDS * dw_tiles,),
+        block=128,
         bytes=NUMBER * (read + written),
         operations=2 * rows * inputs * outputs * (1 + dx),
         fetched=2 * TILE * NUMBER * (dx_tiles * outputs + dw_tiles * rows),
@@ -164,7 +175,10 @@ def _attention(config, batch, queries):
     products, weights = batch * queries * config.tokens * config.width, batch * config.heads * queries * config.tokens
     numbers = batch * (2 * config.tokens + 2 * queries) * config.width + weights
     return Launch(
-        *("attention_forward", "attention", (config.heads, batch), 128),
+        name="attention_forward",
+        what="attention",
+        grid=(config.heads, batch),
+        block=128,
         bytes=NUMBER * numbers,
         float32_operations=2 * 2 * products,
     )
@@ -174,7 +188,10 @@ def _attention_gradients(config, batch, queries):
     products, weights = batch * queries * config.tokens * config.width, batch * config.heads * queries * config.tokens
     numbers = batch * (5 * config.tokens + 2 * queries) * config.width + weights
     return Launch(
-        *("attention_backward", "attention", (config.heads, batch), 128),
+        name="attention_backward",
+        what="attention",
+        grid=(config.heads, batch),
+        block=128,
         bytes=NUMBER * numbers,
         float32_operations=4 * 2 * products,
     )
@@ -209,7 +226,7 @@ def persistent(config, batch, card, precision, images=1, cluster=2, barriers=5):
 
     A cluster of `cluster` processors takes `images` images from pixels to logits and back, and keeps what belongs to
     them; each cluster reads all weights once forward and once backward, from the level-2 cache. After a barrier the
-    weights' gradients are products over the whole batch, and whoever has a part of one updates those weights.
+    weights' gradients are products over the whole batch, and each processor updates the weights of its part of one.
     """
     step = launches(config, batch)
     shapes = [launch.shape for launch in step if launch.name == "linear_backward"]

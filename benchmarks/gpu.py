@@ -11,8 +11,8 @@ took in the same round, each between two synchronisations. Then every kernel of 
 graph on the buffers of a real step, against the larger of two times: its bytes at the speed of a large copy, and its
 operations at the speed of a large matrix product of cuBLAS at that precision, both measured here as well.
 
-Every contestant is a process of its own. What is not installed, fails or has no time left is said, and costs nobody
-else anything. The card's settings are read and never changed.
+Every contestant is a process of its own. A contestant that is missing, fails or has no time left is named, and
+stops no other. The card's settings are read and never changed.
 """
 
 import argparse

@@ -7,34 +7,28 @@ built once in its process, then builds one case after the other: a batch size at
 
 import statistics
 import time
+from contextlib import ExitStack
+from dataclasses import replace
 
 import floors
 import numpy as np
 import peers
 
 from tinyvit.data import load_mnist
-from tinyvit.data.batches import Epoch
 from tinyvit.gpu import get_backend
-from tinyvit.kernels import Kernels, KernelStep
 from tinyvit.model import ViTConfig, initialise
-from tinyvit.optim import Adam
-from tinyvit.training import NOTE, ShardedGradient, Training, TrainingConfig
+from tinyvit.training import NOTE, Training, TrainingConfig
+from tinyvit.training.state import new_state
+from tinyvit.training.step import make_step
 
 BATCHES = 8  # different ones, in turn, for the peers
-BETA1, BETA2, RATE = NOTE.beta1, NOTE.beta2, NOTE.learning_rate
+RATE = NOTE.learning_rate
 
 
 def images_of(limit):
     """Return the first `limit` training images and labels of MNIST, all of them if it is None."""
     data = load_mnist()
     return data.train_images[:limit], data.train_labels[:limit]
-
-
-def seconds_for(function):
-    """Return what `function` returns, and the seconds it took."""
-    began = time.perf_counter()
-    result = function()
-    return result, time.perf_counter() - began
 
 
 def known(function):
@@ -46,10 +40,14 @@ def known(function):
 
 
 class _OnGPU:
-    """The backend "gpu", and what it says of itself. Raises `DeviceError` if there is none that computes."""
+    """The backend "gpu", what it says of itself, and one training step on it at a time.
+
+    Raises `DeviceError` if there is no GPU that computes.
+    """
 
     def __init__(self):
         self.backend = get_backend("gpu")
+        self.step, self._steps = None, ExitStack()
 
     def about(self):
         """Return what is known of the card and of the libraries, a dict."""
@@ -75,39 +73,35 @@ class _OnGPU:
 
     def _forget(self):
         """Give back what the case before has taken."""
-        self.step = self._begin_epoch = self._wait = self._epoch = self._loss = None
+        self._steps.close()
+        self.step = None
         known(lambda: self.backend.xp.get_default_memory_pool().free_all_blocks())
 
-    def _data(self, batch, limit):
+    def _make_step(self, batch, precision, depth, limit, kernels):
+        """Forget the case before, and return a training step of the note's model and training on this backend."""
+        self._forget()
         images, labels = images_of(limit)
         if len(images) < 2 * batch:
             raise ValueError(f"two batches of {batch} need more than {len(images)} images")
-        return self.backend.asarray(images), self.backend.asarray(labels)
-
-    def _weights(self, config):
-        first = initialise(config)
-        parameters = first.with_flat(self.backend.asarray(first.flat))
-        return parameters, Adam(parameters.flat, BETA1, BETA2)
-
-    def _kernel_step(self, batch, precision, depth, limit, graph):
-        """Return a `KernelStep` of the note's model and training."""
-        config = ViTConfig(depth=depth)
-        images, labels = self._data(batch, limit)
-        kernels = Kernels(self.backend, config, precision)
-        return KernelStep(kernels, *self._weights(config), None, images, labels, batch, graph=graph)
-
-
-def schedule(done, steps):
-    """Return what the kernel adam_step reads in the `steps` steps after the first `done`, at a constant rate."""
-    t = np.arange(done + 1, done + steps + 1, dtype=np.float64)
-    rows = np.full(steps, RATE), RATE / (1 - BETA1**t), 1 / np.sqrt(1 - BETA2**t), np.zeros(steps)
-    return np.stack(rows, axis=1).astype(np.float32)
+        self.batch, self.full_steps = batch, len(images) // batch
+        model_config, config = ViTConfig(depth=depth), replace(NOTE, batch_size=batch)
+        self.step = make_step(
+            new_state(model_config, config, self.backend),
+            images,
+            labels,
+            model_config,
+            config,
+            self.backend,
+            precision=precision,
+            kernels=kernels,
+        )
+        return self._steps.enter_context(self.step)
 
 
 class Ours(_OnGPU):
     """Training steps of this library: from images on the device to new weights, augmentation included.
 
-    way: "graph", "launches" or "off", as `Training` takes them: kernels in a CUDA graph, the same kernels launched
+    way: "graph", "launches" or "off", as `make_step` takes them: kernels in a CUDA graph, the same kernels launched
     one by one, or the plain operations on CuPy.
     """
 
@@ -117,72 +111,42 @@ class Ours(_OnGPU):
 
     def build(self, batch, precision, depth, limit):
         """Get ready for steps of `batch` images and take some; return the seconds that took."""
-        self._forget()
-        self.batch = batch
         began = time.perf_counter()
-        if self.way == "off":
-            self._build_plain(batch, depth, limit)
-        else:
-            step = self._kernel_step(batch, precision, depth, limit, self.way == "graph")
-            self.step, self.count = step, len(step.images)
-            self._begin_epoch, self._wait = self._begin_in_kernels, step.stream.synchronize
+        self._make_step(batch, precision, depth, limit, self.way)
         self.epochs, self.left = 0, 0
         self.steps(3)  # the first step compiles or loads, the second one is recorded
         return time.perf_counter() - began
 
-    def _begin_in_kernels(self):
-        steps = -(-self.count // self.batch)
-        order = np.random.default_rng(self.epochs).permutation(self.count)
-        draw = (NOTE.augmentation, (0, self.epochs), 0)
-        totals = [float(total) for total in self.step.totals.get()]  # a turn may be longer than an epoch
-        self.step.begin_epoch(order, draw, schedule(self.epochs * steps, steps), totals=totals)
-
-    def _build_plain(self, batch, depth, limit):
-        config, backend = ViTConfig(depth=depth), self.backend
-        images, labels = self._data(batch, limit)
-        parameters, adam = self._weights(config)
-        gradient_of = ShardedGradient(config, 1, NOTE.smoothing, batch).__enter__()
-        self.count, self._wait = len(images), backend.synchronise
-
-        def begin():
-            self._epoch = Epoch(images, labels, NOTE.augmentation, NOTE.seed, self.epochs, backend)
-
-        def step(batch):
-            start = self.count // batch * batch - self.left * batch
-            loss, _, gradient = gradient_of(parameters, self._epoch.load, start, start + batch)
-            adam.step(parameters.flat, gradient.flat, RATE)
-            self._loss = loss
-
-        self._begin_epoch, self.step = begin, step
-
     def steps(self, count):
-        """Take `count` steps and return the seconds of one; what an epoch begins with is not counted."""
-        seconds, done = 0.0, 0
+        """Take `count` steps and return the seconds of one; what an epoch begins with is not counted.
+
+        The totals add up over all epochs, and reading them waits for the device. An epoch's last batch is left out
+        where it is smaller.
+        """
+        step, seconds, done = self.step, 0.0, 0
         while done < count:
             if self.left == 0:
-                self._begin_epoch()
+                step.begin_epoch(self.epochs, totals=step.totals())
                 self.epochs += 1
-                self.left = self.count // self.batch
+                self.left = self.full_steps
             part = min(count - done, self.left)
-            self._wait()
+            step.totals()
             began = time.perf_counter()
             for _ in range(part):
-                self.step(self.batch)
-                self.left -= 1
-            self._wait()
+                step()
+            step.totals()
             seconds += time.perf_counter() - began
+            self.left -= part
             done += part
         return seconds / count
 
     def turn(self, count):
-        """Take two steps that are not counted, then `count`; return the seconds of one of these and the loss."""
+        """Take two steps that are not counted, then `count`; return the seconds of one of these and the mean loss."""
         self.steps(2)
-        if self.way == "off":
-            seconds = self.steps(count)
-            return seconds, float(self._loss)
-        self.step.totals[...] = 0
+        before, _ = self.step.totals()
         seconds = self.steps(count)
-        return seconds, float(self.step.totals[0]) / (count * self.batch)
+        after, _ = self.step.totals()
+        return seconds, (after - before) / (count * self.batch)
 
     def train(self, precision, epochs, depth, limit):
         """Train as `Training` does, without validation, and return what came of it, a dict.
@@ -192,21 +156,26 @@ class Ours(_OnGPU):
         self._forget()
         images, labels = images_of(limit)
         config = TrainingConfig(epochs=epochs, augmentation=NOTE.augmentation, validation=0, seed=NOTE.seed)
-
-        def new():
-            return Training(
-                ViTConfig(depth=depth), config, images, labels, self.backend, precision=precision, kernels=self.way
-            )
-
-        training, building = seconds_for(new)
-        _, seconds = seconds_for(training.run)
-        last = training.history[-1]
+        began = time.perf_counter()
+        run = Training(
+            ViTConfig(depth=depth),
+            config,
+            images,
+            labels,
+            self.backend,
+            precision=precision,
+            kernels=self.way,
+        )
+        built = time.perf_counter()
+        run.run()
+        seconds = time.perf_counter() - built
+        last = run.state.history[-1]
         return {
             "images": len(images),
             "batch": config.batch_size,
-            "steps": training.total_steps,
+            "steps": epochs * run.steps_per_epoch,
             "seconds": seconds,
-            "building_seconds": building,
+            "building_seconds": built - began,
             "train_loss": last["train_loss"],
             "train_accuracy": last["train_accuracy"],
         }
@@ -341,26 +310,22 @@ class KernelTimes(_OnGPU):
 
         Launches of the same size are one row. Raises `ValueError` if the launches are not those of `floors.py`.
         """
-        self._forget()
-        step = self.step = self._kernel_step(batch, precision, depth, limit, graph=False)
-        count = len(step.images)
-        steps = -(-count // batch)
+        step = self._make_step(batch, precision, depth, limit, "launches")
 
-        def begin(step_number):
-            order = np.arange(count)
-            step.begin_epoch(order, (NOTE.augmentation, (0, 0), 0), schedule(0, steps), step=step_number)
-            step.synchronise()  # what is timed runs on another stream
+        def begin(done):
+            step.begin_epoch(0, done)
+            step.totals()  # waits: what is timed runs on another stream
 
         begin(0)
-        recorded = recorded_launches(step, batch)
-        model = floors.launches(step.config, batch)
+        recorded = recorded_launches(step)
+        model = floors.launches(step.model_config, batch)
         if [(name, grid) for name, grid, _ in recorded] != [(launch.name, launch.grid) for launch in model]:
             raise ValueError("the step launches other kernels than floors.py says")
         rows = {}
         for (_, _, launch), expected in zip(recorded, model, strict=True):
             key = (expected.name, expected.grid, expected.bytes, expected.operations)
             if key not in rows:
-                begin(1)  # sum_shards has counted, and the counter must lead to a batch and a row of the schedule
+                begin(1)  # `sum_shards` has counted, and the counter must lead to a batch and a row of the schedule
                 rows[key] = {
                     "kernel": expected.name,
                     "what": [],
@@ -378,7 +343,7 @@ class KernelTimes(_OnGPU):
         return list(rows.values())
 
 
-def recorded_launches(step, batch):
+def recorded_launches(step):
     """Take a step and return its launches, (name, grid, function that launches it again)."""
     kernels, found = step.kernels, []
     launch = kernels._launch
@@ -390,10 +355,10 @@ def recorded_launches(step, batch):
 
     kernels._launch = record
     try:
-        step(batch)
+        step()
     finally:
         del kernels._launch
-    step.stream.synchronize()
+    step.totals()
     return found
 
 
@@ -440,7 +405,7 @@ class TorchSteps:
         def loss_of(pixels, labels):
             if not autocast:
                 return torch.nn.functional.cross_entropy(model(pixels), labels)
-            # weights are cast anew in every step: a cache of them would not do inside a CUDA graph of the whole step
+            # weights are cast again in every step: a cache of them would not do inside a CUDA graph of the whole step
             with torch.autocast(device, torch.bfloat16, cache_enabled=False):
                 logits = model(pixels)
             return torch.nn.functional.cross_entropy(logits.float(), labels)

@@ -24,9 +24,9 @@ import numpy as np
 import peers
 from turns import PEERS, Contestant, compare, conditions, quartiles, ratio
 
+from tinyvit.classifier import VisionTransformer
 from tinyvit.data import load_mnist
-from tinyvit.evaluate import evaluate
-from tinyvit.model import VisionTransformer, ViTConfig, initialise
+from tinyvit.model import ViTConfig, initialise
 from tinyvit.training import available_cores
 
 TOLERANCE = 1e-3  # of a logit
@@ -80,7 +80,7 @@ def classify_step(contestant, mlp, images, batch, threads, expected, folder):
     if contestant == "tinyvit":
         model = VisionTransformer(config, parameters)
         check(contestant, model.logits(spread(pixels)), expected)
-        return functools.partial(evaluate, model, pixels, labels, batch_size=batch, workers=threads)
+        return functools.partial(model.evaluate, pixels, labels, batch_size=batch, workers=threads)
 
     pixels = (pixels.astype(np.float32) / 255 - config.pixel_mean) / config.pixel_deviation
     logits_of = BUILT_BY[contestant](config, parameters, threads, folder)

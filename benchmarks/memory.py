@@ -16,14 +16,15 @@ import tempfile
 import time
 from pathlib import Path
 
-from turns import ROOT, conditions, processes
+from checkout import ROOT, environment
+from turns import conditions, processes
 
 
 def measure(flags):
     """Train once and return the figures, a dict."""
     with tempfile.TemporaryDirectory() as scratch:
         command = [sys.executable, str(ROOT / "examples" / "train_mnist.py"), "--out", f"{scratch}/run", *flags]
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, env=environment())
         together, each = 0.0, {}
         while process.poll() is None:
             now = processes(str(process.pid))

@@ -126,7 +126,7 @@ def torch_logits(config, parameters, threads, compiled=False):
 def onnx_logits(config, parameters, threads, folder):
     """Return a function as `torch_logits` does, of ONNX Runtime.
 
-    The model is exported from PyTorch into `folder`, unless it is there: who runs it has no need of PyTorch.
+    The model is exported from PyTorch into `folder`, unless it is there. Running it does not need PyTorch.
     """
     import onnxruntime
 

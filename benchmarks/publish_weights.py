@@ -19,17 +19,17 @@ from pathlib import Path
 import numpy as np
 from turns import ROOT
 
-from tinyvit.checkpoint import load_model, save_model
+from tinyvit.classifier import VisionTransformer
+from tinyvit.commands.train import flag
 from tinyvit.data import load_mnist
 from tinyvit.data.augment import Augmentation
-from tinyvit.evaluate import evaluate, misclassified
+from tinyvit.evaluate import misclassified
 from tinyvit.files import write_atomically
 from tinyvit.pretrained import WEIGHTS, ModelCard
 from tinyvit.training import RECIPES, TrainingConfig
 from tinyvit.training.results import MODEL, read_metrics
 
-FOLDER = ROOT / "tinyvit" / "weights"
-SHORT = {"learning_rate": "--lr", "smoothing": "--label-smoothing"}  # as examples/train_mnist.py names them
+FOLDER = ROOT / "tinyvit" / "pretrained"
 
 
 def training_command(metrics):
@@ -44,7 +44,7 @@ def training_command(metrics):
     for name, value, usual in pairs:
         if value != usual:
             text = f"{value:g}" if isinstance(value, float) else str(value)
-            flags += [SHORT.get(name, "--" + name.replace("_", "-")), text]
+            flags += [flag(name), text]
     return shlex.join(["python", "examples/train_mnist.py", *flags, "--workers", str(metrics["workers"])])
 
 
@@ -56,7 +56,7 @@ def card_of(metrics, model):
     if any(origin.get(name) for name in ("data_dir", "train_limit", "test_limit")):
         raise ValueError("expected a run on all of the MNIST of the package: no --data-dir, no --train-limit")
     data = load_mnist()
-    evaluation = evaluate(model, data.test_images, data.test_labels)
+    evaluation = model.evaluate(data.test_images, data.test_labels)
     if abs(evaluation.accuracy - metrics["test_accuracy"]) > 1.5e-4:  # one image may be on the edge elsewhere
         raise ValueError(f"the model reads {evaluation.accuracy} of the test images, not {metrics['test_accuracy']}")
     wrong = misclassified(evaluation)
@@ -109,7 +109,7 @@ set; the run read that once, when it was finished. A test reads all test images 
 ## What it is for
 
 One handwritten digit, 0 to 9, in an image of 28 x 28 pixels as MNIST has them: white ink on black, scaled into
-20 x 20 pixels, its mass in the middle. `tinyvit/data/pictures.py` makes such an image of a photograph or of pen
+20 x 20 pixels, its mass in the middle. `tinyvit/pretrained/pictures.py` makes such an image of a photograph or of pen
 strokes. It is for teaching and for trying out: to see what a small transformer looks at.
 
 ## What it is not for
@@ -128,13 +128,13 @@ strokes. It is for teaching and for trying out: to see what a small transformer 
 def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, metavar="RUN", help="folder of a finished run, from train_mnist.py")
-    parser.add_argument("--out", type=Path, default=FOLDER, metavar="DIR", help="where to (tinyvit/weights)")
+    parser.add_argument("--out", type=Path, default=FOLDER, metavar="DIR", help="where to (tinyvit/pretrained)")
     options = parser.parse_args(arguments)
     try:
-        model = load_model(options.run / MODEL)
+        model = VisionTransformer.load(options.run / MODEL)
         card = card_of(read_metrics(options.run), model)
         options.out.mkdir(parents=True, exist_ok=True)
-        save_model(options.out / WEIGHTS, model, {"card": asdict(card)})
+        model.save(options.out / WEIGHTS, {"card": asdict(card)})
         weights = (options.out / WEIGHTS).read_bytes()
         write_atomically(options.out / "README.md", card_in_words(card, model.config, weights))
     except (OSError, ValueError, KeyError) as error:

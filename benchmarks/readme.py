@@ -19,11 +19,15 @@ RESULTS = ROOT / "benchmarks" / "results"
 RECORDS = RESULTS / "accuracy"
 PICTURE = RESULTS / "learning_and_looking.png"
 PARTS = (
+    "tinyvit/reference.py",
     "tinyvit/backend.py",
+    "tinyvit/memory.py",
     "tinyvit/ops/linear.py",
     "tinyvit/ops/layer_norm.py",
     "tinyvit/ops/gelu.py",
+    "tinyvit/ops/softmax.py",
     "tinyvit/ops/attention.py",
+    "tinyvit/ops/class_attention.py",
     "tinyvit/ops/patches.py",
     "tinyvit/ops/cross_entropy.py",
     "tinyvit/parameters.py",
@@ -32,10 +36,8 @@ PARTS = (
     "tinyvit/gradcheck.py",
     "tinyvit/data/idx.py",
     "tinyvit/data/mnist.py",
-    "tinyvit/data/pictures.py",
     "tinyvit/data/augment.py",
     "tinyvit/data/batches.py",
-    "tinyvit/parallel.py",
     "tinyvit/files.py",
     "tinyvit/checkpoint.py",
     "tinyvit/gpu/device.py",
@@ -51,11 +53,17 @@ PARTS = (
     "tinyvit/kernels/matmul.cuh",
     "tinyvit/kernels/tensor_cores.cuh",
     "tinyvit/kernels/warp.cuh",
-    "tinyvit/pretrained.py",
-    "tinyvit/train.py",
     "tinyvit/evaluate.py",
     "tinyvit/plots.py",
-    "tinyvit/results.py",
+    "tinyvit/training/settings.py",
+    "tinyvit/training/state.py",
+    "tinyvit/training/step.py",
+    "tinyvit/training/loop.py",
+    "tinyvit/training/workers.py",
+    "tinyvit/training/progress.py",
+    "tinyvit/training/results.py",
+    "tinyvit/pretrained/pictures.py",
+    "tinyvit/classifier.py",
     "tinyvit/doctor.py",
     "tinyvit/__main__.py",
 )
@@ -228,7 +236,7 @@ def house():
 
 
 def generated(text):
-    """Return the README's `text` with everything between its markers made anew."""
+    """Return the README's `text` with everything between its markers made again."""
     record = RESULTS / "gpu.json"
     parts = {
         "accuracy": accuracy_table(),
@@ -247,17 +255,19 @@ def generated(text):
 
 def draw_picture(run):
     """Draw the training curve of `run`, a folder, beside what its model looks at."""
+    import checkout  # noqa: F401  so that the next lines find tinyvit
+
     from tinyvit.checkpoint import load_model
     from tinyvit.data import load_mnist
     from tinyvit.evaluate import attention_rollout, patch_maps
     from tinyvit.plots import hero
 
-    model = load_model(run / "model.safetensors")
+    parameters, config = load_model(run / "model.safetensors")
     history = json.loads((run / "metrics.json").read_text())["history"]
     data = load_mnist()
     chosen = [int((data.test_labels == digit).argmax()) for digit in range(10)][2:10]  # the first of each digit
     images = data.test_images[chosen]
-    maps = patch_maps(attention_rollout(images, model.parameters, model.config))
+    maps = patch_maps(attention_rollout(images, parameters, config))
     hero(history, images, maps, PICTURE)
 
 

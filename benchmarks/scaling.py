@@ -23,9 +23,9 @@ import peers
 from turns import Contestant, compare, conditions, quartiles, ratio
 
 from tinyvit.data import load_mnist
-from tinyvit.model import ViTConfig, initialise, vit_backward, vit_forward
+from tinyvit.model import ViTConfig, initialise, loss_and_gradient
 from tinyvit.optim import Adam
-from tinyvit.training import ShardedGradient, available_cores
+from tinyvit.training import ParallelGradient, available_cores
 
 LEARNING_RATE = 3e-4
 BATCHES = 2  # different ones, in turn
@@ -43,7 +43,7 @@ def training_step(images, labels, batch, width, depth, patch, workers):
     config = model(width, depth, patch)
     parameters = initialise(config)
     images = images.astype(np.float32) / 255
-    sharded_gradient = ShardedGradient(config, workers).__enter__()
+    gradient_of = ParallelGradient(config, workers).__enter__()
     adam = Adam(parameters.flat, threads=workers)
     count = 0
 
@@ -51,8 +51,9 @@ def training_step(images, labels, batch, width, depth, patch, workers):
         nonlocal count
         start = count % BATCHES * batch
         count += 1
-        _, _, gradient = sharded_gradient(parameters, lambda i, j: (images[i:j], labels[i:j]), start, start + batch)
-        adam.step(parameters.flat, gradient.flat, LEARNING_RATE)
+        part = slice(start, start + batch)
+        _, _, gradients = gradient_of(parameters, images[part], labels[part])
+        adam.step(parameters.flat, gradients.flat, LEARNING_RATE)
 
     return step
 
@@ -75,8 +76,8 @@ def operations_done(config, batch):
         return out
 
     with mock.patch.object(np, "matmul", counting):
-        logits, cache = vit_forward(np.zeros((1, config.image_size, config.image_size)), parameters, config)
-        vit_backward(np.ones_like(logits), cache)
+        image = np.zeros((1, config.image_size, config.image_size))
+        loss_and_gradient(image, np.zeros(1, int), parameters, config)
     return sum(counted) * batch
 
 

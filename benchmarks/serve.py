@@ -27,6 +27,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+from checkout import environment
 from turns import conditions, processes
 
 SHAPES = {  # of a digit: arcs (centre x, y, radius x, y, from, to in degrees) and lines, in a square of side 1
@@ -64,7 +65,7 @@ def drawing(digit, rng=None, points=24):
 
 
 BROWSER_FLAGS = [
-    "--no-sandbox",  # in a container there is nobody but root
+    "--no-sandbox",  # in a container root is the only user
     "--disable-gpu",
     "--no-first-run",
     "--disable-background-networking",
@@ -141,7 +142,7 @@ class Server:
 
     def __init__(self, *flags):
         command = [sys.executable, "-m", "tinyvit", "serve", "--no-browser", "--port", "0", *flags]
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment())
         line = self.process.stdout.readline()
         if "http://" not in line:
             self.process.kill()

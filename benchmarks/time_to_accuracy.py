@@ -6,7 +6,7 @@
 
 The recipe's own training, on its 55,000 images, for every length (in epochs) and every seed. Each hundred steps, and
 at an epoch's end, the model as a user would get it then (the averaged weights, if the recipe averages) classifies the
-test set. Seconds are those of training steps, augmentation included, as `Training.seconds` counts them: the clock
+test set. Seconds are those of training steps, augmentation included, as `State.seconds` counts them: the clock
 stands while the test set is read and while an epoch is validated. A time is that of the first reading at or above the
 target, even if a later one falls below it again; of several seeds it is the median, where one that does not get there
 counts as never. A schedule ends with its run, so that a short run is good soon and a long one good in the end: the
@@ -24,8 +24,8 @@ from pathlib import Path
 
 from turns import conditions
 
+from tinyvit.classifier import VisionTransformer
 from tinyvit.data import load_mnist
-from tinyvit.evaluate import evaluate
 from tinyvit.gpu import get_backend
 from tinyvit.model import ViTConfig
 from tinyvit.training import RECIPES, Training, available_cores
@@ -35,30 +35,37 @@ NOTE_ACCURACY, NOTE_SECONDS = 97.77, 20 * 60
 
 def train(config, data, every, workers):
     """Train once and return the run's record: the curve is a list of (seconds, epochs, test accuracy in percent)."""
-    training = Training(ViTConfig(), config, data.train_images, data.train_labels, get_backend("cpu"), workers)
-    curve = []
+    run = Training(
+        ViTConfig(),
+        config,
+        data.train_images,
+        data.train_labels,
+        get_backend("cpu"),
+        workers=workers,
+    )
+    state, curve = run.state, []
 
-    def on_step(training):
-        end = training.place == len(training.images)
-        if training.adam.steps % every == 0 or end:
-            result = evaluate(training.model(), data.test_images, data.test_labels, workers=training.workers)
-            epochs = training.epoch + training.place / len(training.images)
-            curve.append((round(training.seconds, 3), round(epochs, 4), round(100 * result.accuracy, 6)))
+    def on_step(run):
+        if state.adam.steps % every == 0 or run.images_done == run.train_images:
+            model = VisionTransformer(run.model_config, state.weights)
+            result = model.evaluate(data.test_images, data.test_labels, workers=run.step.workers)
+            epochs = state.epoch + run.images_done / run.train_images
+            curve.append((round(state.seconds, 3), round(epochs, 4), round(100 * result.accuracy, 6)))
 
-    def on_epoch(training):
+    def on_epoch(run):
         seconds, _, accuracy = curve[-1]
         print(
-            f"{config.epochs} epochs, seed {config.seed}: epoch {training.epoch} done, {seconds:.1f} s of steps,"
+            f"{config.epochs} epochs, seed {config.seed}: epoch {state.epoch} done, {seconds:.1f} s of steps,"
             f" test accuracy {accuracy:.2f} %",
             flush=True,
         )
 
-    training.run(on_step=on_step, on_epoch=on_epoch)
+    run.run(on_step=on_step, on_epoch=on_epoch)
     return {
         "epochs": config.epochs,
         "seed": config.seed,
-        "steps": training.adam.steps,
-        "seconds": training.seconds,
+        "steps": state.adam.steps,
+        "seconds": state.seconds,
         "curve": curve,
     }
 

@@ -21,7 +21,7 @@ from turns import Contestant, compare, conditions, quartiles, ratio
 from tinyvit.data import load_mnist
 from tinyvit.model import ViTConfig, initialise
 from tinyvit.optim import Adam
-from tinyvit.training import ShardedGradient, available_cores
+from tinyvit.training import ParallelGradient, available_cores
 
 LEARNING_RATE = 3e-4
 BATCHES = 8  # different ones, in turn
@@ -55,20 +55,15 @@ def normalised(config, batches):
 def tinyvit_step(batch, mlp, threads):
     """Return this library's training step."""
     config, parameters, batches = workload(batch, mlp)
-    images = np.concatenate([x for x, _ in batches])
-    labels = np.concatenate([y for _, y in batches])
-    sharded_gradient = ShardedGradient(config, threads).__enter__()
+    gradient_of = ParallelGradient(config, threads).__enter__()
     adam = Adam(parameters.flat, threads=threads)
     count = 0
 
     def step():
         nonlocal count
-        start = count % BATCHES * batch
+        loss, _, gradients = gradient_of(parameters, *batches[count % BATCHES])
         count += 1
-        loss, _, gradient = sharded_gradient(
-            parameters, lambda i, j: (images[i:j], labels[i:j]), start, start + batch
-        )
-        adam.step(parameters.flat, gradient.flat, LEARNING_RATE)
+        adam.step(parameters.flat, gradients.flat, LEARNING_RATE)
         return float(loss)
 
     return step

@@ -21,8 +21,9 @@ import traceback
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from checkout import ROOT
+
 PEERS = ("torch", "jax", "jaxlib", "onnx", "onnxruntime")  # may be absent
-ROOT = Path(__file__).resolve().parent.parent
 
 
 def _serve(connection, module, function, arguments):
@@ -166,8 +167,8 @@ class Remote:
 
 
 def _obey(connection, log, module, function, arguments):
-    """Build an object and call its methods as they are asked for, until nobody asks any more."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for whoever asks, and that one ends this process
+    """Build an object and call its methods as they are asked for, until the connection closes."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that asks, which ends this one
     descriptor = os.open(log, os.O_WRONLY | os.O_APPEND)
     for stream in (1, 2):
         os.dup2(descriptor, stream)

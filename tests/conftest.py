@@ -27,7 +27,8 @@ def pytest_addoption(parser):
         "--device",
         choices=("cpu", "gpu"),
         default="cpu",
-        help="gpu: run every test with the fixture `backend` or `accelerator` on CuPy and a GPU as well",
+        help="gpu: run every test with the fixture `backend` or `accelerator` on CuPy and a GPU as well; "
+        "with -m gpu, only these",
     )
 
 
@@ -45,6 +46,15 @@ def pytest_generate_tests(metafunc):
         metafunc.parametrize("accelerator", accelerators, indirect=True)
     if "backend" in metafunc.fixturenames:
         metafunc.parametrize("backend", ["cpu", *accelerators], indirect=True)
+
+
+@pytest.hookimpl(tryfirst=True)  # before `-m` chooses
+def pytest_collection_modifyitems(items):
+    """Mark as `gpu` every test that runs on the GPU itself."""
+    for item in items:
+        parameters = item.callspec.params if hasattr(item, "callspec") else {}
+        if "gpu" in (parameters.get("backend"), parameters.get("accelerator")):
+            item.add_marker(pytest.mark.gpu)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -13,7 +13,7 @@ a device array (CuPy redirects them), iteration over an array (counted as a wait
 import threading
 import time
 import weakref
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from types import ModuleType, SimpleNamespace
 
 import numpy as np
@@ -750,6 +750,7 @@ cupy.matmul, cupy.amax, cupy.amin = _matmul, _function(ndarray.max), _function(n
 cupy.RawModule = RawModule
 cupy.cuda = SimpleNamespace(get_current_stream=lambda: _streams[-1], Stream=Stream, Graph=Graph, Device=Device)
 cupy.cuda.Event, cupy.cuda.get_elapsed_time = Event, _elapsed_time
+cupy.cuda.using_allocator = lambda allocator=None: nullcontext()  # every array has memory of its own here anyway
 for _name in _METHODS.split():
     setattr(cupy, _name, _function(getattr(ndarray, _name)))
 for _name in _UFUNCS.split():

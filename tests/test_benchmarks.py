@@ -17,18 +17,16 @@ import pytest
 from tinyvit.data.augment import Augmentation
 from tinyvit.kernels import Kernels, KernelStep
 from tinyvit.kernels.step import SHARDS
-from tinyvit.model import VisionTransformer, ViTConfig, initialise
-from tinyvit.optim import Adam, matrices_only
-from tinyvit.training import ShardedGradient
+from tinyvit.model import ViTConfig, initialise, loss_and_gradient, vit_logits
+from tinyvit.optim import Adam
+from tinyvit.training import TrainingConfig
+from tinyvit.training.state import new_state
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "benchmarks"))
 peers, turns, scaling, inference, time_to_accuracy, floors, gpu, gpu_work, readme = (
     importlib.import_module(name)
-    for name in (
-        *("peers", "turns", "scaling", "inference", "time_to_accuracy"),
-        *("floors", "gpu", "gpu_work", "readme"),
-    )
+    for name in ["peers", "turns", "scaling", "inference", "time_to_accuracy", "floors", "gpu", "gpu_work", "readme"]
 )
 
 TINY = ViTConfig(image_size=8, patch_size=4, width=12, depth=2, heads=3, mlp_width=20, classes=4)
@@ -262,13 +260,11 @@ def normalised(pixels):
 def losses_of_this_library(weights, batches, steps):
     parameters = weights.with_flat(weights.flat.copy())
     adam, losses = Adam(parameters.flat), []
-    with ShardedGradient(TINY, 1) as sharded_gradient:
-        for i in range(steps):
-            images, labels = batches[i % len(batches)]
-            load = lambda start, stop, x=images, y=labels: (x[start:stop], y[start:stop])  # noqa: E731
-            loss, _, gradient = sharded_gradient(parameters, load, 0, len(images))
-            adam.step(parameters.flat, gradient.flat, LEARNING_RATE)
-            losses.append(float(loss))
+    for i in range(steps):
+        images, labels = batches[i % len(batches)]
+        loss, _, gradients = loss_and_gradient(images, labels, parameters, TINY)
+        adam.step(parameters.flat, gradients.flat, LEARNING_RATE)
+        losses.append(float(loss))
     return losses
 
 
@@ -282,7 +278,7 @@ def assert_same_training(step, weights, batches):
 def test_torch_gives_the_same_logits(weights, batches, shortcut):
     torch = pytest.importorskip("torch")
     images, _ = batches[0]
-    ours = VisionTransformer(TINY, weights).logits(images)
+    ours = vit_logits(images, weights, TINY)
     with torch.inference_mode():
         theirs = peers.torch_model(TINY, weights, shortcut)(torch.from_numpy(normalised(images))).numpy()
     np.testing.assert_allclose(theirs, ours, atol=1e-4)
@@ -300,7 +296,7 @@ def test_torch_trains_in_the_same_way(weights, batches, shortcut):
 def test_jax_gives_the_same_logits(weights, batches):
     pytest.importorskip("jax")
     images, _ = batches[0]
-    ours = VisionTransformer(TINY, weights).logits(images)
+    ours = vit_logits(images, weights, TINY)
     np.testing.assert_allclose(peers.jax_logits(TINY, weights)(normalised(images)), ours, atol=1e-4)
 
 
@@ -317,7 +313,7 @@ def test_onnx_runtime_gives_the_same_logits_for_any_batch(weights, batches, tmp_
     images, _ = batches[0]
     for count in (1, 2, 6):  # the second and third from the file that the first has written
         logits = peers.onnx_logits(TINY, weights, 1, tmp_path)(normalised(images[:count]))
-        np.testing.assert_allclose(logits, VisionTransformer(TINY, weights).logits(images[:count]), atol=1e-4)
+        np.testing.assert_allclose(logits, vit_logits(images[:count], weights, TINY), atol=1e-4)
 
 
 def test_inference_beside_a_peer(tmp_path):
@@ -335,11 +331,15 @@ def test_inference_beside_a_peer(tmp_path):
 
 def recorded_step(backend, config, batch, augmented=True, clip=0.0, decay=0.0, average=False):
     """Return the launches of a step of `KernelStep` with their arguments; none of them runs."""
-    images, labels = np.zeros((2 * batch, config.image_size, config.image_size), np.uint8), np.zeros(2 * batch)
-    first = initialise(config)
-    parameters = first.with_flat(backend.asarray(first.flat))
-    decayed = matrices_only(parameters) if decay else None
-    adam = Adam(parameters.flat, weight_decay=decay, decayed=decayed)
+    images = np.zeros((2 * batch, config.image_size, config.image_size), np.uint8)
+    training_config = TrainingConfig(
+        batch_size=batch,
+        clip=clip,
+        weight_decay=decay,
+        average=0.9 if average else 0.0,
+        augmentation=Augmentation(rotation=10 if augmented else 0),
+    )
+    state = new_state(config, training_config, backend)
     kernels, found = Kernels(backend, config), []
 
     def record(name, grid, block, *arguments):
@@ -347,15 +347,16 @@ def recorded_step(backend, config, batch, augmented=True, clip=0.0, decay=0.0, a
 
     kernels._launch = record
     step = KernelStep(
-        *(kernels, parameters, adam, parameters.flat.copy() if average else None),
-        *(backend.asarray(images), backend.asarray(labels.astype(np.uint8)), batch),
-        clip=clip,
+        kernels,
+        state,
+        images,
+        labels=np.zeros(2 * batch, int),
+        config=training_config,
         graph=False,
     )
-    draw = (Augmentation(rotation=10), (1, 2), 0) if augmented else None
-    step.begin_epoch(np.arange(2 * batch), draw, np.zeros((2, 4)))
+    step.begin_epoch(0)
     found.clear()
-    step(batch)
+    step()
     return found
 
 
@@ -415,7 +416,10 @@ def test_the_floors_are_those_of_what_a_step_launches(strict_gpu, config, batch,
     recorded = recorded_step(strict_gpu, config, batch, **settings)
     clip = settings.get("clip", 0.0) > 0
     model = floors.launches(
-        *(config, batch, settings.get("augmented", True), clip),
+        config,
+        batch,
+        augmented=settings.get("augmented", True),
+        clip=clip,
         decayed=settings.get("decay", 0) > 0,
         average=settings.get("average", False),
     )
@@ -527,7 +531,7 @@ def test_gpu_measures_everything_there_is(tmp_path, stand_in):
 
     ceilings = found["ceilings"]
     assert all(ceilings[name] > 0 for name in ("copy", "copy_within_the_cache", "gap"))
-    assert "cublas" in ceilings["float32"]  # the stand-in has none: that is said, and costs nobody else anything
+    assert "cublas" in ceilings["float32"]  # the stand-in has none, which stops no other measurement
     assert [(record["batch"], record["precision"]) for record in found["kernels"]] == cases
     for record in found["kernels"]:
         model = floors.launches(ViTConfig(depth=1), record["batch"])
@@ -814,9 +818,17 @@ def test_serving_counts_wrong_answers_and_lost_connections():
 SCRIPTS = [path.stem for path in sorted((ROOT / "benchmarks").glob("*.py")) if "argparse" in path.read_text()]
 
 
+@pytest.fixture
+def not_installed(tmp_path):
+    """An environment in which the only tinyvit that Python finds by itself is a broken one."""
+    (tmp_path / "tinyvit").mkdir()
+    (tmp_path / "tinyvit" / "__init__.py").write_text("raise ImportError('not the tinyvit of the checkout')\n")
+    return os.environ | {"PYTHONPATH": str(tmp_path)}
+
+
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_help_can_be_read(script):
-    assert "usage: " in run(script, "--help").stdout
+def test_help_can_be_read_in_a_checkout_that_is_not_installed(script, not_installed):
+    assert "usage: " in run(script, "--help", env=not_installed).stdout
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="reads /proc")

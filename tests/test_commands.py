@@ -497,7 +497,7 @@ def test_an_epochs_line_fits_eighty_columns_with_the_largest_numbers():
     }
     training = SimpleNamespace(state=SimpleNamespace(history=[worst]), config=SimpleNamespace(epochs=1000))
     line = epoch_line(training)
-    assert line.startswith("epoch 1000/1000  loss 9876.54 (100.00 %)  validation 9876.54 (100.00 %)")
+    assert line.startswith("epoch 1000/1000  loss 9876.54, 100.00 %  validation 9876.54, 100.00 %")
     assert len(line) <= 80
 
 

@@ -78,7 +78,7 @@ def test_other_models_compile_as_well(nvrtc, file, config):
 def test_a_card_without_tensor_cores_is_refused_in_our_words(nvrtc, precision):
     with pytest.raises(kernel_resources.CompilationError, match=r"need a GPU of compute capability 8\.0 or above"):
         kernel_resources.compile_file("linear", "sm_75", precision)
-    assert launch.why_not(kernel_resources.ViTConfig(), precision, 75) is not None
+    assert launch.unsupported_reason(kernel_resources.ViTConfig(), precision, 75) is not None
 
 
 def test_what_does_not_compile_is_told(nvrtc):

@@ -133,7 +133,7 @@ TARGETS = [  # what is damaged, a kernel or the functions before one; through wh
     *(("before linear", ["linear_backward", "linear_forward"], "odd", precision) for precision in launch.PRECISIONS),
 ]
 _BEYOND = "what lies beyond the last column or token is not written, and adds nothing"
-_ZEROS = "what is fetched beyond the end is zero, and is not put down"
+_ZEROS = "what is fetched beyond the end is zero, and is not stored"
 _NEVER = "no number is just as large"
 _ONE = "a word is one number in this precision; under bfloat16 it is seen"
 _SIZE = "the size of an array that is a parameter says nothing"
@@ -142,12 +142,12 @@ _UNUSED = "these kernels take no maximum"
 _MAXIMUM = "fmaxf( to fminf(: value = fmaxf(value, __shfl_xor_sync(0xffffffffu, value, distance));"
 _MORE = "more memory than it takes"
 _CARRY = "carry[i * WORD + half] = inside ? operand.numbers[(k + half) * operand.k_step + j * operand.j_step] : 0.0f;"
-_PUT_DOWN = "void put_down(const Operand& operand, const float carry[LOADS * WORD], Word* slab) {"
+_STORE_SLAB = "void store_slab(const Operand& operand, const float carry[LOADS * WORD], Word* slab) {"
 _IN_ALL_PRECISIONS = {
     "< to <=: if (k + DEPTH < end_k) {": _ZEROS,
     "+ to -: if (k + DEPTH < end_k) {": _ZEROS,
     "* to +: float carry[LOADS * WORD]) {": _SIZE,
-    f"* to +: __device__ __forceinline__ {_PUT_DOWN}": _SIZE,
+    f"* to +: __device__ __forceinline__ {_STORE_SLAB}": _SIZE,
     "/ to *: const int SLAB = DEPTH / WORD * PITCH;": _MORE,
     "/ to *: const int lanes = 8 / WORD;": _ANY_ORDER,
 }

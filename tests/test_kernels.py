@@ -5,6 +5,7 @@ Here on the strict stand-in, which emulates the kernels' own text on the CPU; un
 
 import copy
 import dataclasses
+import re
 
 import emulate
 import kernel_cases
@@ -80,6 +81,20 @@ def test_every_kernel_has_a_case():
     assert set(CASES) == {name for names in launch.FUNCTIONS.values() for name in names}
     for file, names in launch.FUNCTIONS.items():
         assert set(emulate.signatures(launch.source(file))) == set(names)
+
+
+@pytest.mark.parametrize("launcher", CASES)
+def test_the_table_is_what_the_text_says(launcher):
+    """The same parameters in the same order, with their types, pointers and arrays' names; and as many threads."""
+    signature = launch.SIGNATURES[launcher]
+    text = re.sub(r"//[^\n]*", "", launch.source(signature.file))
+    found = re.search(rf"__launch_bounds__\((\d+)\)\s+{launcher}\(([^)]*)\)", text)
+    names = [re.search(r"\w+$", parameter.strip())[0] for parameter in found[2].split(",")]
+    arrays = [(array.dtype, True) for array in signature.arrays]
+    numbers = [(number.dtype, False) for number in signature.numbers]
+    assert emulate.signatures(text)[launcher] == arrays + numbers
+    assert names[: len(arrays)] == [array.name for array in signature.arrays]
+    assert int(found[1]) == signature.threads
 
 
 # ---- the linear layer, in all precisions ----
@@ -458,14 +473,14 @@ def test_a_gradient_of_zero_is_not_divided_by(accelerator):
 # ---- which models ----
 
 
-def test_why_not_is_what_the_kernels_have_room_for(accelerator):
+def test_the_reason_is_what_the_kernels_have_room_for(accelerator):
     """Just within 48 KiB of shared memory the attention runs, and just above it neither runs nor is begun."""
     within = ViTConfig(image_size=49, patch_size=7, width=37, heads=1)  # 50 tokens of width 37: 50,400 bytes
     within = dataclasses.replace(within, width=35)  # 50 tokens of width 35: 48,800 bytes, of 49,152
     above = dataclasses.replace(within, width=36)
-    assert launch.why_not(within) is None
+    assert launch.unsupported_reason(within) is None
     check(accelerator, "attention_backward", kernels=Kernels(accelerator, within), batch=1)
-    reason = launch.why_not(above)
+    reason = launch.unsupported_reason(above)
     assert reason.startswith("a head of 50 tokens of width 36 needs 49,600 bytes of shared memory")
     with pytest.raises(ValueError, match="needs 49,600 bytes"):
         Kernels(accelerator, above)
@@ -481,17 +496,17 @@ def test_why_not_is_what_the_kernels_have_room_for(accelerator):
 
 
 def test_models_and_cards_that_the_kernels_cannot_serve_are_told():
-    assert "a width of 2080 is over 2048" in launch.why_not(ViTConfig(width=2080, heads=65))
-    assert launch.why_not(ViTConfig(width=2048, heads=64)) is None
-    assert "labels of one byte, and there are 257 classes" in launch.why_not(ViTConfig(classes=257))
-    assert launch.why_not(ViTConfig(classes=256)) is None
+    assert "a width of 2080 is over 2048" in launch.unsupported_reason(ViTConfig(width=2080, heads=65))
+    assert launch.unsupported_reason(ViTConfig(width=2048, heads=64)) is None
+    assert "labels of one byte, and there are 257 classes" in launch.unsupported_reason(ViTConfig(classes=257))
+    assert launch.unsupported_reason(ViTConfig(classes=256)) is None
     for precision in ("tf32", "bfloat16"):
-        reason = launch.why_not(ViTConfig(), precision, 75)
+        reason = launch.unsupported_reason(ViTConfig(), precision, 75)
         assert "compute capability 8.0 or above, and this one has 7.5: use float32" in reason
-        assert launch.why_not(ViTConfig(), precision, 80) is None
-    assert launch.why_not(ViTConfig(), "float32", 75) is None
+        assert launch.unsupported_reason(ViTConfig(), precision, 80) is None
+    assert launch.unsupported_reason(ViTConfig(), "float32", 75) is None
     with pytest.raises(ValueError, match="precision 'half' is unknown: give 'float32', 'tf32', 'bfloat16'"):
-        launch.why_not(ViTConfig(), "half")
+        launch.unsupported_reason(ViTConfig(), "half")
 
 
 # ---- launchers refuse ----
@@ -515,7 +530,7 @@ ANY_SIZE = {  # axes along which an array may be as long as it likes
 }
 
 
-SHAPE = "must have|is empty|the class token or all|too short"
+SHAPE = "must have the shape|must not be empty"
 
 
 def bad_arrays(launcher, name, array):
@@ -536,9 +551,9 @@ def bad_arrays(launcher, name, array):
             yield f"long along {axis}", ("device", longer), ValueError, SHAPE
         none = array.take([], axis=axis)
         yield f"empty along {axis}", ("device", none), ValueError, SHAPE
-    yield "flat", ("device", array.reshape(-1, 1, 1, 1, 1)), ValueError, "must have"
+    yield "flat", ("device", array.reshape(-1, 1, 1, 1, 1)), ValueError, "must have the shape"
     if array.ndim > 1:
-        yield "one axis less", ("device", array[0].copy()), ValueError, "must have"
+        yield "one axis less", ("device", array[0].copy()), ValueError, "must have the shape"
     if array.size > 1:
         wide = np.repeat(array, 2, axis=-1)
         yield "not contiguous", ("strided", wide), ValueError, f"{name} must be C-contiguous"
@@ -647,6 +662,51 @@ def test_a_residual_is_of_every_so_many_rows_at_least_one(accelerator, launcher)
             arguments["residual_every"] = every
         with pytest.raises(ValueError, match=f"{launcher}: residual_every must be at least 1, not {every}"):
             getattr(kernels, launcher)(**arguments)
+
+
+def test_numbers_out_of_range_are_refused(accelerator):
+    kernels = copy.copy(kernels_for(accelerator))
+    kernels._functions = dict.fromkeys(CASES, NoLaunch())
+    maps = accelerator.asarray(np.zeros((10, 2, 3), np.float32))
+    for key, first in (((2**64 - 1, 0), 0), ((0, 0), 2**64 - 1)):
+        with pytest.raises(AssertionError, match="launched"):
+            kernels.draw_maps(maps, key, first, kernel_cases.EVERYTHING)
+    for key, first, what in (((2**64, 0), 0, "key[0]"), ((0, -1), 0, "key[1]"), ((0, 0), 0.5, "first")):
+        message = f"draw_maps: {what} must be an integer of uint64, not "
+        with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
+            kernels.draw_maps(maps, key, first, kernel_cases.EVERYTHING)
+    arrays = CASES["gather_patches"](kernels.config).arrays
+    arrays = {name: accelerator.asarray(array) for name, array in arrays.items()}
+    for size, message in (
+        (0, "batch_size must be at least 1, not 0"),
+        (2**31, "batch_size must be an integer of int32, not 2147483648"),
+    ):
+        with pytest.raises(ValueError, match=f"^gather_patches: {message}"):
+            kernels.gather_patches(**arrays, batch_size=size)
+    x, w, out = (accelerator.asarray(np.zeros(shape, np.float32)) for shape in ((3, 4), (4, 5), (3, 5)))
+    with pytest.raises(ValueError, match=r"^linear_forward: residual_every \* outputs must be an integer of int32"):
+        kernels.linear_forward(x, w, None, out, residual_every=2**29)
+
+
+def test_a_shape_that_does_not_fit_is_explained(accelerator):
+    """One sentence names the kernel and the array, what is expected, with its sizes, and what is given."""
+    kernels = copy.copy(kernels_for(accelerator))
+    x, w, out = (accelerator.asarray(np.zeros(shape, np.float32)) for shape in ((3, 4), (4, 5), (3, 6)))
+    message = "linear_forward: out must have the shape (rows, outputs) for rows = 3, outputs = 5, not (3, 6)"
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        kernels.linear_forward(x, w, None, out)
+    message = "linear_forward: x must have the shape (rows, inputs), not (2, 2, 1)"
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        kernels.linear_forward(accelerator.asarray(np.zeros((2, 2, 1), np.float32)), w, None, out)
+    case = CASES["attention_forward"](kernels.config, batch=2)
+    arrays = {name: accelerator.asarray(array) for name, array in case.arrays.items()}
+    arrays["out"] = accelerator.asarray(np.zeros((2, 3, 40), np.float32))
+    message = (
+        "attention_forward: out must have the shape (batch, queries, D) where queries in (1, T) "
+        "for batch = 2, queries = 3, D = 40, T = 10, not (2, 3, 40)"
+    )
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        kernels.attention_forward(**arrays)
 
 
 def test_grids_that_no_gpu_has_are_refused(accelerator, monkeypatch):

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from PIL import Image, ImageDraw, PngImagePlugin
 
-from tinyvit.data import load_mnist, pictures
-from tinyvit.pretrained import load_pretrained
+from tinyvit.classifier import load_pretrained
+from tinyvit.data import load_mnist
+from tinyvit.pretrained import pictures
 from tinyvit.pretrained.pictures import (
     PictureError,
     Prepared,

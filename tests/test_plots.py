@@ -34,14 +34,16 @@ CONFIDENCES = np.linspace(0.5, 0.9, 40)
 
 PICTURES = {
     "training_curves": (lambda path: plots.training_curves(HISTORY, path), (1200, 510)),
-    "baseline": (lambda path: plots.training_curves(HISTORY, path, baseline=HISTORY[:4]), (1200, 510)),
     "confusion_matrix": (lambda path: plots.confusion_matrix(COUNTS, path), (960, 960)),
     "misclassified": (
         lambda path: plots.misclassified(IMAGES, LABELS, (LABELS + 1) % 10, CONFIDENCES, range(40), path, limit=8),
         (1200, 493),
     ),
-    "contact_sheet": (lambda path: plots.contact_sheet([IMAGES[:3], IMAGES[:2] / 255], path), (540, 366)),
-    "attention_overlay": (lambda path: plots.attention_overlay(IMAGES[:8], MAPS[:8], path), (1200, 366)),
+    "augmentation_sheet": (lambda path: plots.augmentation_sheet([IMAGES[:3], IMAGES[:3] / 255], path), (1200, 875)),
+    "explanations": (
+        lambda path: plots.explanations(IMAGES[:2] / 255, IMAGES[:2], MAPS[:2], ["a", "b"], path),
+        (900, 615),
+    ),
     "hero": (lambda path: plots.hero(HISTORY, IMAGES, MAPS, path), (1200, 420)),
 }
 
@@ -196,29 +198,24 @@ def test_no_mistakes_make_a_picture_that_says_so(figures, tmp_path):
     assert [text.get_text() for text in figures[0].texts] == ["0 of 40 misclassified"]
 
 
-def test_contact_sheet_shows_each_pixel_as_it_is(figures):
-    plots.contact_sheet([IMAGES[:2], IMAGES[2:3] / 255], "unused", titles=["one", "two"])
-    sheet = figures[0].images[0].get_array()
-    corner = 12 + 28 * 6 + 6  # margin, an image at six times its size, gap
-    np.testing.assert_allclose(sheet[12 : corner - 6 : 6, corner : corner + 168 : 6], 1 - IMAGES[1] / 255)
-    np.testing.assert_allclose(sheet[corner : corner + 168 : 6, 12 : corner - 6 : 6], 1 - IMAGES[2] / 255)
-    assert [text.get_text() for text in figures[0].texts] == ["one", "two"]
+def test_augmentation_sheet_shows_every_image_in_its_place(figures):
+    plots.augmentation_sheet([IMAGES[:3], IMAGES[3:6] / 255], "unused")
+    drawn = [axes.images[0].get_array() for axes in figures[0].axes]
+    np.testing.assert_allclose(drawn, IMAGES[:6] / 255)
+    assert figures[0].get_suptitle() == "Augmentation: the original at the left, then random changes of it"
 
 
-@pytest.mark.parametrize(
-    ("rows", "titles"),
-    [([], None), ([IMAGES[:0]], None), ([IMAGES[:1], IMAGES[:1, :20]], None), ([IMAGES[:2]], ["a", "b"])],
-)
-def test_contact_sheet_refuses_what_does_not_fit(rows, titles, tmp_path):
-    with pytest.raises(ValueError, match="rows"):
-        plots.contact_sheet(rows, tmp_path / "sheet.png", titles)
+@pytest.mark.parametrize("rows", [[], [IMAGES[:0]]])
+def test_augmentation_sheet_refuses_what_does_not_fit(rows, tmp_path):
+    with pytest.raises(ValueError, match="rows of as many images each"):
+        plots.augmentation_sheet(rows, tmp_path / "sheet.png")
     assert not list(tmp_path.iterdir())
 
 
-def test_overlay_lays_ink_over_blocks_on_one_scale_from_zero(figures):
-    plots.attention_overlay(IMAGES[:7], MAPS[:7], "unused", labels=range(7))
-    drawn = [axes for axes in figures[0].axes if axes.images]
-    assert [axes.get_title() for axes in drawn] == list("0123456")
+def test_relevance_is_drawn_as_blocks_under_the_ink_on_one_scale_from_zero(figures):
+    plots.hero(HISTORY, IMAGES[:7], MAPS[:7], "unused")
+    drawn = [axes for axes in figures[0].axes if len(axes.images) == 2]
+    assert len(drawn) == 7
     for i, axes in enumerate(drawn):
         blocks, ink = axes.images
         np.testing.assert_allclose(blocks.get_array(), 100 * MAPS[i])  # percent
@@ -230,6 +227,10 @@ def test_overlay_lays_ink_over_blocks_on_one_scale_from_zero(figures):
 
 @pytest.mark.parametrize(("images", "maps"), [(IMAGES[:0], MAPS[:0]), (IMAGES[:2], MAPS[:3])])
 def test_overlay_refuses_images_without_a_map_each(images, maps, tmp_path):
-    for draw in (plots.attention_overlay, lambda i, m, p: plots.hero(HISTORY, i, m, p)):
+    titles = ["a"] * len(images)
+    for draw in (
+        lambda path: plots.explanations(images, images, maps, titles, path),
+        lambda path: plots.hero(HISTORY, images, maps, path),
+    ):
         with pytest.raises(ValueError, match="a map for each image"):
-            draw(images, maps, tmp_path / "overlay.png")
+            draw(tmp_path / "overlay.png")

@@ -1,5 +1,6 @@
 """What a user holds: `VisionTransformer`, a model to use, and `train`, which makes one of images and labels."""
 
+import math
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -90,12 +91,16 @@ def train(images, labels, epochs=1, *, recipe="tuned", model=None, device="cpu",
     `ViTConfig` to change, a dict; device: "cpu", "gpu" or "auto"; workers: processes, by default one per core;
     verbose: 0 prints nothing.
 
-    What the data decides follows from it: image size, classes, patch size (the side of a grid of about four by four),
+    What the data decides follows from it: image size, classes, patch size (for a grid of about four by four),
     mean and deviation of the pixels, and how many images are held back to validate (a twelfth, at most 5,000).
     Raises `ValueError` if images, labels and settings do not fit, and `TrainingDiverged` if the loss is not finite.
     """
     images, labels = np.asarray(images), np.asarray(labels)
-    config = replace(RECIPES[recipe] if isinstance(recipe, str) else recipe, epochs=epochs, seed=seed)
+    settings = RECIPES.get(recipe) if isinstance(recipe, str) else recipe
+    if settings is None:
+        names = ", ".join(map(repr, RECIPES))
+        raise ValueError(f"there is no recipe {recipe!r}: give {names} or a TrainingConfig")
+    config = replace(settings, epochs=epochs, seed=seed)
     config = replace(config, validation=min(config.validation, len(images) // 12))
     run = Training(
         fitting_config(images, labels, **(model or {})),
@@ -126,7 +131,7 @@ def fitting_config(images, labels, **settings):
     return ViTConfig(
         **{
             "image_size": side,
-            "patch_size": min(fitting, key=lambda size: abs(side / size - 4)),
+            "patch_size": min(fitting, key=lambda size: abs(math.log(side / size / 4))),
             "classes": int(labels.max()) + 1,
             "pixel_mean": round(float(images.mean()) / 255, 4),
             "pixel_deviation": max(round(float(images.std()) / 255, 4), 1e-4),

@@ -32,19 +32,19 @@ MISTAKES = LinearSegmentedColormap.from_list("mistakes", colormaps["YlOrBr"](np.
 LEAST_ERROR = 0.01  # percent; one image of 10,000. A logarithmic axis has no zero
 
 
-def training_curves(history, path, baseline=None):
+def training_curves(history, path):
     """Draw loss and error over the epochs, both on logarithmic axes, on which 98 % and 99.5 % lie far apart.
 
-    history: a list of dicts, one an epoch, with epoch (from 1), train_loss, train_accuracy, and
+    history: a list of dicts, one per epoch, with epoch (from 1), train_loss, train_accuracy, and
     validation_loss, validation_accuracy (0 to 1), which may be None or missing; path: where the PNG (1200 x
-    510) goes; baseline: another such history to compare with, drawn in grey. An error below 0.01 % is drawn
-    at 0.01 %; what is not a finite number is left out. Raises `ValueError` if history is empty.
+    510) goes. An error below 0.01 % is drawn at 0.01 %; a value that is not finite is left out. Raises
+    `ValueError` if history is empty.
     """
     _check_history(history)
     figure = _figure(WIDTH, 3.4)
     loss, error = figure.subplots(1, 2)
-    _loss_panel(loss, history, baseline)
-    _error_panel(error, history, baseline)
+    _loss_panel(loss, history)
+    _error_panel(error, history)
     _save(figure, path)
 
 
@@ -115,73 +115,39 @@ def misclassified(images, labels, predictions, confidences, wrong, path, limit=3
     _save(figure, path)
 
 
-def contact_sheet(rows, path, titles=None):
-    """Draw rows of images, each pixel a sharp square: a digit and what augmentation makes of it, for example.
+def augmentation_sheet(rows, path):
+    """Draw what augmentation makes of some images: a row per image, the image itself first.
 
-    rows: a list of (n, R, C) arrays, uint8 or float in 0 to 1, all of one image size; path: where the PNG
-    goes, about 1200 pixels wide; titles: one string a row. Raises `ValueError` if there is no image, or if
-    sizes or the number of titles do not fit.
+    rows: a list of (n, R, C) arrays, uint8 or float in 0 to 1, n the same for all; path: where the PNG, 1200 pixels
+    wide, goes. Raises `ValueError` if there is no image.
     """
-    rows = [_unit(row) for row in rows]
-    if not rows or len({row.shape[1:] for row in rows}) != 1 or min(len(row) for row in rows) == 0:
-        raise ValueError("a contact sheet needs rows of at least one image each, all images of one size")
-    if titles is not None and len(titles) != len(rows):
-        raise ValueError(f"{len(rows)} rows need as many titles, not {len(titles)}")
-    height, width = rows[0].shape[1:]
-    columns = max(len(row) for row in rows)
-    gap, margin = 6, 12  # pixels
-    text_width = 20 + 10 * max(len(title) for title in titles) if titles else 0
-    zoom = max(1, min(6, ((1200 - text_width - 2 * margin) // columns - gap) // width))
-    cell_height, cell_width = height * zoom + gap, width * zoom + gap
-
-    sheet = np.ones((2 * margin + len(rows) * cell_height - gap, 2 * margin + columns * cell_width - gap))
-    for r, row in enumerate(rows):
-        for c, image in enumerate(row):
-            top, left = margin + r * cell_height, margin + c * cell_width
-            bottom, right = top + height * zoom, left + width * zoom
-            # a thin frame, to see how far a digit has moved
-            sheet[top - 1 : bottom + 1, left - 1 : right + 1] = 0.88
-            sheet[top:bottom, left:right] = 1 - _enlarged(image, zoom)
-    figure = _figure((text_width + sheet.shape[1]) / DPI, sheet.shape[0] / DPI, layout=None)
-    figure.figimage(sheet, text_width, 0, cmap="gray", vmin=0, vmax=1, origin="upper")
-    for r, title in enumerate(titles or []):
-        middle = 1 - (margin + r * cell_height + (cell_height - gap) / 2) / sheet.shape[0]
-        right = text_width / (text_width + sheet.shape[1])
-        figure.text(right, middle, title, ha="right", va="center", fontsize=SMALL, color=INK)
-    _save(figure, path)
-
-
-def attention_overlay(images, maps, path, labels=None):
-    """Draw digits in black ink on the relevance of each patch, in blocks, as no finer map is known.
-
-    images: (B, R, C), uint8 or float in 0 to 1; maps: (B, rows, columns), the share that came from each
-    patch, 0 to 1, as `attention_rollout` and `patch_maps` give; path: where the PNG goes, six images and 1200
-    pixels wide at most; labels: one title an image. All images share one scale, which begins at zero.
-    Raises `ValueError` if there are no images, or not as many maps.
-    """
-    _check_maps(images, maps)
-    columns = min(6, len(images))
-    rows = math.ceil(len(images) / 6)
-    bar, cell, title = 0.68, (WIDTH - 0.68) / 6, 0.0 if labels is None else 0.19  # inches
-    figure = _figure(bar + columns * cell, rows * (cell + title))
-    grid = figure.subplots(rows, columns, squeeze=False)
-    _overlay_panel(figure, grid, images, maps, labels)
+    rows = np.asarray([_unit(row) for row in rows])  # (rows, n, R, C)
+    if rows.ndim != 4 or not rows.size:
+        raise ValueError(f"the sheet needs rows of as many images each, at least one, not {rows.shape}")
+    count, columns = rows.shape[:2]
+    figure = _figure(WIDTH, 0.5 + count * WIDTH / columns)
+    grid = figure.subplots(count, columns, squeeze=False)
+    for axes, image in zip(grid.flat, rows.reshape(-1, *rows.shape[2:]), strict=True):
+        _show_digit(axes, image)
+    figure.suptitle("Augmentation: the original at the left, then random changes of it", fontsize=TEXT + 1, color=INK)
     _save(figure, path)
 
 
 def explanations(pictures, images, maps, titles, path):
-    """Draw a row a picture: itself, what the model sees of it, and what the model looks at.
+    """Draw a row per picture: itself, what the model sees of it, and what the model looks at.
 
-    pictures: (R, C) arrays of grey levels in 0 to 1, of any sizes; images, maps: as in `attention_overlay`, one a
-    picture; titles: one string a picture; path: where the PNG (900 pixels wide) goes. All rows share one scale,
-    which begins at zero. Raises `ValueError` if there are no pictures, or not as many of something.
+    pictures: (R, C) arrays of grey levels in 0 to 1, of any sizes; images: (B, R, C), uint8 or float in 0 to 1;
+    maps: (B, rows, columns), the share that came from each patch, 0 to 1, as `attention_rollout` and `patch_maps`
+    give, one of each per picture; titles: one string per picture; path: where the PNG (900 pixels wide) goes. All
+    rows share one scale, which begins at zero. Raises `ValueError` if there are no pictures, or not as many of
+    something.
     """
     _check_maps(images, maps)
     if not len(pictures) == len(titles) == len(images):
         raise ValueError(f"{len(images)} images need as many pictures and titles")
     figure = _figure(6.0, 2.05 * len(images))
     grid = figure.subplots(len(images), 3, squeeze=False)
-    _overlay_panel(figure, grid[:, 2:], images, maps, None)
+    _overlay_panel(figure, grid[:, 2:], images, maps)
     for (left, middle, right), picture, image, title in zip(grid, pictures, images, titles, strict=True):
         left.imshow(picture, cmap="gray", vmin=0, vmax=1)
         left.set_axis_off()
@@ -194,50 +160,41 @@ def explanations(pictures, images, maps, titles, path):
 def hero(history, images, maps, path):
     """Draw the project in one picture (1200 x 420): how the error falls, and what the model looks at.
 
-    history: as in `training_curves`; images (B, R, C) and maps (B, rows, columns): as in `attention_overlay`,
-    of which the first eight are drawn; path: where the PNG goes.
+    history: as in `training_curves`; images (B, R, C) and maps (B, rows, columns): as in `explanations`, of
+    which the first eight are drawn; path: where the PNG goes.
     """
     _check_history(history)
     _check_maps(images, maps)
     figure = _figure(WIDTH, 2.8)
     left, right = figure.subfigures(1, 2, width_ratios=(1, 1.45), wspace=0.03)
     axes = left.subplots()
-    _error_panel(axes, history, None)
+    _error_panel(axes, history)
     axes.set_title("Error while training", fontsize=TEXT + 1, color=INK, loc="left")
     title = "What it looks at: attention rollout of the class token"
     right.suptitle(title, fontsize=TEXT + 1, color=INK, x=0.01, ha="left")
-    _overlay_panel(right, right.subplots(2, 4), images[:8], maps[:8], None)
+    _overlay_panel(right, right.subplots(2, 4), images[:8], maps[:8])
     _save(figure, path)
 
 
-def _loss_panel(axes, history, baseline):
+def _loss_panel(axes, history):
     """Draw training and validation loss over the epochs."""
-    if baseline:
-        values = _series(baseline, "validation_loss")
-        _line(axes, baseline, values, "baseline, validation", MUTED, "{:.3f}", ":")
     _line(axes, history, _series(history, "train_loss"), "training, as minimised", TRAIN, "{:.3f}", "--")
     _line(axes, history, _series(history, "validation_loss"), "validation", VALIDATION, "{:.3f}", "-")
     _finish_panel(axes, "mean cross-entropy, nats")
 
 
-def _error_panel(axes, history, baseline):
+def _error_panel(axes, history):
     """Draw training and validation error in percent over the epochs."""
 
-    def errors(records, name):
-        return 100 * (1 - _series(records, name))
-
-    if baseline:
-        values = errors(baseline, "validation_accuracy")
-        _line(axes, baseline, values, "baseline, validation", MUTED, "{:.2f} %", ":", LEAST_ERROR)
-    values = errors(history, "train_accuracy")
+    values = 100 * (1 - _series(history, "train_accuracy"))
     _line(axes, history, values, "training", TRAIN, "{:.2f} %", "--", LEAST_ERROR)
-    values = errors(history, "validation_accuracy")
+    values = 100 * (1 - _series(history, "validation_accuracy"))
     _line(axes, history, values, "validation", VALIDATION, "{:.2f} %", "-", LEAST_ERROR)
     _finish_panel(axes, "misclassified, %")
 
 
 def _series(records, name):
-    """Return one value an epoch, (E,) float64, not-a-number where there is none."""
+    """Return one value per epoch, (E,) float64, NaN where there is none."""
     values = [record.get(name) for record in records]
     return np.array([math.nan if value is None else value for value in values], np.float64)
 
@@ -284,7 +241,7 @@ def _finish_panel(axes, quantity):
         axes.legend(fontsize=SMALL, frameon=False, loc="best", labelcolor=INK, handlelength=2.2)
 
 
-def _overlay_panel(figure, grid, images, maps, labels):
+def _overlay_panel(figure, grid, images, maps):
     """Fill a grid of axes with digits over their relevance maps, and one colour bar for all."""
     maps = 100 * np.asarray(maps, np.float64)
     norm = Normalize(0, maps.max())
@@ -292,8 +249,6 @@ def _overlay_panel(figure, grid, images, maps, labels):
         axes.set_axis_off()
     for i, axes in zip(range(len(images)), grid.flat, strict=False):
         _show_relevance(axes, _unit(images[i]), maps[i], norm)
-        if labels is not None:
-            axes.set_title(str(labels[i]), fontsize=SMALL, color=INK, pad=3)
     shades = grid.flat[0].images[0]
     bar = figure.colorbar(shades, ax=grid, aspect=25, pad=0.02, fraction=0.04)
     bar.set_label("relevance, %", fontsize=SMALL, color=INK)
@@ -355,11 +310,6 @@ def _unit(images):
     return images / 255 if images.dtype == np.uint8 else np.clip(images.astype(np.float64), 0, 1)
 
 
-def _enlarged(image, zoom):
-    """Return `image` (R, C) with every pixel as a square of zoom x zoom."""
-    return image.repeat(zoom, axis=0).repeat(zoom, axis=1)
-
-
 def _shortened(title, most=34):
     """Return `title` with its middle left out if it is long; what the library would read as a formula is text."""
     cut = title if len(title) <= most else f"{title[: most // 2 - 1]}…{title[-(most // 2) :]}"
@@ -372,9 +322,9 @@ def _percent(share):
     return "> 99.9 %" if 99.95 <= percent < 100 else f"{percent:.1f} %"
 
 
-def _figure(width, height, layout="constrained"):
+def _figure(width, height):
     """Return a white figure of width x height inches that belongs to no display."""
-    figure = Figure(figsize=(width, height), dpi=DPI, facecolor="white", layout=layout)
+    figure = Figure(figsize=(width, height), dpi=DPI, facecolor="white", layout="constrained")
     FigureCanvasAgg(figure)
     return figure
 

@@ -39,6 +39,15 @@ class ImageDataset:
     name: str
     source: str  # the folder that was read
 
+    def __repr__(self):
+        def split(images):
+            return "{:,} images of {} x {}".format(*images.shape)
+
+        return (
+            f"ImageDataset({self.name}: {split(self.train_images)} to train on, "
+            f"{split(self.test_images)} to test on, {self.classes} classes)"
+        )
+
 
 def load_mnist(data_dir=None, classes=10):
     """Load MNIST, or a data set in the form of MNIST such as Fashion-MNIST or KMNIST.

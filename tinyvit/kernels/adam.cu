@@ -15,10 +15,12 @@ __device__ __forceinline__ float block_sum(float value, float* parts) {
     return sum;
 }
 
-// gradient (count,) = the sum over `shards` arrays that lie shard_step apart; squares[block] = that block's part of the
-// gradient's squared norm. counter[0], the steps of this epoch that are done, goes up by one: nobody reads it here.
+//     gradient = sum over the shards of shard_gradients
+//     squares[block] = sum over the block's numbers of gradient**2
+//     counter += 1
 //
-// grid: ceil(count / 1024) blocks.
+// shard_gradients: `shards` arrays that begin shard_step numbers apart; gradient: (count,); squares: one per block;
+// counter: (1,), the number of steps that this epoch has taken. grid: ceil(count / 1024) blocks.
 extern "C" __global__ void __launch_bounds__(256) sum_shards(const float* __restrict__ shard_gradients,
                                                              float* __restrict__ gradient, float* __restrict__ squares,
                                                              int* __restrict__ counter, int count, int shards,
@@ -42,13 +44,15 @@ extern "C" __global__ void __launch_bounds__(256) sum_shards(const float* __rest
     if (blockIdx.x == 0 && threadIdx.x == 0) counter[0] += 1;
 }
 
-// One step of Adam with decoupled weight decay, for the gradient scaled so that its norm is at most `clip` (0: any norm).
+//     m = beta1 * m + (1 - beta1) * g,  v = beta2 * v + (1 - beta2) * g**2
+//     weights -= learning_rate * m_hat / (sqrt(v_hat) + epsilon), after learning_rate * weight_decay * weights
 //
-// schedule: (steps, 4), a row for every step of the epoch, of which row counter[0] - 1 counts: the learning rate, the
-// learning rate over 1 - beta1**t, 1 / sqrt(1 - beta2**t), and how much of the weights goes into their average.
-// rest1, rest2: 1 - beta1 and 1 - beta2, which float32 could not tell from the betas well enough.
-// decayed: (count,) ones and zeros, or null if all is decayed; average: (count,), or null if there is none.
-// grid: as sum_shards, whose squares are read.
+// g is the gradient, scaled so that its norm is at most `clip` (0: any norm).
+// schedule: (steps, 4), one row per step of the epoch, of which row counter[0] - 1 applies: the learning rate, the
+// learning rate over 1 - beta1**t, 1 / sqrt(1 - beta2**t), and the share of the weights in their new average.
+// rest1, rest2: 1 - beta1 and 1 - beta2, computed in float64, because the difference of two float32 is inaccurate.
+// decayed: (count,) ones and zeros, or null if all weights decay; average: (count,), or null.
+// grid: as for sum_shards, whose squares are added up here.
 extern "C" __global__ void __launch_bounds__(256) adam_step(float* __restrict__ weights, const float* __restrict__ gradient,
                                                             float* __restrict__ first_moment,
                                                             float* __restrict__ second_moment,
@@ -64,8 +68,8 @@ extern "C" __global__ void __launch_bounds__(256) adam_step(float* __restrict__ 
         for (int i = (int)threadIdx.x; i < (int)gridDim.x; i += THREADS) square += squares[i];
         float norm = sqrtf(block_sum(square, parts));
         scale = fminf(1.0f, clip / fmaxf(norm, 1e-12f));
-        // an infinite norm would scale all to zero, and one that is not a number pass: so that the run is found out,
-        // either makes the weights not-a-number
+        // An infinite norm would scale everything to zero, and fmaxf ignores NaN. Both make the weights NaN here, so
+        // that the loss of the next step shows it.
         if (!(norm <= LARGEST)) scale = nanf("");
     }
     const float* row = schedule + 4 * (counter[0] - 1);

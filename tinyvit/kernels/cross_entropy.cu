@@ -4,29 +4,30 @@
 
 const int WARPS = 8;
 
-// dlogits (batch, classes) of the mean loss, and the epoch's totals: totals[0] += sum of the losses, totals[1] += how many
-// images were classified rightly, both float64, as an epoch has many images.
+//     loss = -sum over the classes of target * log(softmax(logits))
+//     dlogits = (softmax(logits) - target) / batch
+//     totals += (sum of the losses, number of correct images)
 //
-// logits: (batch, classes); labels: (batch,), in 0..classes-1: another one makes the loss and that row of dlogits
-// not-a-number, as in the plain operation, and training finds it out; smoothing: that share of the target goes to all
-// classes evenly. A warp to an image, a lane to every 32nd class. grid: one block, so that the sums are taken in one
-// order always.
+// target is 1 - smoothing at the label, plus smoothing / classes everywhere. totals are float64, since an epoch has many
+// images. logits, dlogits: (batch, classes); labels: (batch,), from 0 to classes - 1. Another label makes the loss and
+// its row of dlogits NaN, as in ops/cross_entropy.py, so that training notices it.
+// One warp per image, one lane per 32nd class. grid: one block, so that the order of the sums is always the same.
 extern "C" __global__ void __launch_bounds__(256) cross_entropy(const float* __restrict__ logits,
                                                                 const int* __restrict__ labels, float* __restrict__ dlogits,
                                                                 double* __restrict__ totals, int batch, int classes,
                                                                 float smoothing) {
     __shared__ double losses[WARPS];
-    __shared__ int rights[WARPS];
+    __shared__ int corrects[WARPS];
     int warp = (int)threadIdx.x / 32, lane = (int)threadIdx.x % 32;
     double loss_sum = 0.0;
-    int right = 0;
+    int correct = 0;
     for (int image = warp; image < batch; image += WARPS) {
         const float* row = logits + image * classes;
         int label = labels[image];
         float largest = LEAST, sum = 0.0f, total = 0.0f;
         for (int c = lane; c < classes; c += 32) largest = fmaxf(largest, row[c]);
         largest = warp_max(largest);
-        int first = classes;  // the first class with the largest logit, as argmax says
+        int first = classes;  // the first class with the largest logit, as argmax has it
         for (int c = lane; c < classes; c += 32) {
             sum += expf(row[c] - largest);
             total += row[c] - largest;
@@ -37,12 +38,12 @@ extern "C" __global__ void __launch_bounds__(256) cross_entropy(const float* __r
         for (int distance = 16; distance > 0; distance /= 2) {
             first = min(first, __shfl_xor_sync(0xffffffffu, first, distance));
         }
-        // log softmax(z)[c] = z[c] - largest - log(sum), and the loss is minus its mean under the target
+        // log(softmax(logits))[c] = logits[c] - largest - log(sum)
         float log_sum = logf(sum);
         bool known = label >= 0 && label < classes;
         float at_label = known ? row[label] - largest - log_sum : nanf(""), at_all = total - classes * log_sum;
         loss_sum -= (double)((1.0f - smoothing) * at_label + smoothing / classes * at_all);
-        right += first == label;
+        correct += first == label;
         for (int c = lane; c < classes; c += 32) {
             float target = (c == label ? 1.0f - smoothing : 0.0f) + smoothing / classes;
             dlogits[image * classes + c] = known ? (expf(row[c] - largest) / sum - target) / batch : nanf("");
@@ -50,15 +51,15 @@ extern "C" __global__ void __launch_bounds__(256) cross_entropy(const float* __r
     }
     if (lane == 0) {
         losses[warp] = loss_sum;
-        rights[warp] = right;
+        corrects[warp] = correct;
     }
     __syncthreads();
     if (threadIdx.x == 0) {
         for (int other = 1; other < WARPS; other++) {
             loss_sum += losses[other];
-            right += rights[other];
+            correct += corrects[other];
         }
         totals[0] += loss_sum;
-        totals[1] += right;
+        totals[1] += correct;
     }
 }

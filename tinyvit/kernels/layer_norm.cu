@@ -6,17 +6,21 @@
 #define WIDTH 128
 #endif
 
-const int PER_LANE = (WIDTH + 31) / 32;  // numbers of a row that a lane keeps in registers
-const int WARPS = 8;                     // of a block
+const int PER_LANE = (WIDTH + 31) / 32;  // numbers of a row in the registers of a lane
+const int WARPS = 8;                     // per block
 
-// A warp to a row. Writes out, and what backward needs: normalised (rows, WIDTH) and inverse_deviation (rows,).
+//     deviation = sqrt(var(x) + epsilon)
+//     normalised = (x - mean(x)) / deviation
+//     out = normalised * w + b
+//
+// x, out, normalised: (rows, WIDTH); w, b: (WIDTH,); inverse_deviation: (rows,). One warp per row. grid: ceil(rows / 8).
 extern "C" __global__ void __launch_bounds__(256) layer_norm_forward(const float* __restrict__ x, const float* __restrict__ w,
                                                                      const float* __restrict__ b, float* __restrict__ out,
                                                                      float* __restrict__ normalised,
                                                                      float* __restrict__ inverse_deviation, int rows,
                                                                      float epsilon) {
     int row = (int)blockIdx.x * WARPS + (int)threadIdx.x / 32, lane = (int)threadIdx.x % 32;
-    if (row >= rows) return;  // a whole warp: nobody waits for it
+    if (row >= rows) return;  // with its whole warp, so that no lane is missing below
     float kept[PER_LANE], sum = 0.0f, squares = 0.0f;
 #pragma unroll
     for (int i = 0; i < PER_LANE; i++) {
@@ -43,13 +47,13 @@ extern "C" __global__ void __launch_bounds__(256) layer_norm_forward(const float
     if (lane == 0) inverse_deviation[row] = inverse;
 }
 
-// The gradients for dout (rows, WIDTH), with what the residual branch brings added to dx:
+//     dw = sum over the rows of dout * normalised,  db = sum over the rows of dout,  dnormalised = dout * w
+//     through_mean = mean(dnormalised),  through_deviation = normalised * mean(dnormalised * normalised)
+//     dx = (dnormalised - through_mean - through_deviation) / deviation + residual
 //
-//     dx = (dnormalised - mean(dnormalised) - normalised * mean(dnormalised * normalised)) / deviation + residual
-//     dw = sum over the rows of dout * normalised,  db = sum over the rows of dout, by shards as in linear.cu
-//
-// residual may be null; its row r goes to row r * residual_every of dx: to all of them, or to every class token.
-// grid: ceil(rows / 8) blocks for dx, then shards * ceil(WIDTH / 32) for dw and db.
+// dout, dx: (rows, WIDTH); dw, db: one per shard of the rows, as in linear.cu. residual: the gradient that reaches x
+// through the residual branch, or null. Row r of it is added to row r * residual_every of dx: to every row, or to the
+// class tokens. grid: ceil(rows / 8) blocks for dx, then shards * ceil(WIDTH / 32) for dw and db.
 extern "C" __global__ void __launch_bounds__(256) layer_norm_backward(
     const float* __restrict__ dout, const float* __restrict__ normalised, const float* __restrict__ inverse_deviation,
     const float* __restrict__ w, const float* __restrict__ residual, float* __restrict__ dx, float* __restrict__ dw,
@@ -62,14 +66,14 @@ extern "C" __global__ void __launch_bounds__(256) layer_norm_backward(
     if ((int)blockIdx.x < row_blocks) {
         int row = (int)blockIdx.x * WARPS + warp;
         if (row >= rows) return;
-        float slope[PER_LANE], unit[PER_LANE], through_mean = 0.0f, through_deviation = 0.0f;
+        float dnormalised[PER_LANE], own_normalised[PER_LANE], through_mean = 0.0f, through_deviation = 0.0f;
 #pragma unroll
         for (int i = 0; i < PER_LANE; i++) {
             int column = lane + 32 * i;
-            slope[i] = column < WIDTH ? dout[row * WIDTH + column] * w[column] : 0.0f;  // dnormalised
-            unit[i] = column < WIDTH ? normalised[row * WIDTH + column] : 0.0f;
-            through_mean += slope[i];
-            through_deviation += slope[i] * unit[i];
+            dnormalised[i] = column < WIDTH ? dout[row * WIDTH + column] * w[column] : 0.0f;
+            own_normalised[i] = column < WIDTH ? normalised[row * WIDTH + column] : 0.0f;
+            through_mean += dnormalised[i];
+            through_deviation += dnormalised[i] * own_normalised[i];
         }
         through_mean = warp_sum(through_mean) / WIDTH;
         through_deviation = warp_sum(through_deviation) / WIDTH;
@@ -78,7 +82,7 @@ extern "C" __global__ void __launch_bounds__(256) layer_norm_backward(
         for (int i = 0; i < PER_LANE; i++) {
             int column = lane + 32 * i;
             if (column < WIDTH) {
-                float value = (slope[i] - through_mean - unit[i] * through_deviation) * inverse;
+                float value = (dnormalised[i] - through_mean - own_normalised[i] * through_deviation) * inverse;
                 if (residual && row % residual_every == 0) value += residual[row / residual_every * WIDTH + column];
                 dx[row * WIDTH + column] = value;
             }

@@ -11,9 +11,10 @@ __device__ __forceinline__ void forward_tile(const float* x, const float* w, int
     tile_product(a, b, 0, inputs, (int)blockIdx.y * TILE, (int)blockIdx.x * TILE, a_slab, b_slab, sums);
 }
 
-// out (rows, outputs) = x (rows, inputs) @ w (inputs, outputs) + b (outputs,) + residual.
+//     out = x @ w + b + residual
 //
-// b and residual may be null. Row r of the residual lies at r * residual_step. grid: (tiles of columns, tiles of rows).
+// x: (rows, inputs); w: (inputs, outputs); b: (outputs,) or null; out: (rows, outputs); residual: null, or rows that
+// begin residual_step numbers apart. grid: (tiles of columns, tiles of rows).
 extern "C" __global__ void __launch_bounds__(128) linear_forward(const float* __restrict__ x, const float* __restrict__ w,
                                                                  const float* __restrict__ b,
                                                                  const float* __restrict__ residual, float* __restrict__ out,
@@ -34,9 +35,11 @@ extern "C" __global__ void __launch_bounds__(128) linear_forward(const float* __
     }
 }
 
-// out = gelu(h) and derivative = gelu'(h) for h = x @ w + b: twin of linear_forward and gelu_forward in one.
+//     h = x @ w + b
+//     out = h * cdf(h)
+//     derivative = cdf(h) + h * density(h), by which gelu_backward multiplies
 //
-// With GELU_TANH defined, of gelu_tanh_forward.
+// Shapes and grid as in linear_forward. With GELU_TANH defined, it is gelu_tanh_forward that follows the product.
 extern "C" __global__ void __launch_bounds__(128) linear_gelu_forward(const float* __restrict__ x,
                                                                       const float* __restrict__ w,
                                                                       const float* __restrict__ b, float* __restrict__ out,
@@ -68,16 +71,15 @@ extern "C" __global__ void __launch_bounds__(128) linear_gelu_forward(const floa
     }
 }
 
-// The gradients for dout (rows, outputs) of out = x @ w + b:
+//     dx = dout @ w.T * derivative
+//     dw = x.T @ dout
+//     db = sum over the rows of dout
 //
-//     dx = dout @ w.T      (rows, inputs), multiplied by derivative (rows, inputs) if that is given
-//     dw = x.T @ dout      (inputs, outputs), one for each of `shards` parts of the rows
-//     db = ones @ dout     (outputs,), likewise
-//
-// Shard s takes the rows from s * shard_rows, and writes to dw + s * shard_step and db + s * shard_step: the sum over
-// the rows is long, and a block alone would take long for it. Who adds the shards up is sum_shards in adam.cu.
-// dx or db may be null, if nobody wants it. grid: (tiles of dx) + (tiles of dw) * shards; the first are left out
-// if dx is null.
+// dout: (rows, outputs); x, dx: (rows, inputs); w, dw: (inputs, outputs); db: (outputs,); derivative: (rows, inputs), or
+// null in place of ones. dw and db are sums per shard: shard s has the rows from s * shard_rows and writes to
+// dw + s * shard_step and db + s * shard_step, since one block alone would take long for all rows. sum_shards in adam.cu
+// adds the shards. dx and db may be null and are then not computed.
+// grid: (tiles of dx, none if it is null) + (tiles of dw) * shards.
 extern "C" __global__ void __launch_bounds__(128) linear_backward(const float* __restrict__ dout, const float* __restrict__ x,
                                                                   const float* __restrict__ w,
                                                                   const float* __restrict__ derivative,

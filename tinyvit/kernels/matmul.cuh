@@ -3,7 +3,7 @@
 //     sums(m, n) = sum over k of a(m, k) b(k, n)
 //
 // Both operands come 32 steps of k at a time from global into shared memory, where each number is read by 32 others.
-// While a slab is multiplied the next one is on its way into registers. In shared memory a slab lies as [k][m] and
+// While a slab is multiplied, the next one is fetched into registers. In shared memory a slab lies as [k][m] and
 // [k][n], with rows 40 words apart, so that the lanes of a warp read from different banks. (They write to different ones
 // too, but for the operand whose k lies side by side, where two lanes share a bank.)
 //
@@ -78,7 +78,7 @@ __device__ __forceinline__ void fetch(const Operand& operand, int first_k, int e
     }
 }
 
-__device__ __forceinline__ void put_down(const Operand& operand, const float carry[LOADS * WORD], Word* slab) {
+__device__ __forceinline__ void store_slab(const Operand& operand, const float carry[LOADS * WORD], Word* slab) {
 #pragma unroll
     for (int i = 0; i < LOADS; i++) {
         int k, j;
@@ -163,9 +163,9 @@ __device__ __forceinline__ float tile_product(const Operand& a, const Operand& b
     fetch(a, first_k, end_k, first_m, a_carry);
     fetch(b, first_k, end_k, first_n, b_carry);
     for (int k = first_k; k < end_k; k += DEPTH) {
-        __syncthreads();  // the slab before is done with
-        put_down(a, a_carry, a_slab);
-        put_down(b, b_carry, b_slab);
+        __syncthreads();  // every thread has read the previous slab
+        store_slab(a, a_carry, a_slab);
+        store_slab(b, b_carry, b_slab);
 #pragma unroll
         for (int i = 0; i < LOADS * WORD; i++) carried_sum += b_carry[i];
         __syncthreads();

@@ -1,8 +1,8 @@
 // Twins of Augmentation.draw, warp and the pixels of patch_embedding_forward: from stored images to normalised patches.
 
 // Philox4x64-10 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3", section 3.3): ten rounds turn a
-// counter and a key into four random words, and any counter can be asked for at once. It is the generator that
-// numpy.random.Philox is, so that both backends draw the same numbers.
+// counter and a key into four random words, for any counter and without a state. It is the generator of
+// numpy.random.Philox, so that both backends draw the same numbers.
 typedef unsigned long long word64;
 
 struct Words {
@@ -22,14 +22,16 @@ __device__ __forceinline__ Words philox(word64 counter, word64 key0, word64 key1
     return c;
 }
 
-// Number `index` of the stream, uniform in [-1, 1): what numpy.random.Generator.uniform(-1, 1) draws.
+// Number `index` of the stream, uniform in [-1, 1), as numpy.random.Generator.uniform(-1, 1) draws it.
 __device__ __forceinline__ double uniform(word64 index, word64 key0, word64 key1) {
     Words words = philox(index / 4, key0, key1);
     return -1.0 + 2.0 * ((double)(words.word[index % 4] >> 11) * (1.0 / 9007199254740992.0));
 }
 
-// The maps of Augmentation.draw: (count, 2, 3) float32. key0, key1, first: Philox's key, and which word of its stream
-// comes next. rotation and shear in radians; log_scale: log1p of the scale. A thread to an image.
+//     map = rotate(angle) @ shear(lean) @ mirror / zoom, and then the shift, as in Augmentation.draw
+//
+// maps: (count, 2, 3) float32; key0, key1: Philox's key; first: which word of its stream comes next; rotation and shear
+// in radians; log_scale: log1p of the scale. One thread per image. grid: ceil(count / 128) blocks.
 extern "C" __global__ void __launch_bounds__(128) draw_maps(float* __restrict__ maps, int count, word64 key0, word64 key1,
                                                             word64 first, double rotation, double log_scale, double shear,
                                                             double shift, double flip) {
@@ -56,16 +58,16 @@ __device__ __forceinline__ float pixel_at(const unsigned char* image, int side, 
     return inside ? (float)image[row * side + column] : 0.0f;
 }
 
-// The next batch, ready for one matrix product that does all of the patch embedding.
+//     rows @ (w, b, class_token, positions) = patch_embedding_forward(warp(images, maps))
 //
-// Row (image, token) of `rows`, (batch, T, P * P + 2 + T), has the normalised pixels of that token's patch, then 1 for a
-// patch and 0 for the class token, then the reverse, then a one at the token's place and zeros elsewhere. Times the
-// matrix of the embedding's weight, its bias, the class token and the positions, one under the other as they lie in
-// the flat array, that gives patches embedded, class token in front and positions added; and its backward is the one
-// product's backward. (In TF32 and bfloat16 bias, class token and positions are rounded with it.)
+// The next batch, in a form in which one matrix product is the whole patch embedding. Row (image, token) of `rows`,
+// (batch, T, P * P + 2 + T), has the normalised pixels of that token's patch, then 1 for a patch and 0 for the class
+// token, then the reverse, then a one at the token's place and zeros elsewhere. The other matrix is the embedding's
+// weight, its bias, the class token and the positions, one under the other as they lie in the flat array. The backward
+// pass of the embedding is then that of the product. (In TF32 and bfloat16 all of them are rounded.)
 //
-// images: (N, side, side); labels: (N,); order: (N,), the epoch's; maps: (N, 2, 3) at the places of the order, or null if
-// nothing is changed; counter[0]: steps of the epoch that are done. grid: one block an image of the batch.
+// images: (N, side, side); labels: (N,); order: (N,), of the epoch; maps: (N, 2, 3) at the places of the order, or null to
+// change no image; counter[0]: the number of steps that the epoch has taken. grid: one block per image of the batch.
 extern "C" __global__ void __launch_bounds__(256) gather_patches(
     const unsigned char* __restrict__ images, const unsigned char* __restrict__ labels, const int* __restrict__ order,
     const float* __restrict__ maps, const int* __restrict__ counter, float* __restrict__ rows,
@@ -92,7 +94,7 @@ extern "C" __global__ void __launch_bounds__(256) gather_patches(
             int row = (token - 1) / across * patch + j / patch, column = (token - 1) % across * patch + j % patch;
             float brightness;
             if (maps) {
-                // a frame two pixels wide is black, and what lies beyond is moved onto it
+                // two pixels around the image are black, and a place beyond them is moved onto them
                 float y = (float)row - centre, x = (float)column - centre, limit = (float)side;
                 float from_row = fminf(fmaxf(map[0] * y + map[1] * x + map[2] + centre, -1.0f), limit);
                 float from_column = fminf(fmaxf(map[3] * y + map[4] * x + map[5] + centre, -1.0f), limit);

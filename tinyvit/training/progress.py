@@ -55,10 +55,10 @@ def epoch_line(run):
     """Return the last epoch's losses, accuracies and speed, in at most 80 characters."""
     *earlier, record = run.state.history
     seconds = record["seconds"] - (earlier[-1]["seconds"] if earlier else 0.0)
-    line = f"epoch {record['epoch']:2d}/{run.config.epochs}  loss {_loss(record['train_loss'])}"
-    line += f" ({100 * record['train_accuracy']:.2f} %)"
+    line = f"epoch {record['epoch']:2d}/{run.config.epochs}"
+    line += f"  loss {_loss(record['train_loss'])}, {100 * record['train_accuracy']:.2f} %"
     if record["validation_loss"] is not None:
-        line += f"  validation {_loss(record['validation_loss'])} ({100 * record['validation_accuracy']:.2f} %)"
+        line += f"  validation {_loss(record['validation_loss'])}, {100 * record['validation_accuracy']:.2f} %"
     return line + f"  {seconds:.0f} s"
 
 

@@ -97,7 +97,7 @@ def write_evaluation(folder, model, images, labels, workers=None):
 
 
 def write_augmentation_sheet(folder, images, augmentation, seed=0, variants=9):
-    """Draw what the augmentation makes of some images, a row an image, in `folder`/augmentation.png.
+    """Draw what the augmentation makes of some images, a row per image, in `folder`/augmentation.png.
 
     images: (N, R, C) uint8, NumPy.
     """
@@ -106,4 +106,4 @@ def write_augmentation_sheet(folder, images, augmentation, seed=0, variants=9):
     for image in images:
         copies = np.repeat(image[None], variants, axis=0)
         rows.append([image / 255, *warp(copies, augmentation.draw(rng, variants))])
-    plots.contact_sheet(rows, Path(folder) / "augmentation.png")
+    plots.augmentation_sheet(rows, Path(folder) / "augmentation.png")

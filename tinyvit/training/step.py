@@ -15,7 +15,7 @@ import time
 import numpy as np
 
 from tinyvit.data.batches import Epoch
-from tinyvit.kernels import Kernels, KernelStep, why_not
+from tinyvit.kernels import Kernels, KernelStep, unsupported_reason
 from tinyvit.optim import clip_by_global_norm
 from tinyvit.training.state import require_finite
 from tinyvit.training.workers import ParallelGradient, available_cores
@@ -134,7 +134,7 @@ def choose_kernels(backend, model_config, precision="float32", kernels=None):
     """
     if kernels not in (None, *KERNELS):
         raise ValueError(f"kernels {kernels!r} are unknown: give {', '.join(map(repr, KERNELS))}")
-    reason = why_not(model_config, precision, backend.compute_capability())
+    reason = unsupported_reason(model_config, precision, backend.compute_capability())
     if backend.device == "cpu":
         if precision != "float32" or kernels in ("graph", "launches"):
             asked = f"precision {precision!r}" if precision != "float32" else f"kernels {kernels!r}"
