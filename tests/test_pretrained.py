@@ -22,7 +22,7 @@ from tinyvit.model import ViTConfig
 from tinyvit.pretrained import pretrained_card
 
 ROOT = Path(__file__).resolve().parent.parent
-WEIGHTS = ROOT / "tinyvit" / "weights"
+WEIGHTS = ROOT / "tinyvit" / "pretrained"
 sys.path.insert(0, str(ROOT / "benchmarks"))
 publish_weights = importlib.import_module("publish_weights")
 
@@ -173,9 +173,8 @@ def test_publishing_writes_weights_and_card(tmp_path, capsys, monkeypatch):
     publish_weights.write_atomically(run / "metrics.json", publish_weights.json.dumps(run_metrics()))
     assert publish_weights.main([str(run), "--out", str(tmp_path / "box")]) == 0
     expected = publish_weights.card_of(run_metrics(), load_pretrained())
-    monkeypatch.setattr(pretrained.importlib.resources, "files", lambda package: tmp_path)
-    (tmp_path / "box").rename(tmp_path / "weights")
+    monkeypatch.setattr(pretrained.importlib.resources, "files", lambda package: tmp_path / "box")
     assert pretrained_card() == expected
     trained = VisionTransformer.load(run / "model.safetensors")
     assert (load_pretrained().parameters.flat == trained.parameters.flat).all()
-    assert "| seed | 3 |" in (tmp_path / "README.md").read_text()
+    assert "| seed | 3 |" in (tmp_path / "box" / "README.md").read_text()
