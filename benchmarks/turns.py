@@ -223,7 +223,7 @@ def ratio(slower, faster):
 
 def conditions(*packages):
     """Return what a measurement depends on: machine, versions, BLAS, and the settings of it in the environment."""
-    from tinyvit.backend import get_backend  # here, and so not in the memory of every contestant
+    from tinyvit.gpu import get_backend  # here, and so not in the memory of every contestant
     from tinyvit.training.results import versions
 
     found = versions(get_backend("cpu"))

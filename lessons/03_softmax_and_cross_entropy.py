@@ -226,8 +226,7 @@ print(f"dz: the same by index, by array and by tinyvit; gradient check: {error:.
 assert error < 1e-8
 
 # %% [markdown]
-# The softmax, the loss and its gradient in `tinyvit/reference.py` give the same numbers. (It takes the logarithm of
-# the probability after all, because that is shorter. This is exact as long as no score lies hundreds below another.)
+# The softmax, the loss and its gradient in `tinyvit/reference.py` give the same numbers.
 
 # %%
 np.testing.assert_allclose(softmax(z), reference.softmax_forward(z)[0], rtol=1e-10, atol=1e-12)

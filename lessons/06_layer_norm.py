@@ -256,17 +256,16 @@ assert stretch < 1e-3
 
 # %%
 def without_mean(dout, cache):
-    normalised, inverse_deviation, w = cache
-    g = dout * w
-    dx = (g - normalised * row_mean(g * normalised)) * inverse_deviation
+    normalised = cache.normalised
+    g = dout * cache.w
+    dx = (g - normalised * row_mean(g * normalised)) * cache.inverse_deviation
     return dx, (dout * normalised).sum(axis=0), dout.sum(axis=0)
 
 
 def without_deviation(dout, cache):
-    normalised, inverse_deviation, w = cache
-    g = dout * w
-    dx = (g - row_mean(g)) * inverse_deviation
-    return dx, (dout * normalised).sum(axis=0), dout.sum(axis=0)
+    g = dout * cache.w
+    dx = (g - row_mean(g)) * cache.inverse_deviation
+    return dx, (dout * cache.normalised).sum(axis=0), dout.sum(axis=0)
 
 
 widths = [4, 8, 16, 32, 64, 128]
@@ -311,9 +310,8 @@ assert max(found["all three"]) < 1e-7
 # %%
 batch = rng.standard_normal((64, 17, 128)).astype(np.float32)  # (B, T, D), what our transformer normalises at once
 _, cache = layer_norm_forward(batch, np.ones(128, np.float32), np.zeros(128, np.float32))
-names = ("normalised", "1 / deviation", "w")
-for name, kept in zip(names, cache, strict=True):
-    print(f"kept: {name:<14} {kept.shape!s:<12} {kept.nbytes:>8,} bytes")
+for name, kept in cache._asdict().items():
+    print(f"kept: {name:<17} {kept.shape!s:<12} {kept.nbytes:>8,} bytes")
 kept = sum(array.nbytes for array in cache)
 print(f"together {kept / batch.nbytes:.3f} times the bytes of x")
 assert kept < 1.02 * batch.nbytes
@@ -357,10 +355,10 @@ assert abs(one_pass / spread.var() - 1) > 0.1  # the last, around 10,000
 
 # %%
 blank = np.full((1, 8), 0.5)
-output, (_, inverse_deviation, _) = layer_norm_forward(blank, w, b, EPSILON)
-print(f"a vector of equal numbers: the output is the bias; 1 / s = {inverse_deviation[0, 0]:.0f}")
+output, cache = layer_norm_forward(blank, w, b, EPSILON)
+print(f"a vector of equal numbers: the output is the bias; 1 / s = {cache.inverse_deviation[0, 0]:.0f}")
 assert np.allclose(output, b)
-assert np.isclose(inverse_deviation[0, 0], 1000)
+assert np.isclose(cache.inverse_deviation[0, 0], 1000)
 
 # %% [markdown]
 # ## What it is good for, on digits

@@ -22,7 +22,6 @@ twenty seconds.
 # %%
 import numpy as np
 from kit import BLUE, MUTED, ORANGE, TEXT, Lesson, show
-from tinyvit.train import Training, TrainingConfig
 
 from tinyvit import reference
 from tinyvit.backend import one_blas_thread
@@ -43,6 +42,7 @@ from tinyvit.ops import (
     patches_forward,
 )
 from tinyvit.optim import Adam
+from tinyvit.training import Training, TrainingConfig
 
 lesson = Lesson("07_patches_and_positions")
 rng = np.random.default_rng(7)
@@ -393,11 +393,11 @@ training = Training(
     get_backend("cpu"),
     workers=1,  # one process: for a model this small another is not worth its start
 )
-training.parameters["positions"][...] = 0
+training.state.parameters["positions"][...] = 0
 training.run()
-learned = training.parameters["positions"][1:].astype(np.float64)  # (49, D); the class token's is left out
-accuracy = training.history[-1]["validation_accuracy"]
-print(f"{training.adam.steps} steps; of 1,000 images that were held back {accuracy:.1%} are right")
+learned = training.state.parameters["positions"][1:].astype(np.float64)  # (49, D); the class token's is left out
+accuracy = training.state.history[-1]["validation_accuracy"]
+print(f"{training.state.adam.steps} steps; of 1,000 images that were held back {accuracy:.1%} are right")
 assert accuracy > (0.6 if lesson.quick else 0.85)
 
 # %% [markdown]

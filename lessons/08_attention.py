@@ -22,7 +22,6 @@ in about twenty seconds.
 # %%
 import numpy as np
 from kit import BLUE, ORANGE, TEXT, Lesson, show
-from tinyvit.train import Training, TrainingConfig
 
 from tinyvit import reference
 from tinyvit.data import load_mnist
@@ -39,6 +38,7 @@ from tinyvit.ops import (
     softmax_forward,
 )
 from tinyvit.plots import RELEVANCE
+from tinyvit.training import Training, TrainingConfig
 
 lesson = Lesson("08_attention")
 rng = np.random.default_rng(8)
@@ -336,7 +336,7 @@ def train(seed):
     data = mnist.train_images[: count + 1000], mnist.train_labels[: count + 1000]
     training = Training(config, recipe, *data, get_backend("cpu"), workers=1)  # for so small a model one process
     training.run()
-    return training.parameters, training.history[-1]["validation_accuracy"]
+    return training.state.parameters, training.state.history[-1]["validation_accuracy"]
 
 
 trained = [train(seed) for seed in (0, 1)]

@@ -24,15 +24,13 @@ import time
 
 import numpy as np
 from kit import BLUE, GREEN, ORANGE, TEXT, Lesson, show
-from tinyvit.train import Training, TrainingConfig
 
-from tinyvit import reference
+from tinyvit import VisionTransformer, reference
 from tinyvit.backend import one_blas_thread
 from tinyvit.data import load_mnist
-from tinyvit.evaluate import evaluate
 from tinyvit.gpu import get_backend
 from tinyvit.gradcheck import gradient_error
-from tinyvit.model import VisionTransformer, ViTConfig, block_attention, vit_forward
+from tinyvit.model import ViTConfig, block_attention, vit_forward
 from tinyvit.ops import (
     attention_backward,
     attention_forward,
@@ -42,6 +40,7 @@ from tinyvit.ops import (
     multi_head_attention_forward,
 )
 from tinyvit.plots import RELEVANCE
+from tinyvit.training import Training, TrainingConfig
 
 lesson = Lesson("09_many_heads")
 rng = np.random.default_rng(9)
@@ -337,12 +336,12 @@ def train(heads):
     data = mnist.train_images[:count], mnist.train_labels[:count]
     training = Training(config, recipe, *data, get_backend("cpu"), workers=1)
     training.run()
-    return training.model()
+    return VisionTransformer(training.model_config, training.state.weights)
 
 
 images, labels = mnist.test_images[:2000], mnist.test_labels[:2000]
 models = {heads: train(heads) for heads in ((1, 4) if lesson.quick else (1, 2, 4, 16))}
-accuracies = {heads: evaluate(model, images, labels).accuracy for heads, model in models.items()}
+accuracies = {heads: model.evaluate(images, labels).accuracy for heads, model in models.items()}
 print("of 2,000 test images are classified correctly")
 for heads, accuracy in accuracies.items():
     size = models[heads].parameters.flat.size
@@ -415,7 +414,7 @@ def accuracy_by_digit(model):
 
 whole = accuracy_by_digit(model)
 losses = np.array([whole - accuracy_by_digit(without_head(model, head)) for head in range(4)])  # (H, 10)
-silenced = [evaluate(without_head(model, head), images, labels).accuracy for head in range(4)]
+silenced = [without_head(model, head).evaluate(images, labels).accuracy for head in range(4)]
 print(f"all four heads: {accuracies[4]:.1%}; without head 0, 1, 2, 3:", ", ".join(f"{a:.1%}" for a in silenced))
 assert np.mean(silenced) < accuracies[4]
 assert lesson.quick or max(silenced) < accuracies[4]  # each is missed

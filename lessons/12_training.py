@@ -25,14 +25,14 @@ Warm Restarts*, 2017, equation 5, for the schedule.
 import numpy as np
 from kit import BLUE, GREEN, MUTED, ORANGE, PINK, SMALL, Lesson, show
 from matplotlib.ticker import MaxNLocator
-from tinyvit.train import Training, TrainingConfig
 
+from tinyvit import VisionTransformer
 from tinyvit.data import load_mnist
 from tinyvit.data.augment import Augmentation, warp
-from tinyvit.evaluate import evaluate
 from tinyvit.gpu import get_backend
 from tinyvit.model import ViTConfig, initialise
 from tinyvit.optim import Adam, warmup_cosine
+from tinyvit.training import Training, TrainingConfig
 
 lesson = Lesson("12_training")
 rng = np.random.default_rng(12)
@@ -130,7 +130,7 @@ images, labels = mnist.train_images[: count + held_back], mnist.train_labels[: c
 
 
 def train(augmentation, schedule="cosine"):
-    """Train the small model; return the finished run, which has its history and its model."""
+    """Train the small model; return the finished run, whose state has the history and the weights."""
     config = TrainingConfig(
         epochs=epochs,
         learning_rate=2e-3,
@@ -153,7 +153,7 @@ runs = {
 print(f"{count:,} images, {epochs} epochs; right at the end of training, of {held_back:,} validation images:")
 scores = {}
 for name, run in runs.items():
-    last = run.history[-1]
+    last = run.state.history[-1]
     scores[name] = last["validation_accuracy"]
     print(f"    {name:<27}{scores[name]:.1%}   (of its training images: {last['train_accuracy']:.1%})")
 
@@ -161,12 +161,12 @@ plain, small, mirrored = runs.values()
 assert scores["and half of them mirrored"] < scores["small changes"] - 0.015
 if not lesson.quick:  # a few steps are too few to learn anything by heart, so that there is nothing to hold back
     assert scores["small changes"] > scores["as they are"] + 0.005
-assert plain.history[-1]["train_accuracy"] > small.history[-1]["train_accuracy"]
+assert plain.state.history[-1]["train_accuracy"] > small.state.history[-1]["train_accuracy"]
 
 figure, panels = lesson.figure(7, 3, columns=2, sharey=True)
 for axes, kind in zip(panels, ("train", "validation"), strict=True):
     for (name, run), colour in zip(runs.items(), (BLUE, GREEN, ORANGE), strict=True):
-        error = [100 * (1 - record[f"{kind}_accuracy"]) for record in run.history]
+        error = [100 * (1 - record[f"{kind}_accuracy"]) for record in run.state.history]
         axes.semilogy(range(1, epochs + 1), np.maximum(error, 0.1), color=colour, label=name)  # zero has no place
     axes.set_xlabel("epoch")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -196,8 +196,9 @@ lesson.save(figure, "augmentation")
 
 # %%
 validation_images, validation_labels = images[count:], labels[count:]
-straight = evaluate(small.model(), validation_images, validation_labels)
-seen_in_mirror = evaluate(small.model(), validation_images[:, :, ::-1], validation_labels)
+model = VisionTransformer(model_config, small.state.weights)
+straight = model.evaluate(validation_images, validation_labels)
+seen_in_mirror = model.evaluate(validation_images[:, :, ::-1], validation_labels)
 
 
 def recall(evaluation):
@@ -315,9 +316,9 @@ left.set_ylabel("mean loss")
 left.set_title("Noise on a parabola")
 left.legend()
 for name, run, colour in (("constant", constant, ORANGE), ("cosine", small, BLUE)):
-    values = [record["validation_loss"] for record in run.history]
+    values = [record["validation_loss"] for record in run.state.history]
     right.semilogy(range(1, epochs + 1), values, "o-", markersize=3, color=colour, label=name)
-    score = run.history[-1]["validation_accuracy"]
+    score = run.state.history[-1]["validation_accuracy"]
     print(f"digits, {name} rate: at the end a validation loss of {values[-1]:.3f}, and {score:.1%} are right")
 right.set_xlabel("epoch")
 right.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -329,7 +330,7 @@ right.set_title("Digits" + ", too few steps to settle" * lesson.quick)
 right.legend()
 lesson.save(figure, "schedule")
 if not lesson.quick:  # in a few steps there is nothing to settle
-    assert small.history[-1]["validation_loss"] < constant.history[-1]["validation_loss"]
+    assert small.state.history[-1]["validation_loss"] < constant.state.history[-1]["validation_loss"]
 
 # %% [markdown]
 # ### And why it must rise first
@@ -371,7 +372,7 @@ assert np.allclose(np.quantile(moved, [0.1, 0.5, 0.99]), 2e-3, rtol=0.2)
 
 # %%
 tuning = 200
-logits = small.model().logits(validation_images)
+logits = model.logits(validation_images)
 knobs = np.concatenate([np.zeros((1, 10)), rng.normal(0, 0.5, (3000, 10))])  # the first changes nothing
 correct = np.stack([(logits + knob).argmax(axis=1) == validation_labels for knob in knobs])  # (3001, images)
 chosen_by, world = correct[:, :tuning].mean(axis=1), correct[:, tuning:].mean(axis=1)
@@ -410,7 +411,7 @@ lesson.save(figure, "choosing")
 
 # %%
 read = 2000 if lesson.quick else 10_000  # --quick is content with a part of them
-test = evaluate(small.model(), mnist.test_images[:read], mnist.test_labels[:read])
+test = model.evaluate(mnist.test_images[:read], mnist.test_labels[:read])
 deviation = np.sqrt(test.accuracy * (1 - test.accuracy) / len(test.labels))
 print(f"test accuracy: {test.accuracy:.2%}, give or take {deviation:.2%}")
 print(f"validation said {scores['small changes']:.2%}")

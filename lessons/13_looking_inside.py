@@ -26,14 +26,13 @@ temperature.
 # %%
 import numpy as np
 from kit import BLUE, GREEN, INK, MUTED, ORANGE, PINK, SMALL, TEXT, Lesson, show
-from tinyvit.train import Training, TrainingConfig
 
+from tinyvit import VisionTransformer
 from tinyvit.data import load_mnist
 from tinyvit.evaluate import (
     attention_rollout,
     calibration_error,
     confusion,
-    evaluate,
     evaluation_of_logits,
     misclassified,
     patch_maps,
@@ -42,6 +41,7 @@ from tinyvit.gpu import get_backend
 from tinyvit.model import ViTConfig, block_attention, initialise, vit_backward_to_images, vit_forward
 from tinyvit.ops import patches_backward, patches_forward, softmax_forward
 from tinyvit.plots import RELEVANCE
+from tinyvit.training import Training, TrainingConfig
 
 lesson = Lesson("13_looking_inside")
 rng = np.random.default_rng(13)
@@ -68,11 +68,12 @@ training = Training(
     workers=1,
 )
 training.run()
-model, parameters = training.model(), training.parameters
+model = VisionTransformer(config, training.state.weights)
+parameters = model.parameters
 
 tested = 1000 if lesson.quick else 5000
 test_images, test_labels = mnist.test_images[:tested], mnist.test_labels[:tested]
-test = evaluate(model, test_images, test_labels)
+test = model.evaluate(test_images, test_labels)
 print(f"trained on {count:,} images; right: {test.accuracy:.1%} of {tested:,} test images")
 assert test.accuracy > (0.4 if lesson.quick else 0.85)
 
@@ -195,12 +196,12 @@ def accuracy_without(importance, number):
     blank = np.argsort(-importance, axis=1)[:, :number]
     left = patches.copy()
     np.put_along_axis(left, blank[:, :, None], 0, axis=1)
-    return evaluate(model, patches_backward(left, judged.shape), truth).accuracy
+    return model.evaluate(patches_backward(left, judged.shape), truth).accuracy
 
 
 numbers = [2, 4, 8, 12]
 print(f"right, of {number_judged} test images, with none of 49 patches blank, and with 2, 4, 8 and 12:")
-untouched = evaluate(model, judged, truth).accuracy
+untouched = model.evaluate(judged, truth).accuracy
 harm = {}
 for name, importance in maps.items():
     harm[name] = np.array([untouched, *(accuracy_without(importance, number) for number in numbers)])

@@ -30,12 +30,14 @@ from kit import COLOURS, INK, MUTED, SMALL, Lesson
 
 import tinyvit.model
 import tinyvit.ops.attention
+from tinyvit import VisionTransformer
 from tinyvit.backend import one_blas_thread
 from tinyvit.data import load_mnist
 from tinyvit.gradcheck import directional_error, gradient_error, numerical_gradients, relative_error
-from tinyvit.model import VisionTransformer, ViTConfig, initialise, loss_and_gradient, vit_forward
+from tinyvit.model import ViTConfig, initialise, loss_and_gradient, vit_forward
 from tinyvit.ops import (
     class_attention_backward,
+    gelu_backward,
     gelu_forward,
     gelu_tanh_forward,
     layer_norm_backward,
@@ -96,11 +98,10 @@ class FrozenAdam(Adam):
 
 
 # %%
-def short_layer_norm_backward(dout, cache):
-    normalised, inverse_deviation, w = cache
-    dnormalised = dout.reshape(normalised.shape) * w
-    dx = (dnormalised - dnormalised.mean(axis=-1, keepdims=True)) * inverse_deviation
-    _, dw, db = layer_norm_backward(dout, cache)
+def short_layer_norm_backward(dout, cache, dw=None, db=None):
+    dnormalised = dout.reshape(cache.normalised.shape) * cache.w
+    dx = (dnormalised - dnormalised.mean(axis=-1, keepdims=True)) * cache.inverse_deviation
+    _, dw, db = layer_norm_backward(dout, cache, dw, db)
     return dx.reshape(dout.shape), dw, db
 
 
@@ -119,25 +120,26 @@ def mixed_gelu_forward(x, with_cache=True):
 # %% [markdown]
 # ### 5. The missing residual
 #
-# A block is $x + \mathrm{attention}(\mathrm{norm}(x))$, and the backward pass must add what comes along the branch
-# $x$. This is the library's `block_backward`, and one line is not there. Which?
+# A block is $x + \mathrm{attention}(\mathrm{norm}(x))$, then the same with an MLP. The backward pass must add what
+# comes along each branch $x$. This is the library's `block_backward`, and one of the two sums is not there. Which?
 
 
 # %%
 def block_backward_short(dout, cache, gradients, name):
-    norm1_cache, attention_cache, norm2_cache, fc1_cache, gelu_cache, fc2_cache = cache
-    dactive, _, _ = linear_backward(dout, fc2_cache, *gradients.pair(f"{name}.mlp.fc2"))
-    dhidden = dactive * gelu_cache
-    dnormed, _, _ = linear_backward(dhidden, fc1_cache, *gradients.pair(f"{name}.mlp.fc1"))
-    dx, dw, db = tinyvit.model.layer_norm_backward(dnormed, norm2_cache)
-    gradients.set_pair(f"{name}.norm2", dw, db)
-    dx += dout
+    dactive, _, _ = linear_backward(dout, cache.fc2, *gradients.pair(f"{name}.mlp.fc2"))
+    dhidden = gelu_backward(dactive, cache.gelu)
+    dnormed, _, _ = linear_backward(dhidden, cache.fc1, *gradients.pair(f"{name}.mlp.fc1"))
+    dattended, _, _ = layer_norm_backward(dnormed, cache.norm2, *gradients.pair(f"{name}.norm2"))
+    dattended += dout
 
-    attend_backward = class_attention_backward if dout.shape[1] == 1 else multi_head_attention_backward
-    weights = *gradients.pair(f"{name}.attention.qkv"), *gradients.pair(f"{name}.attention.projection")
-    dnormed, *_ = attend_backward(dx, attention_cache, *weights)
-    dx, dw, db = tinyvit.model.layer_norm_backward(dnormed, norm1_cache)
-    gradients.set_pair(f"{name}.norm1", dw, db)
+    attend_backward = class_attention_backward if cache.class_only else multi_head_attention_backward
+    dnormed, *_ = attend_backward(
+        dattended,
+        cache.attention,
+        *gradients.pair(f"{name}.attention.qkv"),
+        *gradients.pair(f"{name}.attention.projection"),
+    )
+    dx, _, _ = layer_norm_backward(dnormed, cache.norm1, *gradients.pair(f"{name}.norm1"))
     return dx
 
 

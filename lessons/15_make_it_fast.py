@@ -24,15 +24,14 @@ than a minute.
 import contextlib
 import math
 import time
-from types import SimpleNamespace
 from unittest import mock
 
 import numpy as np
 from kit import BLUE, GREEN, INK, MUTED, ORANGE, PINK, SMALL, Lesson
-from tinyvit.parallel import ShardedGradient, available_cores
 
 import tinyvit.model
 import tinyvit.ops.attention
+import tinyvit.ops.class_attention
 import tinyvit.ops.patches
 from tinyvit import reference
 from tinyvit.backend import one_blas_thread
@@ -40,6 +39,7 @@ from tinyvit.data import load_mnist
 from tinyvit.memory import Workspace
 from tinyvit.model import ViTConfig, block_backward, block_forward, initialise, loss_and_gradient
 from tinyvit.optim import Adam
+from tinyvit.training import ParallelGradient, available_cores
 
 lesson = Lesson("15_make_it_fast")
 ROUNDS = 3 if lesson.quick else 10
@@ -202,8 +202,9 @@ expected = in_one_row(expected)  # what every version must give
 @contextlib.contextmanager
 def exchanged(operations):
     """Let the models call `operations`, {name: function}, in the place of their own, inside this context."""
+    ops = tinyvit.ops
     with contextlib.ExitStack() as stack:
-        for module in (reference, tinyvit.model, tinyvit.ops.attention, tinyvit.ops.patches):
+        for module in (reference, tinyvit.model, ops.attention, ops.class_attention, ops.patches):
             here = {name: function for name, function in operations.items() if hasattr(module, name)}
             if here:
                 stack.enter_context(mock.patch.multiple(module, **here))
@@ -290,22 +291,16 @@ for kind, took in before.items():
 # batches differ by far more than that (lesson 16 measures it). A float32 has half the bytes. So half as much is
 # moved, and one instruction of the processor takes twice as many numbers, in BLAS too.
 #
-# Float32 weights and images are not enough. NumPy makes float64 where it is not asked for anything else: in
-# `np.zeros(n)`, in `np.eye(n)`, and in `np.sqrt(2)`, which turns every float32 array that it meets into float64. One
-# such number, and all that follows is float64. So we lend the reference another NumPy, in which these three are
-# float32. (The library takes the type of its inputs for every array that it makes.)
+# For the reference, float32 weights and images are enough. That takes some care. NumPy makes float64 where it is not
+# asked for anything else: in `np.zeros(n)`, in `np.eye(n)`, and in `np.sqrt(2)`, which turns every float32 array that
+# it meets into float64. One such number, and all that follows is float64. So each pass of the reference takes the
+# type of its inputs for every array that it makes, and writes `2**0.5`, because Python's numbers change no type.
+
 
 # %%
-narrow = SimpleNamespace(**vars(np))
-narrow.zeros = lambda shape: np.zeros(shape, np.float32)
-narrow.eye = lambda size: np.eye(size, dtype=np.float32)
-narrow.sqrt = lambda x: np.sqrt(x) if isinstance(x, np.ndarray) else math.sqrt(x)  # Python's numbers change no type
-
-
 def in_float32(images, labels):
     """Return the loss and the gradients of a batch by the reference, in float32."""
-    with mock.patch.object(reference, "np", narrow):
-        loss, gradients = by_reference(images, labels, parameters)
+    loss, gradients = by_reference(images, labels, parameters)
     assert {gradient.dtype for gradient in gradients.values()} == {np.dtype(np.float32)}
     return loss, gradients
 
@@ -512,20 +507,16 @@ print(f"so the floor of what is needed lies at about {floor * (1 - saved / opera
 # With $p = 0.7$ and two cores that is 0.65, and with a hundred cores still 0.3. Better to have *everything* side by
 # side: cut the batch into shards, one for each core, let each do the whole step on its own, with read-only weights
 # and one thread of BLAS, and add up the gradients. The loss is a mean over images, so its gradient is the mean of the
-# shards' gradients, weighted by their sizes: this is exact. `ShardedGradient` does it, with a process for each core.
+# shards' gradients, weighted by their sizes: this is exact. `ParallelGradient` does it, with a process for each core.
 
 # %%
 cores = min(available_cores(), 8)  # shards of fewer than a few images are not worth a process
 
 
-def load(start, stop):
-    return images[start:stop], labels[start:stop]
-
-
-with ShardedGradient(config, workers=cores) as sharded:
-    _, _, found = sharded(parameters, load, 0, B)
+with ParallelGradient(config, workers=cores) as parallel:
+    _, _, found = parallel(parameters, images, labels)
     assert np.abs(found.flat - expected).max() < 1e-3 * np.abs(expected).max()
-    side_by_side = milliseconds(lambda: sharded(parameters, load, 0, B), clock=wall_time)
+    side_by_side = milliseconds(lambda: parallel(parameters, images, labels), clock=wall_time)
 with Workspace():
     alone = milliseconds(lambda: by_library(images, labels), clock=wall_time)
     only_core.close()

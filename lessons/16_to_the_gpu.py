@@ -45,6 +45,7 @@ from tinyvit.model import ViTConfig, initialise, loss_and_gradient, vit_forward
 from tinyvit.ops import gelu_forward, layer_norm_forward
 from tinyvit.optim import Adam
 from tinyvit.parameters import Parameters
+from tinyvit.training import State, TrainingConfig
 
 lesson = Lesson("16_to_the_gpu")
 config = ViTConfig()
@@ -382,7 +383,7 @@ class Recorder:
     """Takes the place of `Kernels`, and writes down which of them are launched."""
 
     def __init__(self, config):
-        self.config, self.names = config, []
+        self.config, self.precision, self.names = config, "float32", []
         cuda = SimpleNamespace(Stream=contextlib.nullcontext)  # nothing waits here
         xp = SimpleNamespace(zeros=np.zeros, empty=np.empty, cuda=cuda)
         self.backend = SimpleNamespace(xp=xp, synchronise=lambda: None, asarray=np.asarray)
@@ -393,9 +394,10 @@ class Recorder:
 
 recorder = Recorder(config)
 single = initialise(config, 16)
-step = KernelStep(recorder, single, Adam(single.flat), None, images, labels, B, graph=False)
-step.begin_epoch(np.arange(B), None, np.zeros((1, 4)))  # an epoch of this one batch
-step(B)
+state = State(single, Adam(single.flat), average=None)
+step = KernelStep(recorder, state, images, labels, TrainingConfig(batch_size=B), graph=False)
+step.begin_epoch(0)  # an epoch of this one batch
+step()
 print(f"counted: {len(recorder.names)} launches for the same step in kernels")
 for name, times in Counter(recorder.names).most_common():
     print(f"    {times:4} {name}")
@@ -480,7 +482,8 @@ assert keep_bits(np.float32([1.9999]), 7) == 2
 
 # %%
 _, cache = vit_forward(images, single, config)
-normed = cache[2][0][3][0].reshape(-1, D)  # what fc1 of block 0 has kept: its input, (B T, D)
+normed, _ = cache.blocks[0].fc1  # what fc1 of block 0 has kept: its input and its weight
+normed = normed.reshape(-1, D)  # (B T, D)
 fc1 = single["blocks.0.mlp.fc1.weight"]
 exact = normed.astype(np.float64) @ fc1.astype(np.float64)
 
@@ -611,12 +614,10 @@ def measure(backend):
     kernels = Kernels(backend, config)
     for name, graph in (("a step in kernels", False), ("a step as one graph", True)):
         parameters.flat[...] = backend.asarray(single.flat.copy())
-        adam = Adam(parameters.flat)
-        step = KernelStep(kernels, parameters, adam, None, *on_device, B, graph=graph)
-        t = np.arange(1, steps + 1)
-        rows = [1e-3 + 0 * t, 1e-3 / (1 - adam.beta1**t), 1 / np.sqrt(1 - adam.beta2**t), 0 * t]
-        step.begin_epoch(np.arange(count), None, np.stack(rows, axis=1).astype(np.float32))
-        found[name] = seconds_of(lambda step=step: step(B), step.synchronise)
+        state = State(parameters, Adam(parameters.flat), average=None)
+        step = KernelStep(kernels, state, *on_device, TrainingConfig(batch_size=B, learning_rate=1e-3), graph=graph)
+        step.begin_epoch(0)
+        found[name] = seconds_of(step, step.totals)
     return found
 
 

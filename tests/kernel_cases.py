@@ -1,5 +1,8 @@
 """One launch of each kernel, of any size, with what the plain operation makes of the same numbers in float64.
 
+The plain operation is that of `tinyvit.reference`, or of `tinyvit.ops` where the reference has none: the tanh form of
+GELU and smoothed labels.
+
     case = CASES["linear_forward"](config, seed=0, rows=5)
     case.call(kernels, arrays)              # arrays: those of case.arrays on the device
     case.expected                           # by name, what the launch must make of some of them
@@ -13,11 +16,12 @@ from dataclasses import dataclass, field
 from types import SimpleNamespace
 
 import numpy as np
+from strategies import decayed_adam_step
 
-from tinyvit import ops
+from tinyvit import ops, reference
 from tinyvit.data.augment import Augmentation, warp
 from tinyvit.model import ViTConfig
-from tinyvit.optim import Adam, ExponentialMovingAverage, clip_by_global_norm
+from tinyvit.optim import ExponentialMovingAverage, clip_by_global_norm
 
 CONFIGS = {
     # no size a multiple of 32; and the tanh form
@@ -86,8 +90,8 @@ def linear_forward(
     config, seed=0, rows=35, inputs=40, outputs=33, bias=True, residual=True, every=2, rounded=exact
 ):
     x, w, b, r = normals(seed, (rows, inputs), (inputs, outputs), (outputs,), (rows * every, outputs))
-    expected = rounded(x) @ rounded(w)
-    expected += b.astype(np.float64) * bias + r[::every].astype(np.float64) * residual
+    expected, _ = reference.linear_forward(rounded(x), rounded(w), b.astype(np.float64) * bias)
+    expected += r[::every].astype(np.float64) * residual
     scale = (np.abs(x) @ np.abs(w)).max() + 5  # b and r
 
     def call(kernels, a):
@@ -101,8 +105,13 @@ def linear_forward(
 def linear_gelu_forward(config, seed=0, rows=35, inputs=40, outputs=33, scale=1.0, rounded=exact):
     x, w, b = normals(seed, (rows, inputs), (inputs, outputs), (outputs,))
     w *= np.float32(scale / math.sqrt(inputs))
-    hidden = rounded(x) @ rounded(w) + b
-    out, derivative = (ops.gelu_forward if config.gelu == "erf" else ops.gelu_tanh_forward)(hidden)
+    hidden, _ = reference.linear_forward(rounded(x), rounded(w), *double(b))
+    if config.gelu == "erf":
+        out, cache = reference.gelu_forward(hidden)
+        derivative = reference.gelu_backward(np.ones(hidden.shape), cache)
+    else:
+        out, cache = ops.gelu_tanh_forward(hidden)
+        derivative = ops.gelu_backward(np.ones(hidden.shape), cache)
     arrays = {"x": x, "w": w, "b": b, "out": unwritten(rows, outputs), "derivative": unwritten(rows, outputs)}
     scale = (np.abs(x) @ np.abs(w)).max() + 5  # b; neither function is steeper than 1.2
     scales = {"out": scale, "derivative": scale}
@@ -150,13 +159,18 @@ def linear_backward(
     dout, x, w, slope = normals(seed, (rows, outputs), (rows, inputs), (inputs, outputs), (rows, inputs))
     memory = Shards(shards, dw=(inputs, outputs), db=(outputs,))
 
-    def gradients(part):  # the bias's are summed before any rounding
-        dw = rounded(x[part]).T @ rounded(dout[part])
-        return {"dw": dw, "db": dout[part].astype(np.float64).sum(axis=0) if db else None}
+    def backward(part, rounded):
+        _, cache = reference.linear_forward(rounded(x[part]), rounded(w), np.zeros(outputs))
+        return reference.linear_backward(rounded(dout[part]), cache)
+
+    def gradients(part):
+        _, dw, _ = backward(part, rounded)
+        _, _, db_exact = backward(part, exact)  # the bias's are summed before any rounding
+        return {"dw": dw, "db": db_exact if db else None}
 
     expected = {"shard_gradients": memory.expected(rows, gradients)}
     if dx:
-        expected["dx"] = rounded(dout) @ rounded(w).T * (slope if derivative else 1)
+        expected["dx"] = backward(slice(None), rounded)[0] * (slope if derivative else 1)
 
     def call(kernels, a):
         first = memory.first(a["shard_gradients"])
@@ -178,10 +192,13 @@ def linear_backward(
 def layer_norm_forward(config, seed=0, rows=11, offset=3.0, spread=1.0):
     x, w, b = normals(seed, (rows, config.width), (config.width,), (config.width,))
     x = x * np.float32(spread) + np.float32(offset)
-    out, (normalised, inverse_deviation, _) = ops.layer_norm_forward(*double(x, w, b), config.epsilon)
+    plain = x.astype(np.float64)
+    out, _ = reference.layer_norm_forward(plain, *double(w, b), config.epsilon)
+    normalised, _ = reference.layer_norm_forward(plain, 1.0, 0.0, config.epsilon)
+    inverse_deviation = 1 / np.sqrt(plain.var(axis=1) + config.epsilon)
     arrays = {"x": x, "w": w, "b": b, "out": unwritten(*x.shape), "normalised": unwritten(*x.shape)}
     arrays["inverse_deviation"] = unwritten(rows)
-    expected = {"out": out, "normalised": normalised, "inverse_deviation": inverse_deviation[:, 0]}
+    expected = {"out": out, "normalised": normalised, "inverse_deviation": inverse_deviation}
     return Case(arrays, expected, lambda kernels, a: kernels.layer_norm_forward(*a.values()))
 
 
@@ -191,13 +208,18 @@ def layer_norm_backward(config, seed=0, rows=11, shards=3, residual=True, every=
     normalised = (x - x.mean(1, keepdims=True)) / x.std(1, keepdims=True)
     inverse = np.exp(normals(seed + 1, (rows, 1))[0])
     memory = Shards(shards, dw=(width,), db=(width,))
-    dx, _, _ = ops.layer_norm_backward(*double(dout), double(normalised, inverse, w))
-    if residual:
-        dx[::every] += r
+
+    def backward(part):
+        plain_normalised, plain_inverse, plain_w = double(normalised[part], inverse[part], w)
+        return reference.layer_norm_backward(*double(dout[part]), (plain_normalised, 1 / plain_inverse, plain_w))
 
     def gradients(part):
-        changes, units = double(dout[part], normalised[part])
-        return {"dw": (changes * units).sum(axis=0), "db": changes.sum(axis=0)}
+        _, dw, db = backward(part)
+        return {"dw": dw, "db": db}
+
+    dx, _, _ = backward(slice(None))
+    if residual:
+        dx[::every] += r
 
     def call(kernels, a):
         first = memory.first(a["shard_gradients"])
@@ -214,7 +236,7 @@ def layer_norm_backward(config, seed=0, rows=11, shards=3, residual=True, every=
 
 def _heads(qkv, config):
     """q, k and v (B, H, T, K) of qkv (B, T, 3D)."""
-    return [ops.attention.split_heads(part, config.heads) for part in ops.attention.thirds(qkv)]
+    return [reference.split_heads(part, config.heads) for part in np.split(qkv, 3, axis=-1)]
 
 
 def attention_forward(config, seed=0, batch=2, class_only=False, scale=1.0):
@@ -222,8 +244,9 @@ def attention_forward(config, seed=0, batch=2, class_only=False, scale=1.0):
     qkv *= np.float32(scale)
     queries = 1 if class_only else config.tokens
     q, k, v = _heads(*double(qkv), config)
-    attended, (weights, *_) = ops.attention_forward(q[:, :, :queries], k, v)
-    out = attended.swapaxes(1, 2).reshape(batch, queries, config.width)
+    attended, _ = reference.attention_forward(q[:, :, :queries], k, v)
+    weights, _ = reference.attention_forward(q[:, :, :queries], k, np.eye(config.tokens))
+    out = reference.join_heads(attended)
     arrays = {"qkv": qkv, "out": unwritten(*out.shape), "weights": unwritten(*weights.shape)}
     expected = {"out": out, "weights": weights}
     return Case(arrays, expected, lambda kernels, a: kernels.attention_forward(*a.values()))
@@ -234,14 +257,14 @@ def attention_backward(config, seed=0, batch=2, class_only=False):
     shapes = (batch, config.tokens, 3 * config.width), (batch, queries, config.width)
     qkv, dout = normals(seed, *shapes)
     q, k, v = _heads(*double(qkv), config)
-    _, (weights, *rest) = ops.attention_forward(q[:, :, :queries], k, v)
-    weights = weights.astype(np.float32)
-    cache = (weights.astype(np.float64), *rest)
+    q = q[:, :, :queries]
+    weights = reference.attention_forward(q, k, np.eye(config.tokens))[0].astype(np.float32)
+    dattended = reference.split_heads(*double(dout), config.heads)
+    gradients = reference.attention_backward(dattended, (weights.astype(np.float64), q, k, v))
     dqkv = np.zeros(qkv.shape)
-    dq, dk, dv = ops.attention_backward(ops.attention.split_heads(*double(dout), config.heads), cache)
-    for place, gradient in zip(ops.attention.thirds(dqkv), (dq, dk, dv), strict=True):
-        place[:, : gradient.shape[2]] = gradient.swapaxes(1, 2).reshape(batch, gradient.shape[2], config.width)
-    arrays = {"dout": dout, "qkv": qkv, "weights": np.ascontiguousarray(weights), "dqkv": unwritten(*qkv.shape)}
+    for place, gradient in zip(np.split(dqkv, 3, axis=-1), gradients, strict=True):
+        place[:, : gradient.shape[2]] = reference.join_heads(gradient)
+    arrays = {"dout": dout, "qkv": qkv, "weights": weights, "dqkv": unwritten(*qkv.shape)}
     return Case(arrays, {"dqkv": dqkv}, lambda kernels, a: kernels.attention_backward(*a.values()))
 
 
@@ -254,11 +277,16 @@ def cross_entropy(config, seed=0, batch=11, smoothing=0.1, scale=1.0, ties=True,
     labels = rng.integers(0, config.classes, batch).astype(np.int32)
     labels[::2] = logits[::2].argmax(axis=1)
     before = np.array([5.25, 3.0])
-    loss, cache = ops.cross_entropy_forward(*double(logits), labels, smoothing)
+    if smoothing:
+        loss, cache = ops.cross_entropy_forward(*double(logits), labels, smoothing)
+        dlogits = ops.cross_entropy_backward(1.0, cache)
+    else:
+        loss, cache = reference.cross_entropy_forward(*double(logits), labels)
+        dlogits = reference.cross_entropy_backward(cache)
     rights = (logits.argmax(axis=1) == labels).sum()
     arrays = {"logits": logits, "labels": labels, "dlogits": unwritten(*logits.shape), "totals": before.copy()}
     totals = before + np.array([loss * batch, rights])
-    expected = {"dlogits": ops.cross_entropy_backward(1.0, cache), "totals": totals}
+    expected = {"dlogits": dlogits, "totals": totals}
     if wrong_label is not None:
         expected["totals"][1] -= labels[1] == logits[1].argmax()
         expected["totals"][0] = expected["dlogits"][1] = np.nan
@@ -298,7 +326,7 @@ def gather_patches(config, seed=0, images=9, batch=4, step=1, augmented=True, au
     chosen = order[places]
     seen = warp(stored[chosen], maps[places]) if augmented else stored[chosen] / 255
     rows = np.zeros((len(chosen), tokens, patch**2 + 2 + tokens))
-    pixels = ops.patches_forward(seen.astype(np.float64), patch)
+    pixels = reference.patches_forward(seen.astype(np.float64), patch)
     rows[:, 1:, : patch**2] = (pixels - config.pixel_mean) / config.pixel_deviation
     rows[:, 1:, patch**2] = 1
     rows[:, 0, patch**2 + 1] = 1
@@ -328,38 +356,45 @@ def sum_shards(config, seed=0, count=1100, shards=3, gap=6):
 
 def adam_step(config, seed=0, count=1100, clip=0.7, decay=0.1, masked=True, averaged=True, step=3):
     """Step `step` of an epoch, from moments and an average as they are in the middle of a training."""
-    rate, beta1, beta2 = 0.02, 0.8, 0.95
+    rate = 0.02
+    betas_and_epsilon = {"beta1": 0.8, "beta2": 0.95, "epsilon": 0.01}  # an epsilon that counts
     weights, gradient, first, second, average = normals(seed, *[(count,)] * 5)
     second = second**2
     decayed = (np.arange(count) % 3 > 0).astype(np.float32)
-    adam = Adam(
-        *(np.zeros(count), beta1, beta2, 0.01),  # an epsilon that counts
-        *(decay, decayed.astype(float) if masked else None),
-    )
-    adam.first_moment, adam.second_moment = double(first, second)
-    adam.steps = step - 1
     mean = ExponentialMovingAverage(np.zeros(count), 0.9)
     mean.average, mean.steps = average.astype(np.float64), step - 1
     plain_weights, plain_gradient = double(weights, gradient)
     squares = np.add.reduceat(plain_gradient**2, np.arange(0, count, 1024)).astype(np.float32)
     if clip:
         clip_by_global_norm(plain_gradient, clip)
-    adam.step(plain_weights, plain_gradient, rate)
+    plain_first, plain_second = double(first, second)
+    plain_weights, plain_first, plain_second = decayed_adam_step(
+        weights=plain_weights,
+        gradient=plain_gradient,
+        m=plain_first,
+        v=plain_second,
+        step=step,
+        learning_rate=rate,
+        decay=decay,
+        decayed=decayed.astype(np.float64) if masked else 1.0,
+        **betas_and_epsilon,
+    )
     mean.step(plain_weights)
 
     share = 1 - min(0.9, (step - 1) / (step + 8))
     schedule = np.full((step + 2, 4), np.nan, np.float32)  # only one row counts
+    beta1, beta2 = betas_and_epsilon["beta1"], betas_and_epsilon["beta2"]
     schedule[step - 1] = rate, rate / (1 - beta1**step), 1 / math.sqrt(1 - beta2**step), share
     arrays = {"weights": weights, "gradient": gradient, "first_moment": first, "second_moment": second}
     arrays |= {"average": average, "squares": squares, "schedule": schedule, "counter": np.int32([step])}
     arrays["decayed"] = decayed
     arrays = without(arrays, *["average"] * (not averaged), *["decayed"] * (not masked))
-    expected = {"weights": plain_weights, "first_moment": adam.first_moment, "second_moment": adam.second_moment}
+    expected = {"weights": plain_weights, "first_moment": plain_first, "second_moment": plain_second}
     if averaged:
         expected["average"] = mean.average
 
     def call(kernels, a):
-        settings = {"beta1": beta1, "beta2": beta2, "epsilon": adam.epsilon, "weight_decay": decay}
+        settings = {**betas_and_epsilon, "weight_decay": decay}
         arrays = {name: a.get(name) for name in ("first_moment", "second_moment", "decayed")}
         state = SimpleNamespace(**arrays, **settings)
         arguments = a["squares"], a["schedule"], a["counter"]

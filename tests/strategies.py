@@ -1,11 +1,18 @@
 """What the tests of the operations share: shapes, random arrays, and settings for Hypothesis."""
 
+import contextlib
+import functools
+import math
+from unittest import mock
+
 import numpy as np
 from hypothesis import settings
 from hypothesis import strategies as st
 
+from tinyvit import ops, reference
 from tinyvit.gradcheck import gradient_error
 from tinyvit.memory import Workspace
+from tinyvit.parameters import Parameters
 
 SHAPES = settings(max_examples=15, deadline=None, derandomize=True)
 VALUES = settings(max_examples=40, deadline=None, derandomize=True)
@@ -20,6 +27,45 @@ def normal(seed, *shapes, dtype=np.float64):
     rng = np.random.default_rng(seed)
     arrays = [rng.standard_normal(shape).astype(dtype) for shape in shapes]
     return arrays if len(arrays) > 1 else arrays[0]
+
+
+def random_parameters(config, seed=0):
+    """Draw every parameter: the zeros and ones of an initialisation hide terms that are multiplied with them."""
+    shapes = config.shapes()
+    flat = normal(seed, (sum(math.prod(shape) for shape in shapes.values()),))
+    return Parameters(shapes, 0.5 * flat)
+
+
+@contextlib.contextmanager
+def reference_with(config):
+    """Give `tinyvit.reference` the settings of a configuration that are constants there."""
+    settings = {
+        "PIXEL_MEAN": config.pixel_mean,
+        "PIXEL_DEVIATION": config.pixel_deviation,
+        "layer_norm_forward": functools.partial(reference.layer_norm_forward, epsilon=config.epsilon),
+    }
+    if config.gelu == "tanh":
+        settings |= {"gelu_forward": ops.gelu_tanh_forward, "gelu_backward": ops.gelu_backward}
+    with mock.patch.multiple(reference, **settings):
+        yield
+
+
+def decayed_adam_step(weights, gradient, m, v, step, learning_rate, decay=0.0, decayed=1.0, **settings):
+    """Return weights, m and v after `reference.adam_step` and the decoupled decay of the weights as they were.
+
+    Source: Loshchilov and Hutter 2019, "Decoupled Weight Decay Regularization", algorithm 2.
+    """
+    parameters, first, second = {"w": weights.copy()}, {"w": m}, {"w": v}
+    reference.adam_step(parameters, {"w": gradient}, first, second, step, learning_rate, **settings)
+    return parameters["w"] - learning_rate * decay * decayed * weights, first["w"], second["w"]
+
+
+def plain_adam(weights, gradients, learning_rate, **settings):
+    """Return the weights after a `decayed_adam_step` for each of the gradients, from moments of 0."""
+    m = v = np.zeros_like(weights)
+    for step, gradient in enumerate(gradients, start=1):
+        weights, m, v = decayed_adam_step(weights, gradient, m, v, step, learning_rate, **settings)
+    return weights
 
 
 def assert_gradients_right(forward, backward, inputs, rng=1, tolerance=TOLERANCE):

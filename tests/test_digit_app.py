@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tinyvit import VisionTransformer, load_pretrained
+from tinyvit import VisionTransformer, load_pretrained, reference
 from tinyvit.commands import main
 from tinyvit.data import load_mnist
 from tinyvit.evaluate import attention_rollout
@@ -150,30 +150,24 @@ def test_an_answer_is_what_the_library_says(server, model):
 
 
 def test_the_attention_is_that_of_the_class_token_in_the_layer_and_head_that_it_says(server, model):
-    """Worked out anew for layers 1 and 4: from the tokens that enter the block, by the formula."""
-    from tinyvit.model import block_forward
-    from tinyvit.ops import patch_embedding_forward
-
+    """Computed by the plain model from the tokens that enter each block."""
     image, weights, config = load_mnist().test_images[3], model.parameters, model.config
     answer = json.loads(server.ask(PIXELS, {"pixels": image.tolist()})[2])
-    x, _ = patch_embedding_forward(
-        image[None], *weights.pair("patch_embedding"), weights["class_token"], weights["positions"],
-        config.patch_size, config.pixel_mean, config.pixel_deviation,
-    )  # fmt: skip
+    x, _ = reference.patch_embedding_forward(
+        images=image[None] / 255,
+        w=weights["patch_embedding.weight"],
+        b=weights["patch_embedding.bias"],
+        class_token=weights["class_token"],
+        positions=weights["positions"],
+        patch_size=config.patch_size,
+    )
     for layer in range(config.depth):
-        centred = x[0] - x[0].mean(axis=-1, keepdims=True)
-        normed = centred / np.sqrt((centred**2).mean(axis=-1, keepdims=True) + config.epsilon)
-        normed = normed * weights[f"blocks.{layer}.norm1.weight"] + weights[f"blocks.{layer}.norm1.bias"]
-        q, k, _ = np.split(
-            normed @ weights[f"blocks.{layer}.attention.qkv.weight"] + weights[f"blocks.{layer}.attention.qkv.bias"],
-            3, axis=-1,
-        )  # fmt: skip
-        for head in range(config.heads):
-            part = slice(32 * head, 32 * head + 32)
-            scores = k[:, part] @ q[0, part] / np.sqrt(32)
-            shares = np.exp(scores - scores.max())
-            np.testing.assert_allclose(answer["attention"][layer][head], shares / shares.sum(), atol=1e-4)
-        x, _ = block_forward(x, weights, f"blocks.{layer}", config)
+        normed, _ = reference.layer_norm_forward(x, *weights.pair(f"blocks.{layer}.norm1"))
+        qkv, _ = reference.linear_forward(normed, *weights.pair(f"blocks.{layer}.attention.qkv"))
+        q, k, _ = (reference.split_heads(part, config.heads) for part in np.split(qkv, 3, axis=-1))
+        shares, _ = reference.attention_forward(q[:, :, :1], k, np.eye(config.tokens))  # the weights themselves
+        np.testing.assert_allclose(answer["attention"][layer], shares[0, :, 0], atol=1e-4)
+        x, _ = reference.block_forward(x, weights, f"blocks.{layer}", config.heads)
 
 
 def test_strokes_are_prepared_as_the_library_does_it(server):

@@ -4,11 +4,19 @@ import math
 
 import numpy as np
 import pytest
-import scipy.special
 from hypothesis import given
 from hypothesis import strategies as st
-from strategies import SHAPES, PoisonedWorkspace, assert_workspace_changes_nothing, normal, seeds
+from strategies import (
+    SHAPES,
+    PoisonedWorkspace,
+    assert_workspace_changes_nothing,
+    normal,
+    random_parameters,
+    reference_with,
+    seeds,
+)
 
+from tinyvit import reference
 from tinyvit.classifier import VisionTransformer
 from tinyvit.gradcheck import directional_error, gradient_error, relative_error
 from tinyvit.model import (
@@ -34,13 +42,6 @@ CONFIGS = [
 ]
 IDS = [f"depth {c.depth}, heads {c.heads}, tokens {c.tokens}, {c.gelu}" for c in CONFIGS]
 MIDDLE = CONFIGS[1]
-
-
-def random_parameters(config, seed=0):
-    """Draw every parameter: the zeros and ones of an initialisation hide terms that are multiplied with them."""
-    shapes = config.shapes()
-    flat = normal(seed, (sum(math.prod(shape) for shape in shapes.values()),))
-    return Parameters(shapes, 0.5 * flat)
 
 
 def random_images(config, batch, seed=0):
@@ -176,44 +177,14 @@ def test_without_a_cache_the_logits_are_the_same_bits(config):
     np.testing.assert_array_equal(logits, vit_forward(images, parameters, config)[0])
 
 
-def plain_logits(image, p, config):
-    """The model for one image as the paper has it: one token after the other, and all of them to the end."""
-
-    def norm(tokens, name):
-        scaled = [(token - token.mean()) / np.sqrt(token.var() + config.epsilon) for token in tokens]
-        return [token * p[f"{name}.weight"] + p[f"{name}.bias"] for token in scaled]
-
-    def linear(tokens, name):
-        return [token @ p[f"{name}.weight"] + p[f"{name}.bias"] for token in tokens]
-
-    def gelu(x):
-        if config.gelu == "erf":
-            return x * scipy.special.ndtr(x)
-        return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
-
-    side, pixels = config.patch_size, (image - config.pixel_mean) / config.pixel_deviation
-    corners = range(0, config.image_size, side)
-    patches = [pixels[row : row + side, column : column + side].ravel() for row in corners for column in corners]
-    tokens = [p["class_token"], *linear(patches, "patch_embedding")]
-    x = [token + position for token, position in zip(tokens, p["positions"], strict=True)]
-    for i in range(config.depth):
-        q, k, v = np.split(np.array(linear(norm(x, f"blocks.{i}.norm1"), f"blocks.{i}.attention.qkv")), 3, axis=1)
-        attended = np.zeros_like(q)
-        for head in np.split(np.arange(config.width), config.heads):
-            scores = q[:, head] @ k[:, head].T / np.sqrt(len(head))
-            attended[:, head] = scipy.special.softmax(scores, axis=1) @ v[:, head]
-        x = [a + b for a, b in zip(x, linear(attended, f"blocks.{i}.attention.projection"), strict=True)]
-        hidden = gelu(np.array(linear(norm(x, f"blocks.{i}.norm2"), f"blocks.{i}.mlp.fc1")))
-        x = [a + b for a, b in zip(x, linear(hidden, f"blocks.{i}.mlp.fc2"), strict=True)]
-    return linear(norm(x[:1], "norm"), "head")[0]
-
-
 @pytest.mark.parametrize("config", CONFIGS, ids=IDS)
 def test_logits_are_those_of_the_model_written_plainly(config):
     parameters, images = random_parameters(config), random_images(config, 3)
     logits, _ = vit_forward(images, parameters, config)
-    for i in range(3):
-        np.testing.assert_allclose(logits[i], plain_logits(images[i], parameters, config), atol=1e-11)
+    with reference_with(config):
+        for i in range(3):  # one by one: the images of a batch do not see each other
+            plain, _ = reference.vit_forward(images[i : i + 1], parameters, config.heads, config.patch_size)
+            np.testing.assert_allclose(logits[i], plain[0], atol=1e-11)
 
 
 # ---- laws ----
@@ -333,7 +304,8 @@ def test_the_same_seed_gives_the_same_bits_and_another_seed_others():
         adam = Adam(parameters.flat)
         images, labels = random_images(MIDDLE, 4), np.arange(4)
         for _ in range(3):
-            adam.step(parameters.flat, loss_and_gradient(images, labels, parameters, MIDDLE)[2].flat, 1e-2)
+            _, _, gradient = loss_and_gradient(images, labels, parameters, MIDDLE)
+            adam.step(parameters.flat, gradient.flat, 1e-2)
         return parameters.flat.tobytes()
 
     assert trained(3) == trained(3) != trained(4)

@@ -83,17 +83,6 @@ def test_the_check_sees_a_class_token_without_the_first_position():
     assert errors[4] > 0.05
 
 
-def test_tokens_are_class_token_and_patches_plus_positions():
-    images, w, b, class_token, positions = embedding_inputs(0, 2, 2, 3, 2, 5)
-    tokens, _ = embed(images, w, b, class_token, positions)
-    for i in range(2):
-        np.testing.assert_allclose(tokens[i, 0], class_token + positions[0], rtol=1e-14)
-        for n in range(6):
-            row, column = 2 * (n // 3), 2 * (n % 3)
-            pixels = (images[i, row : row + 2, column : column + 2].ravel() - 0.3) / 0.7
-            np.testing.assert_allclose(tokens[i, n + 1], pixels @ w + b + positions[n + 1], atol=1e-12)
-
-
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_bytes_and_floats_give_the_same_tokens_in_the_type_of_the_weights(dtype):
     _, *weights = (array.astype(dtype) for array in embedding_inputs(0, 2, 2, 3, 2, 5))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from strategies import normal
 
-from tinyvit.model import ViTConfig, vit_backward_to_images, vit_forward
+from tinyvit.model import ViTConfig, loss_and_gradient, vit_backward_to_images, vit_forward
 from tinyvit.ops import (
     attention_backward,
     attention_forward,
@@ -241,9 +241,7 @@ def test_five_steps_of_training(decay):
         their_loss.backward()
         theirs.step()
 
-        logits, cache = vit_forward(images[step], parameters, SMALL)
-        loss, loss_cache = cross_entropy_forward(logits, labels[step], 0.1)
-        gradients, _ = vit_backward_to_images(cross_entropy_backward(1.0, loss_cache), cache)
+        loss, _, gradients = loss_and_gradient(images[step], labels[step], parameters, SMALL, smoothing=0.1)
         ours.step(parameters.flat, gradients.flat, 1e-3)
         assert loss == pytest.approx(their_loss.item(), rel=1e-9)
     assert_same_arrays(parameters, model, "data")

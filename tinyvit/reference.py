@@ -169,11 +169,10 @@ def patch_embedding_backward(dtokens, linear_cache):
 
 def cross_entropy_forward(logits, labels):
     """Return the mean over the batch of -log softmax(logits)[label], for logits (B, classes) and labels (B,)."""
-    # log softmax(z) = z - max(z) - log(sum(exp(z - max(z)))): no logarithm of a probability that is rounded to 0
     shifted = logits - logits.max(axis=1, keepdims=True)
-    log_probabilities = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
-    loss = -log_probabilities[np.arange(len(labels)), labels].mean()
-    return loss, (np.exp(log_probabilities), labels)
+    log_softmax = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))  # finite where a softmax rounds to 0
+    loss = -log_softmax[np.arange(len(labels)), labels].mean()
+    return loss, (np.exp(log_softmax), labels)
 
 
 def cross_entropy_backward(cache):

@@ -1,0 +1,412 @@
+"""The plain version of the model: its gradients, and everything fast against it, in float64."""
+
+import inspect
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from strategies import SHAPES, TOLERANCE, normal, random_parameters, reference_with, seeds, small
+
+from tinyvit import model, ops, optim, reference
+from tinyvit.data.mnist import load_mnist
+from tinyvit.gradcheck import analytical_gradients, gradient_error, relative_error
+from tinyvit.model import ViTConfig
+from tinyvit.parameters import Parameters
+
+EQUAL = 1e-12  # a relative error: what is equal but for the order of its sums measures 1e-16 to 1e-14
+
+
+# ---- the operations ----
+
+
+class Sizes(NamedTuple):
+    """The sizes that Hypothesis draws, from which an operation takes those that it has."""
+
+    leading: tuple
+    batch: int
+    queries: int
+    tokens: int
+    inputs: int
+    outputs: int
+    heads: int
+    per_head: int
+    down: int
+    across: int
+    side: int
+
+    @property
+    def width(self):
+        return self.heads * self.per_head
+
+
+class Operation(NamedTuple):
+    """Two pairs that compute the same: forward(*arrays, *constants) and backward(dout, cache), a tuple or an array.
+
+    A pair without a backward pass has None in its place.
+    """
+
+    reference: tuple
+    ops: tuple
+    shapes: Callable  # Sizes to the shapes of the arrays that have gradients
+    constants: Callable = lambda sizes, rng: ()  # Sizes and a generator to the arguments that have none
+
+
+def pair(module, name):
+    return getattr(module, f"{name}_forward"), getattr(module, f"{name}_backward")
+
+
+def first_token_forward(*arguments):
+    out, cache = reference.multi_head_attention_forward(*arguments)
+    return out[:, :1], (cache, out.shape)
+
+
+def first_token_backward(dfirst, cache):
+    cache, shape = cache
+    dout = np.zeros(shape)
+    dout[:, :1] = dfirst
+    return reference.multi_head_attention_backward(dout, cache)
+
+
+def plain_patch_embedding_forward(w, b, class_token, positions, images, side):
+    pixels = images / 255 if images.dtype == np.uint8 else images
+    return reference.patch_embedding_forward(pixels, w, b, class_token, positions, side)
+
+
+def fast_patch_embedding_forward(w, b, class_token, positions, images, side):
+    return ops.patch_embedding_forward(
+        images,
+        w,
+        b,
+        class_token,
+        positions,
+        patch_size=side,
+        mean=reference.PIXEL_MEAN,
+        deviation=reference.PIXEL_DEVIATION,
+    )
+
+
+def attention_shapes(s):
+    return [(*s.leading, s.queries, s.width), (*s.leading, s.tokens, s.width), (*s.leading, s.tokens, s.width)]
+
+
+def multi_head_shapes(s):
+    return [(s.batch, s.tokens, s.width), (s.width, 3 * s.width), (3 * s.width,), (s.width, s.width), (s.width,)]
+
+
+def embedding_shapes(s):
+    return [(s.side**2, s.width), (s.width,), (s.width,), (s.down * s.across + 1, s.width)]
+
+
+def images_and_side(s, rng):
+    return rng.random((s.batch, s.down * s.side, s.across * s.side)), s.side
+
+
+def bytes_and_side(s, rng):
+    return rng.integers(0, 256, (s.batch, s.down * s.side, s.across * s.side), np.uint8), s.side
+
+
+OPERATIONS = {
+    "linear": Operation(
+        pair(reference, "linear"),
+        pair(ops, "linear"),
+        lambda s: [(*s.leading, s.inputs), (s.inputs, s.outputs), (s.outputs,)],
+    ),
+    "layer_norm": Operation(
+        pair(reference, "layer_norm"),
+        pair(ops, "layer_norm"),
+        lambda s: [(*s.leading, s.width), (s.width,), (s.width,)],
+        lambda s, rng: [0.1],  # the default epsilon makes a kink where two elements happen to be equal
+    ),
+    "gelu": Operation(pair(reference, "gelu"), pair(ops, "gelu"), lambda s: [(*s.leading, s.width)]),
+    "softmax": Operation(pair(reference, "softmax"), pair(ops, "softmax"), lambda s: [(*s.leading, s.width)]),
+    "attention": Operation(pair(reference, "attention"), pair(ops, "attention"), attention_shapes),
+    "multi_head_attention": Operation(
+        pair(reference, "multi_head_attention"),
+        pair(ops, "multi_head_attention"),
+        multi_head_shapes,
+        lambda s, rng: [s.heads],
+    ),
+    "class_attention": Operation(
+        (first_token_forward, first_token_backward),
+        pair(ops, "class_attention"),
+        multi_head_shapes,
+        lambda s, rng: [s.heads],
+    ),
+    "patches": Operation(
+        (lambda images, side: (reference.patches_forward(images, side), None), None),
+        (lambda images, side: (ops.patches_forward(images, side), None), None),
+        lambda s: [(s.batch, s.down * s.side, s.across * s.side)],
+        lambda s, rng: [s.side],
+    ),
+    "patch_embedding of numbers": Operation(
+        (plain_patch_embedding_forward, reference.patch_embedding_backward),
+        (fast_patch_embedding_forward, lambda dout, cache: ops.patch_embedding_backward(dout, cache)[1:]),
+        embedding_shapes,
+        images_and_side,
+    ),
+    "patch_embedding of bytes": Operation(
+        (plain_patch_embedding_forward, reference.patch_embedding_backward),
+        (fast_patch_embedding_forward, lambda dout, cache: ops.patch_embedding_backward(dout, cache)[1:]),
+        embedding_shapes,
+        bytes_and_side,
+    ),
+    "cross_entropy": Operation(
+        (reference.cross_entropy_forward, lambda dloss, cache: dloss * reference.cross_entropy_backward(cache)),
+        pair(ops, "cross_entropy"),
+        lambda s: [(s.batch, s.outputs)],
+        lambda s, rng: [rng.integers(0, s.outputs, s.batch)],
+    ),
+}
+
+any_sizes = st.builds(
+    Sizes,
+    leading=st.lists(small, max_size=2).map(tuple),
+    **{name: small for name in Sizes._fields if name not in ("leading", "heads")},
+    heads=st.integers(1, 3),
+)
+
+
+def draw(operation, sizes, seed):
+    """Draw the arrays and the constants of an operation."""
+    rng = np.random.default_rng(seed)
+    arrays = [rng.standard_normal(shape) for shape in operation.shapes(sizes)]
+    return arrays, operation.constants(sizes, rng)
+
+
+def with_constants(forward, constants):
+    return lambda *arrays: forward(*arrays, *constants)
+
+
+def values(forward, backward, arrays, constants):
+    """Run a pair: return its result and, if there is a backward pass, the gradients; no argument may change."""
+    before = [np.array(constant) for constant in constants]
+    results = [forward(*arrays, *constants)[0]]
+    if backward is not None:
+        results += analytical_gradients(with_constants(forward, constants), backward, arrays)[1]
+    for constant, value in zip(constants, before, strict=True):
+        np.testing.assert_array_equal(constant, value)
+    return results
+
+
+@pytest.mark.parametrize("name", [name for name, operation in OPERATIONS.items() if operation.reference[1]])
+@SHAPES
+@given(sizes=any_sizes, seed=seeds)
+def test_gradients_are_those_of_central_differences(name, sizes, seed):
+    operation = OPERATIONS[name]
+    arrays, constants = draw(operation, sizes, seed)
+    forward, backward = operation.reference
+    errors = gradient_error(with_constants(forward, constants), backward, arrays, rng=seed)
+    assert max(errors) < TOLERANCE, errors
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+@SHAPES
+@given(sizes=any_sizes, seed=seeds)
+def test_fast_operations_have_the_same_values_and_gradients(name, sizes, seed):
+    operation = OPERATIONS[name]
+    arrays, constants = draw(operation, sizes, seed)
+    expected = values(*operation.reference, arrays, constants)
+    got = values(*operation.ops, arrays, constants)
+    assert [array.shape for array in got] == [array.shape for array in expected]
+    errors = [relative_error(a, b) for a, b in zip(got, expected, strict=True)]
+    assert max(errors) < EQUAL, errors
+
+
+def test_the_loss_is_finite_for_huge_logits():
+    logits = np.array([[1e4, 0, -1e4], [1e4, 0, -1e4]])
+    loss, cache = reference.cross_entropy_forward(logits, np.array([0, 2]))
+    assert loss == 1e4  # 0 for the first image, 20,000 for the second
+    np.testing.assert_array_equal(reference.cross_entropy_backward(cache), [[0, 0, 0], [0.5, 0, -0.5]])
+
+
+def test_every_operation_of_the_library_is_compared():
+    fast = {name.removesuffix("_forward") for name in ops.__all__ if name.endswith("_forward")}
+    assert fast - {"gelu_tanh"} == {name.split(" of ")[0] for name in OPERATIONS}
+
+
+# ---- the model ----
+
+
+@st.composite
+def configs(draw):
+    """Draw small configurations of all kinds."""
+    heads, patch_size = draw(st.integers(1, 3)), draw(st.integers(1, 3))
+    return ViTConfig(
+        image_size=patch_size * draw(st.integers(1, 3)),
+        patch_size=patch_size,
+        width=heads * draw(st.integers(3, 5)),
+        depth=draw(st.integers(1, 3)),
+        heads=heads,
+        mlp_width=draw(st.integers(1, 6)),
+        classes=draw(st.integers(1, 5)),
+        gelu=draw(st.sampled_from(["erf", "tanh"])),
+        pixel_mean=draw(st.sampled_from([0.1307, 0.5])),
+        pixel_deviation=draw(st.sampled_from([0.3081, 1.0])),
+        epsilon=draw(st.sampled_from([1e-6, 1e-2])),
+    )
+
+
+def sizes_of(config):
+    """Return a configuration's sizes under the names of `reference.initialise`."""
+    return {
+        "side": config.image_size,
+        "patch_size": config.patch_size,
+        "width": config.width,
+        "depth": config.depth,
+        "mlp_width": config.mlp_width,
+        "classes": config.classes,
+    }
+
+
+def test_the_gradient_of_every_parameter_of_the_model_is_that_of_central_differences():
+    rng = np.random.default_rng(0)
+    names = reference.initialise(rng, side=4, patch_size=2, width=4, depth=2, mlp_width=3, classes=3)
+    arrays = [array + 0.5 * rng.standard_normal(array.shape) for array in names.values()]  # no zeros and no ones
+    images = rng.random((2, 4, 4))
+
+    def forward(*arrays):
+        return reference.vit_forward(images, dict(zip(names, arrays, strict=True)), heads=2, patch_size=2)
+
+    def backward(dlogits, cache):
+        gradients = reference.vit_backward(dlogits, cache)
+        assert set(gradients) == set(names)
+        return [gradients[name] for name in names]
+
+    errors = dict(zip(names, gradient_error(forward, backward, arrays), strict=True))
+    assert max(errors.values()) < TOLERANCE, errors
+
+
+def test_the_gradient_of_the_loss_is_that_of_central_differences():
+    rng = np.random.default_rng(0)
+    names = reference.initialise(rng, side=4, patch_size=2, width=4, depth=1, mlp_width=3, classes=3)
+    images, labels = rng.random((5, 4, 4)), np.array([0, 1, 2, 1, 1])
+
+    def forward(*arrays):
+        parameters = dict(zip(names, arrays, strict=True))
+        loss, _, gradients = reference.loss_and_gradient(images, labels, parameters, heads=2, patch_size=2)
+        return loss, [gradients[name] for name in names]
+
+    def backward(dloss, gradients):
+        return [dloss * gradient for gradient in gradients]
+
+    assert max(gradient_error(forward, backward, list(names.values()))) < TOLERANCE
+
+
+@SHAPES
+@given(config=configs(), batch=small, seed=seeds, as_bytes=st.booleans())
+def test_the_fast_model_has_the_same_logits_loss_and_gradients(config, batch, seed, as_bytes):
+    rng = np.random.default_rng(seed)
+    parameters, labels = random_parameters(config, seed), rng.integers(0, config.classes, batch)
+    images = rng.integers(0, 256, (batch, config.image_size, config.image_size), np.uint8)
+    pixels = images / 255
+    dlogits = normal(seed, (batch, config.classes))
+    with reference_with(config):
+        expected_logits, cache = reference.vit_forward(pixels, parameters, config.heads, config.patch_size)
+        expected = reference.vit_backward(dlogits, cache)
+        expected_loss, expected_correct, expected_of_loss = reference.loss_and_gradient(
+            pixels, labels, parameters, config.heads, config.patch_size
+        )
+
+    seen = images if as_bytes else pixels
+    logits, cache = model.vit_forward(seen, parameters, config)
+    loss, correct, of_loss = model.loss_and_gradient(seen, labels, parameters, config)
+    assert relative_error(logits, expected_logits) < EQUAL
+    assert relative_error(loss, expected_loss) < EQUAL
+    assert correct == expected_correct
+    for got, plain in ((model.vit_backward(dlogits, cache), expected), (of_loss, expected_of_loss)):
+        assert set(got) == set(plain)
+        errors = {name: relative_error(got[name], plain[name]) for name in got}
+        assert max(errors.values()) < EQUAL, errors
+
+
+@SHAPES
+@given(config=configs(), seed=seeds)
+def test_the_same_seed_draws_the_same_model_bit_by_bit(config, seed):
+    expected = reference.initialise(np.random.default_rng(seed), **sizes_of(config))
+    got = model.initialise(config, seed, np.float64)
+    assert list(got) == list(expected)
+    for name in got:
+        assert got[name].tobytes() == expected[name].tobytes(), name
+
+
+def test_its_defaults_are_those_of_the_library():
+    config = ViTConfig()
+    defaults = inspect.signature(reference.initialise).parameters
+    assert {name: defaults[name].default for name in sizes_of(config)} == sizes_of(config)
+    for function in (reference.vit_forward, reference.loss_and_gradient):
+        parameters = inspect.signature(function).parameters
+        assert parameters["heads"].default == config.heads
+        assert parameters["patch_size"].default == config.patch_size
+    assert inspect.signature(reference.layer_norm_forward).parameters["epsilon"].default == config.epsilon
+    assert (config.pixel_mean, config.pixel_deviation) == (reference.PIXEL_MEAN, reference.PIXEL_DEVIATION)
+
+
+# ---- training ----
+
+
+@SHAPES
+@given(
+    seed=seeds,
+    steps=st.integers(3, 8),
+    learning_rate=st.sampled_from([1e-4, 1e-2, 1.0]),
+    beta1=st.sampled_from([0.0, 0.5, 0.9]),
+    beta2=st.sampled_from([0.0, 0.5, 0.999]),
+    epsilon=st.sampled_from([1e-8, 1e-3]),
+)
+def test_adam_takes_the_same_steps(seed, steps, learning_rate, beta1, beta2, epsilon):
+    shapes = {"matrix": (3, 4), "vector": (5,)}
+    start, gradients = normal(seed, (17,), (steps, 17))
+    fast = Parameters(shapes, start.copy())
+    adam = optim.Adam(fast.flat, beta1, beta2, epsilon)
+    plain = dict(Parameters(shapes, start.copy()))
+    m, v = ({name: np.zeros(shape) for name, shape in shapes.items()} for _ in range(2))
+    for step, flat in enumerate(gradients, start=1):
+        gradient = Parameters(shapes, flat.copy())
+        reference.adam_step(plain, gradient, m, v, step, learning_rate, beta1, beta2, epsilon)
+        adam.step(fast.flat, gradient.flat, learning_rate)
+        np.testing.assert_array_equal(gradient.flat, flat)
+        for got, expected in ((fast.flat, plain), (adam.first_moment, m), (adam.second_moment, v)):
+            assert relative_error(got, np.concatenate([expected[name].ravel() for name in shapes])) < EQUAL
+
+
+def accuracy_after(steps, capsys):
+    """Train on MNIST and return the share of the first 1000 test images that are classified correctly."""
+    data = load_mnist()
+    parameters = reference.train(data.train_images, data.train_labels, steps)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in lines] == [f"step {step}" for step in range(50, steps + 1, 50)]
+    logits, _ = reference.vit_forward(data.test_images[:1000] / 255, parameters)
+    return (logits.argmax(axis=1) == data.test_labels[:1000]).mean()
+
+
+def test_a_hundred_steps_learn_most_digits(capsys):
+    assert accuracy_after(100, capsys) > 0.8  # 0.868 of 2000 images
+
+
+@pytest.mark.extended
+def test_three_hundred_steps_learn_nine_digits_in_ten(capsys):
+    assert accuracy_after(300, capsys) >= 0.9  # 0.95
+
+
+# ---- how it is written ----
+
+FUNCTIONS = {name: f for name, f in vars(reference).items() if inspect.isfunction(f)}
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_a_docstring_is_one_sentence_on_one_line(name):
+    docstring = FUNCTIONS[name].__doc__
+    assert docstring
+    assert "\n" not in docstring
+    assert docstring.endswith(".")
+
+
+def test_every_forward_pass_has_its_backward_pass():
+    forward, backward = (
+        {name.removesuffix(end) for name in FUNCTIONS if name.endswith(end)} for end in ("_forward", "_backward")
+    )
+    assert forward - backward == {"patches"}  # images need no gradient
+    assert backward <= forward
