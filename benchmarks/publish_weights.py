@@ -20,6 +20,7 @@ import numpy as np
 from turns import ROOT
 
 from tinyvit.classifier import VisionTransformer
+from tinyvit.commands.train import flag
 from tinyvit.data import load_mnist
 from tinyvit.data.augment import Augmentation
 from tinyvit.evaluate import misclassified
@@ -29,7 +30,6 @@ from tinyvit.training import RECIPES, TrainingConfig
 from tinyvit.training.results import MODEL, read_metrics
 
 FOLDER = ROOT / "tinyvit" / "pretrained"
-SHORT = {"learning_rate": "--lr", "smoothing": "--label-smoothing"}  # as examples/train_mnist.py names them
 
 
 def training_command(metrics):
@@ -44,7 +44,7 @@ def training_command(metrics):
     for name, value, usual in pairs:
         if value != usual:
             text = f"{value:g}" if isinstance(value, float) else str(value)
-            flags += [SHORT.get(name, "--" + name.replace("_", "-")), text]
+            flags += [flag(name), text]
     return shlex.join(["python", "examples/train_mnist.py", *flags, "--workers", str(metrics["workers"])])
 
 
@@ -109,7 +109,7 @@ set; the run read that once, when it was finished. A test reads all test images 
 ## What it is for
 
 One handwritten digit, 0 to 9, in an image of 28 x 28 pixels as MNIST has them: white ink on black, scaled into
-20 x 20 pixels, its mass in the middle. `tinyvit/data/pictures.py` makes such an image of a photograph or of pen
+20 x 20 pixels, its mass in the middle. `tinyvit/pretrained/pictures.py` makes such an image of a photograph or of pen
 strokes. It is for teaching and for trying out: to see what a small transformer looks at.
 
 ## What it is not for

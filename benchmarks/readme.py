@@ -65,6 +65,15 @@ PARTS = (
     "tinyvit/pretrained/pictures.py",
     "tinyvit/classifier.py",
     "tinyvit/doctor.py",
+    "tinyvit/server/listen.py",
+    "tinyvit/server/guard.py",
+    "tinyvit/server/app.py",
+    "tinyvit/server/reader.py",
+    "tinyvit/commands/train.py",
+    "tinyvit/commands/evaluate.py",
+    "tinyvit/commands/predict.py",
+    "tinyvit/commands/serve.py",
+    "tinyvit/commands/doctor.py",
     "tinyvit/__main__.py",
 )
 

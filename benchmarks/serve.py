@@ -27,7 +27,7 @@ import time
 from pathlib import Path
 
 import numpy as np
-from checkout import ROOT, environment
+from checkout import environment
 from turns import conditions, processes
 
 SHAPES = {  # of a digit: arcs (centre x, y, radius x, y, from, to in degrees) and lines, in a square of side 1
@@ -141,7 +141,7 @@ class Server:
     """The page's server in a process of its own."""
 
     def __init__(self, *flags):
-        command = [sys.executable, str(ROOT / "examples" / "digit_app.py"), "--no-browser", "--port", "0", *flags]
+        command = [sys.executable, "-m", "tinyvit", "serve", "--no-browser", "--port", "0", *flags]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment())
         line = self.process.stdout.readline()
         if "http://" not in line:

@@ -61,7 +61,10 @@ MAY_IMPORT = {
     "classifier": {"backend", "gpu", "ops", "parameters", "model", "evaluate", "checkpoint", "pretrained",
                    "training"},
     "doctor": {"backend", "gpu", "data", "kernels", "model", "optim", "training"},
-    "__main__": {"doctor"},
+    "server": {"backend", "ops", "model", "evaluate", "pretrained", "server"},
+    "commands": {"gpu", "kernels", "data", "model", "evaluate", "plots", "pretrained", "training", "classifier",
+                 "doctor", "server", "commands"},
+    "__main__": {"commands"},
 }  # fmt: skip
 ONLY_FILE_WITH = {"cupy": "gpu.device", "cupyx": "backend", "matplotlib": "plots", "joblib": "training.workers"}
 ONLY_FILE_WITH |= {"PIL": "pretrained.pictures"}

@@ -18,11 +18,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tinyvit import reference
+from tinyvit import VisionTransformer, load_pretrained, reference
+from tinyvit.commands import main
 from tinyvit.data import load_mnist
 from tinyvit.evaluate import attention_rollout
-from tinyvit.model import VisionTransformer, ViTConfig, initialise
-from tinyvit.pretrained import load_pretrained, pretrained_card
+from tinyvit.model import ViTConfig, initialise
+from tinyvit.pretrained import pretrained_card
 from tinyvit.pretrained.pictures import prepare_strokes
 
 for needed in ("fastapi", "uvicorn"):
@@ -30,10 +31,17 @@ for needed in ("fastapi", "uvicorn"):
 uvicorn = importlib.import_module("uvicorn")
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT / "examples"), str(ROOT / "benchmarks")]
-app_module, guard, reader, digit_app, serve = (
+sys.path.insert(0, str(ROOT / "benchmarks"))
+app_module, guard, reader, listen, serve_command, serve = (
     importlib.import_module(name)
-    for name in ("digit_web.app", "digit_web.guard", "digit_web.reader", "digit_app", "serve")
+    for name in (
+        "tinyvit.server.app",
+        "tinyvit.server.guard",
+        "tinyvit.server.reader",
+        "tinyvit.server.listen",
+        "tinyvit.commands.serve",
+        "serve",
+    )
 )
 
 SMALL = ViTConfig(width=16, depth=2, heads=2, mlp_width=24)
@@ -45,7 +53,7 @@ class Live:
     """A server in a thread, and what one asks of it."""
 
     def __init__(self, app, protocol=guard.PatientProtocol):
-        self.listener = digit_app.listen("127.0.0.1", 0)
+        self.listener = listen.listen("127.0.0.1", 0)
         self.port = self.listener.getsockname()[1]
         config = uvicorn.Config(
             app, http=protocol, ws="none", log_level="critical", access_log=False, timeout_keep_alive=5
@@ -717,7 +725,7 @@ def command():
     processes = []
 
     def start(*arguments, cwd=ROOT):
-        path = [sys.executable, str(ROOT / "examples" / "digit_app.py"), *arguments]
+        path = [sys.executable, "-m", "tinyvit", "serve", *arguments]
         process = subprocess.Popen(path, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         processes.append(process)
         return process
@@ -752,10 +760,10 @@ def test_the_command_serves_on_loopback_until_it_is_told_to_stop(command, number
 
 
 def test_a_port_that_is_taken_is_said(capsys):
-    with digit_app.listen("127.0.0.1", 0) as listener:
+    with listen.listen("127.0.0.1", 0) as listener:
         listener.listen()
         port = str(listener.getsockname()[1])
-        assert digit_app.main(["--no-browser", "--port", port]) == 2
+        assert main(["serve", "--no-browser", "--port", port]) == 2
     error = capsys.readouterr().err
     assert error == f"error: cannot listen on 127.0.0.1, port {port}: Address already in use " \
         "(give --port another number, or 0 for any)\n"  # fmt: skip
@@ -770,7 +778,7 @@ def test_a_port_that_is_taken_is_said(capsys):
     ],
 )
 def test_what_cannot_be_served_is_said(capsys, arguments, expected):
-    assert digit_app.main(["--no-browser", "--port", "0", *arguments]) == 2
+    assert main(["serve", "--no-browser", "--port", "0", *arguments]) == 2
     error = capsys.readouterr().err
     assert error.startswith(expected)
     assert error.count("\n") == 1
@@ -778,53 +786,52 @@ def test_what_cannot_be_served_is_said(capsys, arguments, expected):
 
 @pytest.mark.parametrize("arguments", ["--port 70000", "--port -1", "--batch 0", "--queue 0", "--prot 8000"])
 def test_a_flag_that_cannot_be_is_said(capsys, arguments):
-    with pytest.raises(SystemExit):
-        digit_app.main(arguments.split())
+    try:
+        status = main(["serve", *arguments.split()])
+    except SystemExit as error:  # argparse's own
+        status = error.code
+    assert status == 2
     assert "error: " in capsys.readouterr().err
 
 
 def test_a_model_for_other_pictures_is_refused(tmp_path, capsys):
-    from tinyvit.checkpoint import save_model
-
     config = ViTConfig(image_size=20, patch_size=5, width=16, depth=1, heads=2, mlp_width=8)
-    save_model(tmp_path / "m.safetensors", VisionTransformer(config, initialise(config)))
-    assert digit_app.main(["--no-browser", "--model", str(tmp_path / "m.safetensors")]) == 2
-    assert "wants a model for 28 x 28 pixels and 10 classes, found 20 x 20" in capsys.readouterr().err
+    VisionTransformer(config, initialise(config)).save(tmp_path / "m.safetensors")
+    assert main(["serve", "--no-browser", "--model", str(tmp_path / "m.safetensors")]) == 2
+    assert "expected a model for 28 x 28 pixels and 10 classes, found 20 x 20" in capsys.readouterr().err
 
 
 def test_what_is_not_installed_is_said(monkeypatch, capsys):
-    for name in ("digit_web.app", "digit_web.guard"):
+    for name in ("tinyvit.server.app", "tinyvit.server.guard"):
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "fastapi", None)
-    assert digit_app.main([]) == 2
-    expected = """error: the page needs fastapi: install it with 'pip install -e ".[app]"'\n"""
-    assert capsys.readouterr().err == expected
+    assert main(["serve"]) == 2
+    assert capsys.readouterr().err == "error: the page needs fastapi: type 'pip install fastapi uvicorn'\n"
 
 
 def test_the_address_can_be_opened():
     for host, expected in (("127.0.0.1", "http://127.0.0.1:"), ("0.0.0.0", "http://127.0.0.1:")):
-        with digit_app.listen(host, 0) as listener:
-            assert digit_app.address_of(listener).startswith(expected)
+        with listen.listen(host, 0) as listener:
+            assert listen.address_of(listener).startswith(expected)
 
 
 def test_answers_do_not_wait_for_nagle():
     """A socket without its protocol's number keeps Nagle's algorithm, and every answer comes 40 ms late."""
-    with digit_app.listen("127.0.0.1", 0) as listener:
+    with listen.listen("127.0.0.1", 0) as listener:
         assert listener.proto == socket.IPPROTO_TCP
 
 
-def test_the_browser_is_opened_when_the_server_is_there(monkeypatch):
+def test_the_browser_is_opened_when_the_socket_listens(monkeypatch):
     opened = threading.Event()
-    monkeypatch.setattr(digit_app.webbrowser, "open", lambda address: opened.set())
-    started = []
+    monkeypatch.setattr(serve_command.webbrowser, "open", lambda address: opened.set())
 
-    def serve(app, listener, on_start):
-        started.append(listener)
-        on_start()
+    def serve(app, listener):
+        assert opened.wait(5)
+        socket.create_connection(listener.getsockname(), timeout=5).close()
 
-    monkeypatch.setattr(digit_app, "serve", serve)
-    assert digit_app.main(["--port", "0"]) == 0
-    assert opened.wait(5)
+    monkeypatch.setattr(listen, "serve", serve)
+    assert main(["serve", "--port", "0"]) == 0
+    assert opened.is_set()
 
 
 # ---- the API against its own description ----

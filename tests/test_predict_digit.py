@@ -11,11 +11,12 @@ import pytest
 from PIL import Image, ImageDraw
 
 from tinyvit.checkpoint import save_model
-from tinyvit.model import VisionTransformer, ViTConfig, initialise
+from tinyvit.commands import main
+from tinyvit.model import ViTConfig, initialise
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT / "examples"), str(ROOT / "benchmarks")]
-predict_digit, serve = importlib.import_module("predict_digit"), importlib.import_module("serve")
+sys.path.insert(0, str(ROOT / "benchmarks"))
+serve = importlib.import_module("serve")
 
 
 def write(path, digit, ink="black", paper="white", size=(300, 240)):
@@ -29,7 +30,7 @@ def write(path, digit, ink="black", paper="white", size=(300, 240)):
 
 def test_pictures_are_read_and_all_probabilities_printed(tmp_path, capsys):
     files = [write(tmp_path / "a.png", 7), write(tmp_path / "b.jpg", 2, "white", "navy")]
-    assert predict_digit.main(files) == 0
+    assert main(["predict", *files]) == 0
     out, err = capsys.readouterr()
     assert err == ""
     first, *rows = out.splitlines()
@@ -44,7 +45,7 @@ def test_pictures_are_read_and_all_probabilities_printed(tmp_path, capsys):
 def test_the_explanation_shows_the_picture_the_input_and_the_rollout(tmp_path, capsys):
     files = [write(tmp_path / f"{name}.png", digit) for name, digit in (("a", 7), ("$x_{2", 2))]
     path = tmp_path / "out.png"
-    assert predict_digit.main([*files, "--explain", str(path)]) == 0
+    assert main(["predict", *files, "--explain", str(path)]) == 0
     picture = np.asarray(Image.open(path).convert("RGB"), int)
     assert picture.shape[1] == 900
     assert picture.shape[0] > 500
@@ -53,7 +54,7 @@ def test_the_explanation_shows_the_picture_the_input_and_the_rollout(tmp_path, c
     assert columns[: 500].max() < 0.02  # the picture and what the model sees of it are grey
     assert columns[600:800].max() > 0.3  # and where it looks is not
     again = tmp_path / "again.png"
-    assert predict_digit.main([*files, "--explain", str(again)]) == 0
+    assert main(["predict", *files, "--explain", str(again)]) == 0
     assert again.read_bytes() == path.read_bytes()
 
 
@@ -62,7 +63,7 @@ def test_what_cannot_be_read_is_said_and_the_others_are_read(tmp_path, capsys):
     Image.new("L", (50, 50), 255).save(blank)
     text.write_text("no picture")
     files = [good, str(blank), str(text), str(tmp_path / "nowhere.png")]
-    assert predict_digit.main([*files, "--explain", str(tmp_path / "out.png")]) == 2
+    assert main(["predict", *files, "--explain", str(tmp_path / "out.png")]) == 2
     out, err = capsys.readouterr()
     assert out.startswith(f"{good}: 3 (")
     errors = err.splitlines()
@@ -73,7 +74,7 @@ def test_what_cannot_be_read_is_said_and_the_others_are_read(tmp_path, capsys):
 
 
 def test_nothing_to_read_draws_nothing(tmp_path, capsys):
-    assert predict_digit.main([str(tmp_path / "nowhere.png"), "--explain", str(tmp_path / "out.png")]) == 2
+    assert main(["predict", str(tmp_path / "nowhere.png"), "--explain", str(tmp_path / "out.png")]) == 2
     assert not (tmp_path / "out.png").exists()
     assert capsys.readouterr().out == ""
 
@@ -81,14 +82,14 @@ def test_nothing_to_read_draws_nothing(tmp_path, capsys):
 def test_what_cannot_be_is_said_in_one_line(tmp_path, capsys):
     good = write(tmp_path / "a.png", 3)
     config = ViTConfig(image_size=20, patch_size=5, width=16, depth=1, heads=2, mlp_width=8)
-    save_model(tmp_path / "m.safetensors", VisionTransformer(config, initialise(config)))
+    save_model(tmp_path / "m.safetensors", initialise(config), config)
     for arguments, expected in {
         ("--model", str(tmp_path / "nowhere")): "cannot be read",
-        ("--model", str(tmp_path / "m.safetensors")): "expected a model for 28 x 28 pixels and 10 digits",
+        ("--model", str(tmp_path / "m.safetensors")): "expected a model for 28 x 28 pixels and 10 classes, found 20",
         ("--explain", good): "would overwrite the picture",
         ("--explain", str(tmp_path / "nowhere" / "out.png")): "No such file or directory",
     }.items():
-        assert predict_digit.main([good, *arguments]) == 2
+        assert main(["predict", good, *arguments]) == 2
         error = capsys.readouterr().err
         assert error.startswith("error: ")
         assert expected in error
@@ -97,7 +98,7 @@ def test_what_cannot_be_is_said_in_one_line(tmp_path, capsys):
 
 def test_the_command_itself(tmp_path):
     write(tmp_path / "a.png", 5)
-    command = [sys.executable, str(ROOT / "examples" / "predict_digit.py"), "a.png"]
+    command = [sys.executable, "-m", "tinyvit", "predict", "a.png"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith("a.png: 5 (")

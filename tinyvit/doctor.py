@@ -56,7 +56,7 @@ def main(device="auto"):
     for finding in examine(device):
         failed |= finding.state == FAILED
         print(f"{finding.state:<4}  {finding.name:<13} {finding.found}", flush=True)
-    print("Something above needs mending first." if failed else "Ready: python examples/train_mnist.py")
+    print("Something above needs mending first." if failed else "Ready: tinyvit train")
     return int(failed)
 
 

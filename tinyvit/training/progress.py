@@ -56,7 +56,11 @@ def epoch_line(run):
     *earlier, record = run.state.history
     seconds = record["seconds"] - (earlier[-1]["seconds"] if earlier else 0.0)
     line = f"epoch {record['epoch']:2d}/{run.config.epochs}"
-    line += f"  train loss {record['train_loss']:.4f}, {100 * record['train_accuracy']:.2f} %"
+    line += f"  loss {_loss(record['train_loss'])}, {100 * record['train_accuracy']:.2f} %"
     if record["validation_loss"] is not None:
-        line += f"  validation {record['validation_loss']:.4f}, {100 * record['validation_accuracy']:.2f} %"
+        line += f"  validation {_loss(record['validation_loss'])}, {100 * record['validation_accuracy']:.2f} %"
     return line + f"  {seconds:.0f} s"
+
+
+def _loss(value):
+    return f"{value:.4f}"[:7]  # from 100 on fewer decimals, so that the line keeps its width

@@ -1,7 +1,7 @@
-"""What keeps the server standing: limits on bodies, time and connections, and headers that keep the page to itself.
+"""Limits on bodies, time and connections, and headers that isolate the page from others.
 
-`Guard` wraps the application and sees whole requests; `PatientProtocol` is below it, on a connection of which not
-even the headers may have come yet.
+`Guard` wraps the application and sees whole requests. `PatientProtocol` is below it and sees connections, some of
+which have not even sent their headers yet.
 """
 
 import asyncio
@@ -10,8 +10,8 @@ import json
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 MOST_BYTES = 64 * 2**10  # of a body; a long drawing takes 20 KiB
-MOST_DRAINED = 8 * 2**20  # of a body that is refused: read on so far, or its sender would not see why
-MOST_AHEAD = 2**20  # bytes of requests that have come before their turn
+MOST_DRAINED = 8 * 2**20  # of a body that is refused: its sender sees the reason only if the server reads so far
+MOST_AHEAD = 2**20  # bytes of requests that a client sends before it has the last answer
 BODY_SECONDS = 5.0  # from a request's headers to the last byte of its body
 HEADER_SECONDS = 5.0  # from a connection to the last of its request's headers
 EXCHANGE_SECONDS = 20.0  # from the first byte of a request to the last of its answer
@@ -125,11 +125,11 @@ async def refuse(send, status, text):
 
 
 class PatientProtocol(H11Protocol):
-    """Uvicorn's HTTP/1.1, with an end to its patience.
+    """Uvicorn's HTTP/1.1 with a deadline for every connection, and a limit to their number.
 
-    Uvicorn ends connections that are idle after an answer. It waits for ever for headers that come a byte a minute,
-    and for a client that does not read its answer; and it takes any number of connections. Here every connection has
-    a time at which it ends, which only a step forward moves.
+    Uvicorn closes connections that are idle after an answer. It waits without a limit for slow headers and for a
+    client that does not read its answer, and it accepts any number of connections. Here only progress moves a
+    connection's deadline.
     """
 
     header_seconds, exchange_seconds, most_connections = HEADER_SECONDS, EXCHANGE_SECONDS, MOST_CONNECTIONS

@@ -1,12 +1,12 @@
-"""The commands, run as a stranger runs them: what they print, what they leave, and what they say when it is wrong."""
+"""The commands, run as a user runs them: their output, their files, and their messages about errors."""
 
 import contextlib
 import csv
 import fcntl
-import importlib.util
 import json
 import os
 import pty
+import runpy
 import shutil
 import signal
 import struct
@@ -15,19 +15,29 @@ import sys
 import termios
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import fake_cuda
 import numpy as np
 import pytest
 import strict_cupy
 
+import tinyvit
+from tinyvit import commands
 from tinyvit.checkpoint import load_arrays, load_model, save_arrays
+from tinyvit.commands import COMMANDS, main
+from tinyvit.commands import evaluate as evaluate_command
+from tinyvit.commands import train as train_command
 from tinyvit.data import write_idx
-from tinyvit.training import CHECKPOINT, read_info
+from tinyvit.data.augment import Augmentation
+from tinyvit.model import ViTConfig
+from tinyvit.training import CHECKPOINT, TrainingConfig, read_checkpoint
+from tinyvit.training.progress import epoch_line
+from tinyvit.training.step import PlainStep
 
 ROOT = Path(__file__).resolve().parent.parent
-TRAIN = [sys.executable, str(ROOT / "examples" / "train_mnist.py")]
-EVALUATE = [sys.executable, str(ROOT / "examples" / "evaluate_mnist.py")]
+TINYVIT = [sys.executable, "-m", "tinyvit"]
+TRAIN, EVALUATE = [*TINYVIT, "train"], [*TINYVIT, "evaluate"]
 TINY = "--width 16 --depth 2 --heads 2 --mlp-width 24 --train-limit 600 --test-limit 200 --workers 2".split()  # noqa: SIM905
 FILES = {
     "augmentation.png",
@@ -53,13 +63,6 @@ def train(cwd, *arguments, expect=0):
     return run([*TRAIN, *TINY, *map(str, arguments)], cwd, expect)
 
 
-def load_example(name):
-    spec = importlib.util.spec_from_file_location(name, ROOT / "examples" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def error_of(done):
     err = done.err if hasattr(done, "err") else done.stderr
     assert err.startswith("error: ")
@@ -83,7 +86,7 @@ def test_a_run_leaves_everything(whole):
     assert metrics["test_loss"] > 0
     assert metrics["seconds"] > 0
     assert metrics["images_per_second"] == pytest.approx(3 * 550 / metrics["seconds"])
-    assert metrics["parameters"] == sum(a.size for a in load_model(folder / "model.safetensors").parameters.values())
+    assert metrics["parameters"] == load_model(folder / "model.safetensors")[0].flat.size
     assert (metrics["device"], metrics["seed"], metrics["recipe"]) == ("cpu", 0, "tuned")
     assert metrics["versions"]["numpy"] == np.__version__
     assert (metrics["train_images"], metrics["validation_images"], metrics["test_images"]) == (550, 50, 200)
@@ -98,8 +101,9 @@ def test_a_run_leaves_everything(whole):
 def test_without_a_terminal_there_is_a_line_an_epoch_and_no_bar(whole):
     _, done = whole
     lines = done.stdout.splitlines()
-    assert len(lines) == 5
-    assert [line[:10] for line in lines[1:4]] == ["epoch  1/3", "epoch  2/3", "epoch  3/3"]
+    assert len(lines) == 9
+    assert [line[:10] for line in lines[4:7]] == ["epoch  1/3", "epoch  2/3", "epoch  3/3"]
+    assert max(map(len, lines)) <= 80
     assert done.stderr == ""
 
 
@@ -140,7 +144,7 @@ def test_evaluating_again_gives_the_same_files(whole, tmp_path):
 
 def test_stopped_after_two_epochs_and_resumed_gives_the_same_model(whole, tmp_path):
     done = train(tmp_path, "--epochs", 3, "--out", "run", "--stop-after", 2)
-    assert "go on with --resume run" in done.stdout
+    assert "to continue: --resume run" in done.stdout
     assert not (tmp_path / "run" / "metrics.json").exists()
     run([*TRAIN, "--resume", "run"], tmp_path)
     assert (tmp_path / "run" / "model.safetensors").read_bytes() == (whole[0] / "model.safetensors").read_bytes()
@@ -149,9 +153,9 @@ def test_stopped_after_two_epochs_and_resumed_gives_the_same_model(whole, tmp_pa
 EAGER = [  # the same command, but with a checkpoint after every step
     sys.executable,
     "-c",
-    "import runpy, sys, tinyvit.train; tinyvit.train.CHECKPOINT_SECONDS = 0; sys.argv = sys.argv[1:]; "
-    "runpy.run_path(sys.argv[0], run_name='__main__')",
-    TRAIN[1],
+    "import sys; from tinyvit import commands; from tinyvit.training import loop; loop.CHECKPOINT_SECONDS = 0; "
+    "sys.exit(commands.main())",
+    "train",
 ]
 
 
@@ -176,7 +180,7 @@ def test_killed_again_and_again_and_resumed_gives_the_same_model(whole, tmp_path
             break
         assert process.returncode == (-number if number == signal.SIGKILL else 130), err
         if number != signal.SIGKILL:
-            assert b"nothing is lost: go on with --resume run" in err
+            assert b"nothing is lost; to continue: --resume run" in err
         kills += 1
         reached = position(tmp_path / "run")
         in_the_middle += reached[1] > 0
@@ -207,13 +211,13 @@ def test_a_killed_worker_ends_the_run_with_one_clear_error_and_the_run_goes_on(w
     assert process.returncode == 1
     assert b"Traceback" not in err
     assert b"error: worker 2 of 2 is gone (killed by signal 9)" in err
-    assert b"go on with --resume run" in err
+    assert b"to continue: --resume run" in err
     run([*TRAIN, "--resume", "run"], tmp_path)
     assert (tmp_path / "run" / "model.safetensors").read_bytes() == (whole[0] / "model.safetensors").read_bytes()
 
 
 def position(folder):
-    info = read_info(folder)
+    _, info = read_checkpoint(folder)
     return info["epoch"], info["place"]
 
 
@@ -221,7 +225,7 @@ def test_going_on_in_another_way_is_said(whole, tmp_path):
     shutil.copytree(whole[0], tmp_path / "run")
     done = run([*TRAIN, "--resume", "run", "--epochs", "4", "--workers", "1"], tmp_path)
     assert "note: --workers 1, not 2 as before: not the same bits" in done.stderr
-    assert "begin with --epochs 4 --stop-after N" in done.stderr
+    assert "begin with\n--epochs 4 --stop-after N" in done.stderr
 
 
 def test_another_data_set_is_evaluated_in_a_folder_of_its_own(whole, tmp_path):
@@ -279,7 +283,7 @@ def test_any_data_set_of_the_usual_four_files_trains(tmp_path, form):
 def test_images_of_another_size_train(tmp_path):
     write_data_set(tmp_path / "data", "-idx{}-ubyte", size=20)
     train(tmp_path, "--epochs", 1, "--data-dir", "data", "--out", "run", "--patch-size", 5)
-    assert load_model(tmp_path / "run" / "model.safetensors").config.image_size == 20
+    assert load_model(tmp_path / "run" / "model.safetensors")[1].image_size == 20
     run([*EVALUATE, "run"], tmp_path)
 
 
@@ -289,9 +293,9 @@ def test_the_default_folder_is_never_one_that_is_taken(tmp_path):
     assert sorted(os.listdir(tmp_path / "runs")) == ["note-seed4", "note-seed4-2", "note-seed4-3"]
 
 
-def error_within(capsys, module, arguments):
-    """The one line that a command says of what is wrong, run in this process, which is faster."""
-    assert module.main([str(argument) for argument in arguments]) == 2
+def error_within(capsys, *arguments):
+    """Return the line that a command prints about an error; it runs in this process, which is faster."""
+    assert main([str(argument) for argument in arguments]) == 2
     return error_of(capsys.readouterr())
 
 
@@ -303,17 +307,17 @@ def error_within(capsys, module, arguments):
         ("--heads 3", "heads must divide width: 3 does not divide 16"),
         ("--lr -1", "learning_rate must be a number from 0 to below 10, not -1.0"),
         ("--lr nan", "learning_rate must be a number from 0 to below 10, not nan"),
-        ("--epochs 0", "epochs must be a whole number from 1 to below 2**32, not 0"),
+        ("--epochs 0", "epochs must be an integer from 1 to below 2**32, not 0"),
         ("--workers 0", "workers must be at least 1, not 0"),
         ("--rotation 200", "augmentation rotation must be a number from 0 to 180, not 200.0"),
         ("--train-limit 0", "--train-limit must be at least 1, not 0"),
         ("--classes 5", "train-labels-idx1-ubyte.gz: expected labels from 0 to 4, found"),
-        ("--classes 0", "classes must be a whole number from 1 to 100,000, not 0"),
+        ("--classes 0", "from 1 to 100,000, not 0"),
         ("--validation 600", "validation holds back 600 of 600 images: none are left"),
         ("--stop-after 0", "--stop-after must be at least 1, not 0"),
         ("--data-dir nowhere", "nowhere: expected a folder with idx files, found no such folder"),
         ("--data-dir cut", "train-images-idx3-ubyte: expected 94080 bytes of elements for shape (120, 28, 28)"),
-        ("--out whole", "holds a run already: go on with it by --resume"),
+        ("--out whole", "holds a run already: continue it with --resume"),
     ],
 )
 def test_what_is_wrong_is_said_in_one_line(whole, tmp_path, monkeypatch, capsys, arguments, expected):
@@ -324,7 +328,7 @@ def test_what_is_wrong_is_said_in_one_line(whole, tmp_path, monkeypatch, capsys,
     (tmp_path / "whole").symlink_to(whole[0])
     monkeypatch.setattr("tinyvit.gpu.diagnosis.PACKAGES", ())  # as if it were not installed, even where it is
     monkeypatch.setitem(sys.modules, "cupy", None)
-    assert expected in error_within(capsys, load_example("train_mnist"), [*TINY, *arguments.split()])
+    assert expected in error_within(capsys, "train", *TINY, *arguments.split())
     assert not (tmp_path / "runs").exists()
 
 
@@ -340,16 +344,15 @@ def test_what_is_wrong_is_said_in_one_line(whole, tmp_path, monkeypatch, capsys,
 def test_what_is_wrong_with_going_on_is_said_in_one_line(whole, tmp_path, monkeypatch, capsys, arguments, expected):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "whole").symlink_to(whole[0])
-    assert expected in error_within(capsys, load_example("train_mnist"), arguments.split())
+    assert expected in error_within(capsys, "train", *arguments.split())
 
 
 def test_too_little_memory_is_said_in_one_line(monkeypatch, capsys):
     def refuse(*arguments):
         raise MemoryError
 
-    train_mnist = load_example("train_mnist")
-    monkeypatch.setattr(train_mnist, "load_data", refuse)
-    assert "not enough memory: try a smaller model or batch" in error_within(capsys, train_mnist, [])
+    monkeypatch.setattr(train_command, "load_data", refuse)
+    assert "not enough memory: try a smaller model or batch" in error_within(capsys, "train")
 
 
 @pytest.fixture
@@ -372,51 +375,47 @@ OUT_OF_MEMORY = [
 @pytest.mark.parametrize("error", OUT_OF_MEMORY)
 def test_a_gpu_without_memory_suggests_half_the_batch(gpu, tmp_path, monkeypatch, capsys, error):
     monkeypatch.chdir(tmp_path)
-    train_mnist = load_example("train_mnist")
-    monkeypatch.setattr(train_mnist.Training, "step", fake_cuda.raising(error))
+    monkeypatch.setattr(PlainStep, "__call__", fake_cuda.raising(error))
     for size, expected in ((None, "--batch-size 32, half of the present 64"), (24, "--batch-size 12, half of the")):
         flags = [] if size is None else ["--batch-size", size]
-        text = error_within(capsys, train_mnist, [*TINY, *ON_GPU, *flags])
+        text = error_within(capsys, "train", *TINY, *ON_GPU, *flags)
         assert "error: not enough memory: try a smaller model or batch, such as " + expected in text
         assert type(error).__name__ in text
-    text = error_within(capsys, train_mnist, [*TINY, *ON_GPU, "--batch-size", 1])
+    text = error_within(capsys, "train", *TINY, *ON_GPU, "--batch-size", 1)
     assert "try a smaller model or batch (" in text  # a batch of none is no advice
-    text = error_within(capsys, train_mnist, [*ON_GPU, "--resume", tmp_path / "runs" / "tuned-seed0-2"])
-    assert "--batch-size 12, half of the present 24, which takes a new run, as --resume keeps both (" in text
+    text = error_within(capsys, "train", *ON_GPU, "--resume", tmp_path / "runs" / "tuned-seed0-2")
+    assert "--batch-size 12, half of the present 24, in a new run, as --resume keeps both (" in text
 
 
 def test_other_errors_of_a_gpu_are_not_taken_for_want_of_memory(gpu, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    train_mnist = load_example("train_mnist")
     error = fake_cuda.CUDARuntimeError("cudaErrorIllegalAddress: an illegal memory access was encountered")
-    monkeypatch.setattr(train_mnist.Training, "step", fake_cuda.raising(error))
+    monkeypatch.setattr(PlainStep, "__call__", fake_cuda.raising(error))
     with pytest.raises(fake_cuda.CUDARuntimeError):
-        train_mnist.main([*TINY, *ON_GPU])
+        main(["train", *TINY, *ON_GPU])
 
 
 @pytest.mark.parametrize("error", [MemoryError(), *OUT_OF_MEMORY])
 def test_an_evaluation_without_memory_is_said_in_one_line(whole, monkeypatch, capsys, error):
-    evaluate_mnist = load_example("evaluate_mnist")
-    monkeypatch.setattr(evaluate_mnist, "write_evaluation", fake_cuda.raising(error))
+    monkeypatch.setattr(evaluate_command, "write_evaluation", fake_cuda.raising(error))
     expected = f"not enough memory: try fewer --workers, or --device cpu ({type(error).__name__}"
-    assert expected in error_within(capsys, evaluate_mnist, [whole[0], "--device", "cpu"])
+    assert expected in error_within(capsys, "evaluate", whole[0], "--device", "cpu")
 
 
 def test_what_is_wrong_with_an_evaluation_is_said_in_one_line(whole, tmp_path, capsys):
-    evaluate_mnist = load_example("evaluate_mnist")
     for arguments, expected in {
         (tmp_path / "nowhere",): "cannot be read",
         (whole[0], "--test-limit", "-5"): "--test-limit must be at least 1, not -5",
         (whole[0], "--workers", "0"): "--workers must be at least 1, not 0",
     }.items():
-        assert expected in error_within(capsys, evaluate_mnist, arguments)
+        assert expected in error_within(capsys, "evaluate", *arguments)
     write_data_set(tmp_path / "small", "-idx{}-ubyte", size=20)
     expected = "small: the model reads images of 28 x 28 pixels, found 20 x 20"
-    assert expected in error_within(capsys, evaluate_mnist, [whole[0], "--data-dir", tmp_path / "small"])
+    assert expected in error_within(capsys, "evaluate", whole[0], "--data-dir", tmp_path / "small")
     shutil.copytree(whole[0], tmp_path / "bad")
     for text in ("[]", "{", '{"origin": null}'):
         (tmp_path / "bad" / "metrics.json").write_text(text)
-        assert "metrics.json: not" in error_within(capsys, evaluate_mnist, [tmp_path / "bad"])
+        assert "metrics.json: not" in error_within(capsys, "evaluate", tmp_path / "bad")
 
 
 def test_a_loss_that_is_not_finite_ends_the_run(tmp_path):
@@ -426,51 +425,152 @@ def test_a_loss_that_is_not_finite_ends_the_run(tmp_path):
     assert "checkpoint" in done.stderr
 
 
+@pytest.mark.parametrize("arguments", [[], *([name] for name in COMMANDS)], ids=" ".join)
+def test_help_fits_eighty_columns(monkeypatch, capsys, arguments):
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit) as caught:
+        main([*arguments, "--help"])
+    assert caught.value.code == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith(f"usage: tinyvit {' '.join(arguments)}".rstrip())
+    assert max(map(len, lines)) <= 80
+
+
+def test_alone_it_lists_the_commands():
+    alone, asked = run(TINYVIT, ROOT).stdout, run([*TINYVIT, "--help"], ROOT).stdout
+    assert alone == asked
+    for name, text in COMMANDS.items():
+        assert f"  {name:<10}{text}\n" in alone
+    files = {path.stem for path in Path(commands.__file__).parent.glob("*.py")} - {"__init__"}
+    assert files == set(COMMANDS)
+
+
+def test_help_imports_no_command():
+    program = "import sys; from tinyvit.commands import main; main([]); print(sorted(sys.modules))"
+    out = run([sys.executable, "-c", program], ROOT).stdout
+    assert "'tinyvit.commands'" in out
+    for name in (*(f"tinyvit.commands.{name}" for name in COMMANDS), "matplotlib.figure", "sklearn", "fastapi"):
+        assert f"'{name}'" not in out
+
+
+def test_an_unknown_command_is_refused(capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(["nurse"])
+    assert caught.value.code == 2
+    assert "invalid choice: 'nurse'" in capsys.readouterr().err
+
+
+def test_an_interrupt_ends_any_command_without_a_traceback(monkeypatch, capsys):
+    monkeypatch.setattr(train_command, "get_backend", fake_cuda.raising(KeyboardInterrupt()))
+    assert main(["train"]) == 130
+    assert capsys.readouterr().err == "interrupted\n"
+
+
+def test_an_unexpected_error_keeps_its_traceback(monkeypatch):
+    monkeypatch.setattr(train_command, "get_backend", fake_cuda.raising(RuntimeError("a bug")))
+    with pytest.raises(RuntimeError, match="a bug"):
+        main(["train"])
+
+
 def test_help_names_every_flag_with_its_default():
     text = run([*TRAIN, "--help"], ROOT).stdout
-    for words in ("--resume DIR", "--data-dir DIR", "--recipe {tuned,note}", "passes over the training set (10)"):
+    for words in ("--resume DIR", "--data PATH, --data-dir PATH", "--recipe {tuned,note}", "training set (10)"):
         assert words in text
     assert "None" not in text
 
 
 def test_every_setting_has_a_flag():
-    module = load_example("train_mnist")
-    from tinyvit.data.augment import Augmentation
-    from tinyvit.model import ViTConfig
-    from tinyvit.training import TrainingConfig
-
     fixed_by_the_data_or_the_method = {"image_size", "pixel_mean", "pixel_deviation", "epsilon"}
-    assert set(module.MODEL_SETTINGS) == set(ViTConfig().as_dict()) - fixed_by_the_data_or_the_method
-    assert set(module.TRAINING_SETTINGS) == set(TrainingConfig().as_dict()) - {"augmentation"}
-    assert set(module.AUGMENTATION_SETTINGS) == set(vars(Augmentation()))
+    assert set(train_command.MODEL_SETTINGS) == set(ViTConfig().as_dict()) - fixed_by_the_data_or_the_method
+    assert set(train_command.TRAINING_SETTINGS) == set(TrainingConfig().as_dict()) - {"augmentation"}
+    assert set(train_command.AUGMENTATION_SETTINGS) == set(vars(Augmentation()))
+
+
+def test_an_epochs_line_fits_eighty_columns_with_the_largest_numbers():
+    worst = {
+        "epoch": 1000,
+        "train_loss": 9876.54321,
+        "train_accuracy": 1.0,
+        "validation_loss": 9876.54321,
+        "validation_accuracy": 1.0,
+        "seconds": 99_999.0,
+    }
+    training = SimpleNamespace(state=SimpleNamespace(history=[worst]), config=SimpleNamespace(epochs=1000))
+    line = epoch_line(training)
+    assert line.startswith("epoch 1000/1000  loss 9876.54, 100.00 %  validation 9876.54, 100.00 %")
+    assert len(line) <= 80
+
+
+def test_the_example_script_is_the_command_and_needs_no_installation(tmp_path):
+    script = str(ROOT / "examples" / "train_mnist.py")
+    isolated = [sys.executable, "-P"] if sys.version_info >= (3, 11) else [sys.executable]
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(
+        [*isolated, script, *TINY, "--epochs", "1", "--out", "run"],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert set(os.listdir(tmp_path / "run")) == FILES
+
+
+def test_the_python_example_runs_on_fewer_images(tmp_path, monkeypatch, capsys):
+    def quick(images, labels, epochs, **options):
+        return train(images[:600], labels[:600], epochs=1, **options)
+
+    train = tinyvit.train
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(tinyvit, "train", quick)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    runpy.run_path(str(ROOT / "examples" / "train_from_python.py"))
+    out = capsys.readouterr().out
+    assert "on 10,000 test images: accuracy" in out
+    assert out.count("labelled") == 5
+    assert (tmp_path / "digits.safetensors").exists()
+
+
+def test_a_model_file_is_evaluated_in_a_folder_of_its_name(whole, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    shutil.copyfile(whole[0] / "model.safetensors", "mine.safetensors")
+    assert main(["evaluate", "mine.safetensors", "--test-limit", "20", "--out", "here"]) == 0
+    assert json.loads(Path("here/metrics.json").read_text())["test_images"] == 20
+    assert main(["evaluate", "mine.safetensors", "--test-limit", "30"]) == 0
+    assert (tmp_path / "mine" / "on-MNIST-first-30" / "metrics.json").exists()
+    shutil.copytree(whole[0], "run")
+    assert main(["evaluate", "run/model.safetensors"]) == 0  # as the run's folder itself
+    assert json.loads(Path("run/metrics.json").read_text())["test_images"] == 200
+    assert max(map(len, capsys.readouterr().out.splitlines())) <= 80
 
 
 def test_a_precision_reaches_the_run_and_its_record(gpu, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    train_mnist = load_example("train_mnist")
     asked = []
 
     class Asked(Exception):
         pass
 
-    def training(*arguments):
-        asked.append(arguments[-2:])
+    def training(*arguments, **options):
+        asked.append((options["precision"], options["kernels"]))
         raise Asked
 
-    monkeypatch.setattr(train_mnist, "Training", training)
+    monkeypatch.setattr(train_command, "Training", training)
     with pytest.raises(Asked):
-        train_mnist.main([*TINY, "--device", "gpu", "--precision", "tf32"])
+        main(["train", *TINY, "--device", "gpu", "--precision", "tf32"])
     assert asked == [("tf32", None)]
     monkeypatch.undo()
 
     monkeypatch.chdir(tmp_path)
-    assert train_mnist.main([*TINY, "--device", "cpu", "--epochs", "2", "--stop-after", "1"]) == 0
+    assert main(["train", *TINY, "--device", "cpu", "--epochs", "2", "--stop-after", "1"]) == 0
     folder = next((tmp_path / "runs").glob("*/checkpoint.safetensors")).parent
     arrays, info = load_arrays(folder / "checkpoint.safetensors")
     info["origin"]["precision"] = "tf32"
     save_arrays(folder / "checkpoint.safetensors", arrays, info)
     capsys.readouterr()
-    assert train_mnist.main(["--resume", str(folder), "--device", "cpu"]) == 0
+    assert main(["train", "--resume", str(folder), "--device", "cpu"]) == 0
     assert "note: from here on in float32, not tf32 as before" in capsys.readouterr().err
     metrics = json.loads((folder / "metrics.json").read_text())
     assert (metrics["precision"], metrics["kernels"]) == ("float32", "off")

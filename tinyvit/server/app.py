@@ -1,8 +1,8 @@
-"""The web application: what may be asked, in which form, and what is answered."""
+"""The web application: the requests that it takes, their form, and its answers."""
 
 import contextlib
+import importlib.resources
 from functools import partial
-from pathlib import Path
 from typing import Annotated
 
 import numpy as np
@@ -11,12 +11,12 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, BeforeValidator, ConfigDict, FailFast, Field
 
-from digit_web.guard import MOST_BYTES, Guard
-from digit_web.reader import Busy, Reader
 from tinyvit.pretrained.pictures import PictureError, Prepared, prepare_strokes
+from tinyvit.server.guard import MOST_BYTES, Guard
+from tinyvit.server.reader import Busy, Reader
 
-PAGE = Path(__file__).parent / "page"
-FILES = {  # address: file of the page and its type; nothing else is served, and nothing is read after the start
+PAGE = importlib.resources.files("tinyvit") / "page"
+FILES = {  # address: file of the page and its type; the server reads them once, at its start
     "/": ("index.html", "text/html; charset=utf-8"),
     "/api": ("api.html", "text/html; charset=utf-8"),
     "/app.css": ("app.css", "text/css; charset=utf-8"),
@@ -25,8 +25,8 @@ FILES = {  # address: file of the page and its type; nothing else is served, and
 }
 MOST_STROKES, MOST_POINTS = 100, 2000  # points: of one stroke
 
-# ---- what is asked ----
-# FailFast: who sends twenty thousand wrong points is told of the first, before there is an error of each.
+# ---- requests ----
+# FailFast: of twenty thousand wrong points only the first is reported, so that there are not as many errors.
 
 Coordinate = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Point = Annotated[list[Coordinate], Field(min_length=2, max_length=2, description="x and y; y runs downwards")]
@@ -37,7 +37,7 @@ Level = Annotated[int, Field(ge=0, le=255)]
 
 
 def whole(row):
-    """Return a row with 7.0 as 7, which in JSON are the same number; what is no row is left for what follows."""
+    """Return a row with 7.0 as 7, the same number in JSON; validation reports what is not a row."""
     if not isinstance(row, list):
         return row
     return [int(level) if isinstance(level, float) and level.is_integer() else level for level in row]
@@ -47,7 +47,7 @@ Row = Annotated[list[Level], Field(min_length=28, max_length=28), FailFast(), Be
 
 
 class Strict(BaseModel):
-    """A body in which a text is no number, and a misspelt name is an error."""
+    """A body in which a string is not a number, and an unknown name is an error."""
 
     model_config = ConfigDict(strict=True, extra="forbid")
 
@@ -64,7 +64,7 @@ class Image(Strict):
     pixels: Annotated[list[Row], Field(min_length=28, max_length=28), FailFast()]
 
 
-# ---- what is answered ----
+# ---- answers ----
 
 
 class Frame(BaseModel):
@@ -76,7 +76,7 @@ class Frame(BaseModel):
 
 
 class Reading(BaseModel):
-    """What the model makes of a digit, what it saw, and where it looked."""
+    """The model's answer, its input, and where it looked."""
 
     digit: int = Field(description="the most probable digit")
     probabilities: list[float] = Field(description="of the digits 0 to 9; they sum to 1")
@@ -99,7 +99,7 @@ class Limits(BaseModel):
 
 
 class Model(BaseModel):
-    """The model that reads, and what it takes."""
+    """The model, and the limits of a request."""
 
     name: str
     parameters: int
@@ -123,18 +123,14 @@ class Problem(BaseModel):
     detail: str = Field(description="what is wrong, in a sentence")
 
 
-def problems(**statuses):
-    return {int(status[1:]): {"model": Problem, "description": text} for status, text in statuses.items()}
-
-
-REFUSALS = problems(
-    _400="the body is not JSON",
-    _408="the body did not come in time",
-    _413=f"the body has more than {MOST_BYTES:,} bytes",
-    _415="the content-type is not application/json",
-    _422="JSON, but not of this form",
-    _503="too many digits are waiting: try again after as many seconds as Retry-After says",
-)
+REFUSALS = {
+    400: "the body is not JSON",
+    408: "the body did not come in time",
+    413: f"the body has more than {MOST_BYTES:,} bytes",
+    415: "the content-type is not application/json",
+    422: "JSON, but not of this form",
+    503: "too many digits are waiting: try again after as many seconds as Retry-After says",
+}
 
 
 def create_app(model, name="model", test_accuracy=None, samples=(), most_at_once=16, most_waiting=256):
@@ -155,9 +151,9 @@ def create_app(model, name="model", test_accuracy=None, samples=(), most_at_once
         description="Send pen strokes or an image; get the digit, its probabilities, and where the model looked.",
         version="1",
         lifespan=lifespan,
-        docs_url=None,  # those pages load scripts from other servers; /api is this one's own
+        docs_url=None,  # those pages load scripts from other servers; /api is the page of this server
         redoc_url=None,
-        redirect_slashes=False,  # a redirect would lead to whatever host a request names
+        redirect_slashes=False,  # a redirect would lead to any host that a request names
     )
     for address, (file, kind) in FILES.items():
         respond = partial(Response, (PAGE / file).read_bytes(), media_type=kind)
@@ -184,7 +180,8 @@ def create_app(model, name="model", test_accuracy=None, samples=(), most_at_once
         except PictureError as error:
             raise HTTPException(422, str(error)) from error
 
-    answers = {200: {"model": Reading}, **REFUSALS}
+    refusals = {status: {"model": Problem, "description": text} for status, text in REFUSALS.items()}
+    answers = {200: {"model": Reading}, **refusals}
 
     @app.post("/api/predict/strokes", responses=answers, response_class=Response, summary="Read pen strokes")
     async def predict_strokes(drawing: Drawing):
@@ -219,7 +216,7 @@ def _page(respond):
 
 
 async def _say_what_is_wrong(request: Request, error: RequestValidationError):
-    """Answer in one sentence; FastAPI's own answer repeats what was sent, and cannot say not-a-number in JSON."""
+    """Answer in one sentence; FastAPI's own answer repeats the input, and JSON has no NaN."""
     first, *others = error.errors()
     if first["type"] == "json_invalid":
         return JSONResponse({"detail": "the body is not JSON"}, 400)

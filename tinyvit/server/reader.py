@@ -1,7 +1,7 @@
 """The model behind the page: a bounded queue of digits to read, and a thread that reads all that wait at once.
 
-One digit takes the model 1 ms alone and 0.4 ms among sixteen. Whoever comes while the model is at work waits for it
-anyway; so the thread takes what has come by then, up to a limit, as one batch. Nobody waits for a batch to fill.
+One digit takes the model 1 ms alone and 0.4 ms among sixteen. Digits that arrive while the model is at work wait for
+it, so the thread then takes all of them, up to a limit, as one batch. It never waits for a batch to fill.
 """
 
 import asyncio
@@ -23,7 +23,7 @@ DIGITS = 5  # of a probability or a share of attention, in an answer
 
 
 class Busy(Exception):
-    """As many digits wait already as may."""
+    """The queue is full."""
 
 
 @dataclass(eq=False)
@@ -37,7 +37,7 @@ class Job:
 class Reader:
     """Reads digits for a web server, in the order in which they come.
 
-    model: a `VisionTransformer` on the CPU; most_at_once: digits a batch; most_waiting: digits in the queue, beyond
+    model: a `VisionTransformer` on the CPU; most_at_once: digits per batch; most_waiting: digits in the queue, beyond
     which `read` raises `Busy`. Use it as an asynchronous context: it owns a thread.
     """
 
@@ -77,7 +77,7 @@ class Reader:
         self._jobs.append(job)
         self._came.set()
         try:
-            return await asyncio.wait_for(job.answer, MOST_SECONDS)  # which cancels it: nobody reads it any more
+            return await asyncio.wait_for(job.answer, MOST_SECONDS)  # a timeout cancels the job
         except asyncio.TimeoutError:
             raise Busy from None
 
@@ -89,7 +89,7 @@ class Reader:
             jobs = [self._jobs.popleft() for _ in range(count)]
             if not self._jobs:
                 self._came.clear()
-            jobs = [job for job in jobs if not job.answer.cancelled()]  # of whom has waited too long
+            jobs = [job for job in jobs if not job.answer.cancelled()]  # their clients have waited too long
             if not jobs:
                 continue
             try:
@@ -98,7 +98,7 @@ class Reader:
                 for job in jobs:
                     job.answer.cancel()
                 raise
-            except Exception as error:  # nobody may wait for ever, and the next batch may be sound
+            except Exception as error:  # every job gets an answer, and the next batch may work
                 answers = [error] * len(jobs)
             for job, answer in zip(jobs, answers, strict=True):
                 if job.answer.done():
@@ -115,7 +115,7 @@ def read_batch(model, preparations):
     for prepare in preparations:
         try:
             answers.append(prepare())
-        except Exception as error:  # of a picture, or a defect: it is one digit's own, and the others are read
+        except Exception as error:  # a bad drawing or a bug affects one digit: the others are read
             answers.append(error)
     sound = [i for i, prepared in enumerate(answers) if not isinstance(prepared, Exception)]
     if sound:
