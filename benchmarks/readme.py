@@ -21,6 +21,7 @@ PICTURE = RESULTS / "learning_and_looking.png"
 PARTS = (
     "tinyvit/reference.py",
     "tinyvit/backend.py",
+    "tinyvit/checks.py",
     "tinyvit/memory.py",
     "tinyvit/ops/linear.py",
     "tinyvit/ops/layer_norm.py",

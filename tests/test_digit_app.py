@@ -817,8 +817,10 @@ def test_the_address_can_be_opened():
 
 def test_answers_do_not_wait_for_nagle():
     """A socket without its protocol's number keeps Nagle's algorithm, and every answer comes 40 ms late."""
-    with listen.listen("127.0.0.1", 0) as listener:
-        assert listener.proto == socket.IPPROTO_TCP
+    with listen.listen("127.0.0.1", 0) as listener, socket.create_connection(listener.getsockname()):
+        accepted, _ = listener.accept()
+        with accepted:
+            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
 def test_the_browser_is_opened_when_the_socket_listens(monkeypatch):

@@ -223,7 +223,7 @@ def test_the_loss_is_finite_for_huge_logits():
 
 
 def test_every_operation_of_the_library_is_compared():
-    fast = {name.removesuffix("_forward") for name in ops.__all__ if name.endswith("_forward")}
+    fast = {name.removesuffix("_forward") for name in dir(ops) if name.endswith("_forward")}
     assert fast - {"gelu_tanh"} == {name.split(" of ")[0] for name in OPERATIONS}
 
 

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tinyvit.backend import array_module, to_host
+from tinyvit.checks import require_number
 from tinyvit.memory import Workspace
 from tinyvit.ops import (
     class_attention_backward,
@@ -49,9 +50,7 @@ class ViTConfig:
 
     def __post_init__(self):
         for name in ("image_size", "patch_size", "width", "depth", "heads", "mlp_width", "classes"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 100_000:
-                raise ValueError(f"{name} must be a whole number from 1 to 100,000, not {value!r}")
+            require_number(name, getattr(self, name), 1, 100_000, integer=True)
         for part, whole in (("patch_size", "image_size"), ("heads", "width")):
             if getattr(self, whole) % getattr(self, part):
                 size = getattr(self, whole)
@@ -61,11 +60,9 @@ class ViTConfig:
         if self.gelu not in ("erf", "tanh"):
             raise ValueError(f"gelu must be 'erf' or 'tanh', not {self.gelu!r}")
         for name in ("pixel_mean", "pixel_deviation", "epsilon"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-                raise ValueError(f"{name} must be a finite number, not {value!r}")
-            if value <= 0 and name != "pixel_mean":
-                raise ValueError(f"{name} must be above 0, not {value!r}")
+            require_number(name, getattr(self, name), -1e30, 1e30)
+            if getattr(self, name) <= 0 and name != "pixel_mean":
+                raise ValueError(f"{name} must be above 0, not {getattr(self, name)!r}")
 
     @property
     def tokens(self):
@@ -105,7 +102,7 @@ class ViTConfig:
 def initialise(config, seed=0, dtype=np.float32):
     """Return new `Parameters` on the CPU: Glorot-uniform matrices, norms at 1 and 0, standard normal positions.
 
-    config: `ViTConfig`; seed: a whole number; the same seed gives the same bits. Positions as loud as the patches
+    config: `ViTConfig`; seed: an integer; the same seed gives the same bits. Positions as loud as the patches
     they are added to let attention tell places apart from the first step; the customary deviation of 0.02 does not,
     and learns far more slowly (`benchmarks/NOTES.md`).
     Source: Glorot and Bengio 2010, "Understanding the difficulty of training deep feedforward networks", eq. 16.

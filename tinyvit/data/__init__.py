@@ -2,5 +2,3 @@
 
 from tinyvit.data.idx import DataError, IdxError, read_idx, write_idx
 from tinyvit.data.mnist import DatasetError, ImageDataset, load_mnist
-
-__all__ = ["DataError", "DatasetError", "IdxError", "ImageDataset", "load_mnist", "read_idx", "write_idx"]

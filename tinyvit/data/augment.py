@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 from tinyvit.backend import array_module
+from tinyvit.checks import require_number
 
 
 @dataclass(frozen=True)
@@ -26,9 +27,7 @@ class Augmentation:
     def __post_init__(self):
         limits = {"rotation": 180, "scale": 0.9, "shear": 60, "shift": 1000, "flip": 1}
         for name, limit in limits.items():
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= limit:
-                raise ValueError(f"augmentation {name} must be a number from 0 to {limit}, not {value!r}")
+            require_number(f"augmentation {name}", getattr(self, name), 0, limit)
 
     def __bool__(self):
         return any(asdict(self).values())

@@ -12,7 +12,7 @@ def draw_order(count, seed, number):
 
 
 def stream_of(rng):
-    """Return the key of a Philox generator, two whole numbers, and which 64-bit word of its stream it gives next.
+    """Return the key of a Philox generator, two integers, and which 64-bit word of its stream it gives next.
 
     With these a kernel draws the numbers that the generator would. NumPy keeps four words at a time: those of the
     counter it is at, of which `buffer_pos` are gone.
@@ -26,7 +26,7 @@ class Epoch:
     """One pass over a training set: a shuffled order, and an affine map for every place in it.
 
     images: (N, R, C) uint8; labels: (N,) integers, both on the `backend`'s device; augmentation: an
-    `Augmentation`; seed, number: whole numbers, from which everything random follows. Nothing needs saving to go
+    `Augmentation`; seed, number: integers, from which everything random follows. Nothing needs saving to go
     on in the middle of an epoch but its number and the place reached, and no draw depends on how a batch is cut.
     Raises `ValueError` unless there is one label an image.
     """

@@ -1,5 +1,3 @@
 """Choosing a device, and explaining in one line why a GPU does not compute."""
 
 from tinyvit.gpu.device import CuPyMissing, DeviceError, get_backend, import_cupy
-
-__all__ = ["CuPyMissing", "DeviceError", "get_backend", "import_cupy"]

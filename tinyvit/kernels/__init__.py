@@ -6,5 +6,3 @@ the text and launches it. `step.py` makes a training step of the launches, and o
 
 from tinyvit.kernels.launch import PRECISIONS, Kernels, unsupported_reason
 from tinyvit.kernels.step import KernelStep
-
-__all__ = ["PRECISIONS", "KernelStep", "Kernels", "unsupported_reason"]

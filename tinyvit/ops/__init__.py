@@ -27,27 +27,3 @@ from tinyvit.ops.patches import (
     patches_forward,
 )
 from tinyvit.ops.softmax import softmax_backward, softmax_forward
-
-__all__ = [
-    "attention_backward",
-    "attention_forward",
-    "class_attention_backward",
-    "class_attention_forward",
-    "cross_entropy_backward",
-    "cross_entropy_forward",
-    "gelu_backward",
-    "gelu_forward",
-    "gelu_tanh_forward",
-    "layer_norm_backward",
-    "layer_norm_forward",
-    "linear_backward",
-    "linear_forward",
-    "multi_head_attention_backward",
-    "multi_head_attention_forward",
-    "patch_embedding_backward",
-    "patch_embedding_forward",
-    "patches_backward",
-    "patches_forward",
-    "softmax_backward",
-    "softmax_forward",
-]

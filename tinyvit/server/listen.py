@@ -13,21 +13,14 @@ from tinyvit.server.guard import PatientProtocol
 def listen(host, port):
     """Return a socket that listens. Raises `ValueError` with what to do if it cannot."""
     try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-        family, kind, protocol, _, address = found[0]
-        # Without the protocol asyncio leaves Nagle's algorithm on, and every answer comes 40 ms late.
-        listener = socket.socket(family, kind, protocol)
-        try:
-            if os.name == "posix":  # elsewhere two servers could then share the port
-                listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listener.bind(address)
-            listener.listen(2048)
-        except OSError:
-            listener.close()
-            raise
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        listener = socket.create_server((host, port), family=family, backlog=2048)
     except OSError as error:
+        reason = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror or error
         hint = " (give --port another number, or 0 for any)" if error.errno == errno.EADDRINUSE else ""
-        raise ValueError(f"cannot listen on {host}, port {port}: {error.strerror or error}{hint}") from error
+        raise ValueError(f"cannot listen on {host}, port {port}: {reason}{hint}") from error
+    # Connections inherit this. With Nagle's algorithm every answer comes 40 ms late.
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return listener
 
 

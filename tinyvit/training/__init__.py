@@ -7,19 +7,3 @@ from tinyvit.training.loop import Training, TrainingDiverged, TrainingStopped
 from tinyvit.training.settings import NOTE, RECIPES, TUNED, TrainingConfig
 from tinyvit.training.state import CHECKPOINT, State, read_checkpoint
 from tinyvit.training.workers import ParallelGradient, WorkerError, available_cores
-
-__all__ = [
-    "CHECKPOINT",
-    "NOTE",
-    "RECIPES",
-    "TUNED",
-    "ParallelGradient",
-    "State",
-    "Training",
-    "TrainingConfig",
-    "TrainingDiverged",
-    "TrainingStopped",
-    "WorkerError",
-    "available_cores",
-    "read_checkpoint",
-]

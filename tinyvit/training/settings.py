@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, field
 
 import numpy as np
 
+from tinyvit.checks import require_number
 from tinyvit.data.augment import Augmentation
 from tinyvit.optim import constant, warmup_cosine
 
@@ -36,22 +37,11 @@ class TrainingConfig:
     def __post_init__(self):
         integers = {"epochs": 1, "batch_size": 1, "warmup_steps": 0, "validation": 0, "seed": 0}
         for name, least in integers.items():
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or not least <= value < 2**32:
-                raise ValueError(f"{name} must be an integer from {least} to below 2**32, not {value!r}")
-        ranges = {
-            "learning_rate": (0, 10),
-            "weight_decay": (0, 10),
-            "clip": (0, math.inf),
-            "beta1": (0, 1),
-            "beta2": (0, 1),
-            "smoothing": (0, 1),
-            "average": (0, 1),
-        }
-        for name, (least, limit) in ranges.items():
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value < limit:
-                raise ValueError(f"{name} must be a number from {least} to below {limit}, not {value!r}")
+            require_number(name, getattr(self, name), least, 2**32, integer=True, below=True)
+        limits = {"learning_rate": 10, "weight_decay": 10, "clip": math.inf}
+        limits |= dict.fromkeys(("beta1", "beta2", "smoothing", "average"), 1)
+        for name, limit in limits.items():
+            require_number(name, getattr(self, name), 0, limit, below=True)
         if self.learning_rate == 0:
             raise ValueError("learning_rate must be above 0")
         if self.schedule not in ("constant", "cosine"):
