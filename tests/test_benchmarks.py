@@ -23,6 +23,8 @@ from tinyvit.optim import Adam
 from tinyvit.training import TrainingConfig
 from tinyvit.training.state import new_state
 
+pytestmark = pytest.mark.extended
+
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "benchmarks"))
 peers, turns, scaling, inference, time_to_accuracy, floors, gpu, gpu_work, readme = (

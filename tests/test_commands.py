@@ -35,6 +35,8 @@ from tinyvit.training import CHECKPOINT, TrainingConfig, read_checkpoint
 from tinyvit.training.progress import epoch_line
 from tinyvit.training.step import PlainStep
 
+pytestmark = pytest.mark.extended
+
 ROOT = Path(__file__).resolve().parent.parent
 TINYVIT = [sys.executable, "-m", "tinyvit"]
 TRAIN, EVALUATE = [*TINYVIT, "train"], [*TINYVIT, "evaluate"]

@@ -26,6 +26,8 @@ from tinyvit.model import ViTConfig, initialise
 from tinyvit.pretrained import pretrained_card
 from tinyvit.pretrained.pictures import prepare_strokes
 
+pytestmark = pytest.mark.extended
+
 for needed in ("fastapi", "uvicorn"):
     pytest.importorskip(needed, reason=f"the page needs {needed}: pip install -e '.[app,app-test]'")
 uvicorn = importlib.import_module("uvicorn")

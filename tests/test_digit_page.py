@@ -18,6 +18,8 @@ for needed in ("fastapi", "uvicorn", "playwright"):
 
 from playwright.sync_api import expect, sync_playwright  # noqa: E402
 
+pytestmark = pytest.mark.extended
+
 expect.set_options(timeout=20_000)  # tests run beside each other
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -12,6 +12,8 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 
+pytestmark = pytest.mark.extended
+
 for package in ("sphinx", "furo", "sphinx_gallery", "jupytext", "pypandoc", "math_core"):
     pytest.importorskip(package, reason='needs the extra: pip install -e ".[docs]"')
 

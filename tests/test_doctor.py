@@ -19,6 +19,8 @@ from tinyvit.data import DatasetError, load_mnist
 from tinyvit.doctor import FAILED, NOTED, OK, Finding, examine, libraries
 from tinyvit.gpu import get_backend
 
+pytestmark = pytest.mark.extended
+
 ROOT = Path(__file__).resolve().parent.parent
 ADVICE = r"Type|Try|Install|Update|Restart|See|Check|type 'pip"  # how a sentence begins that says what to do
 

@@ -13,7 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from kernel_cases import ROUNDED
 
-pytestmark = pytest.mark.skipif(emulate.COMPILER is None, reason=emulate.NO_COMPILER)
+pytestmark = [
+    pytest.mark.extended,
+    pytest.mark.skipif(emulate.COMPILER is None, reason=emulate.NO_COMPILER),
+]
 
 ORDERS = (0, 1, 7)  # threads from first to last, from last to first, and shuffled
 

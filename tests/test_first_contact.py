@@ -17,6 +17,8 @@ import strict_cupy
 from tinyvit.kernels import Kernels
 from tinyvit.model import ViTConfig
 
+pytestmark = pytest.mark.extended
+
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "benchmarks"))
 first_contact = importlib.import_module("first_contact")

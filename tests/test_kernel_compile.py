@@ -16,6 +16,8 @@ from kernel_cases import CONFIGS
 
 from tinyvit.kernels import launch
 
+pytestmark = pytest.mark.extended
+
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "benchmarks"))
 kernel_resources = importlib.import_module("kernel_resources")

@@ -19,7 +19,10 @@ from test_kernels import recorded
 from tinyvit.backend import to_host
 from tinyvit.kernels import launch
 
-pytestmark = pytest.mark.skipif(emulate.COMPILER is None, reason=emulate.NO_COMPILER)
+pytestmark = [
+    pytest.mark.extended,
+    pytest.mark.skipif(emulate.COMPILER is None, reason=emulate.NO_COMPILER),
+]
 
 SEEN = 1e-5  # a mutant's error must be above; the kernels' own is below 1e-6
 

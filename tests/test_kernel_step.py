@@ -15,7 +15,10 @@ from tinyvit.training import TrainingConfig
 from tinyvit.training.state import new_state
 from tinyvit.training.step import PlainStep
 
-pytestmark = pytest.mark.skipif(emulate.COMPILER is None, reason=emulate.NO_COMPILER)
+pytestmark = [
+    pytest.mark.extended,
+    pytest.mark.skipif(emulate.COMPILER is None, reason=emulate.NO_COMPILER),
+]
 
 SMALL = ViTConfig(image_size=8, patch_size=4, width=40, depth=3, heads=2, mlp_width=72, classes=5)
 EVERYTHING = Augmentation(rotation=20, scale=0.2, shear=10, shift=1.5, flip=0.3)

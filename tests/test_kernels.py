@@ -27,7 +27,10 @@ from tinyvit.kernels import Kernels, launch
 from tinyvit.model import ViTConfig
 from tinyvit.optim import Adam, ExponentialMovingAverage, clip_by_global_norm
 
-pytestmark = pytest.mark.skipif(emulate.COMPILER is None, reason=emulate.NO_COMPILER)
+pytestmark = [
+    pytest.mark.extended,
+    pytest.mark.skipif(emulate.COMPILER is None, reason=emulate.NO_COMPILER),
+]
 
 PRECISIONS = pytest.mark.parametrize("precision", launch.PRECISIONS)
 ALL_CONFIGS = pytest.mark.parametrize("config", CONFIGS)

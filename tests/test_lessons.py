@@ -18,6 +18,8 @@ LESSONS = Path(__file__).resolve().parent.parent / "lessons"
 sys.path.append(str(LESSONS))  # as it is when a lesson runs; last, so that it hides nothing
 import kit  # noqa: E402
 
+pytestmark = pytest.mark.extended
+
 NAMES = sorted(path.stem for path in LESSONS.glob("[0-9][0-9]_*.py"))
 QUICK, SLOW_MACHINE = 10, 6  # seconds that --quick may take, and how much slower a busy machine may be
 by_name = pytest.mark.parametrize("name", NAMES)

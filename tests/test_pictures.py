@@ -27,6 +27,8 @@ from tinyvit.pretrained.pictures import (
     thicken,
 )
 
+pytestmark = pytest.mark.extended
+
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
 drawing = importlib.import_module("serve").drawing
 

@@ -11,6 +11,8 @@ import pytest
 
 from tinyvit import plots
 
+pytestmark = pytest.mark.extended
+
 
 def epoch(number, **values):
     record = {

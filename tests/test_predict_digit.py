@@ -14,6 +14,8 @@ from tinyvit.checkpoint import save_model
 from tinyvit.commands import main
 from tinyvit.model import ViTConfig, initialise
 
+pytestmark = pytest.mark.extended
+
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "benchmarks"))
 serve = importlib.import_module("serve")

@@ -21,6 +21,8 @@ from tinyvit.evaluate import misclassified
 from tinyvit.model import ViTConfig
 from tinyvit.pretrained import pretrained_card
 
+pytestmark = pytest.mark.extended
+
 ROOT = Path(__file__).resolve().parent.parent
 WEIGHTS = ROOT / "tinyvit" / "pretrained"
 sys.path.insert(0, str(ROOT / "benchmarks"))

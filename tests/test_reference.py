@@ -382,8 +382,8 @@ def accuracy_after(steps, capsys):
     return (logits.argmax(axis=1) == data.test_labels[:1000]).mean()
 
 
-def test_a_hundred_steps_learn_most_digits(capsys):
-    assert accuracy_after(100, capsys) > 0.8  # 0.868 of 2000 images
+def test_sixty_steps_learn_most_digits(capsys):
+    assert accuracy_after(60, capsys) > 0.8  # 0.857
 
 
 @pytest.mark.extended

@@ -18,6 +18,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from strict_cupy import SynchronisationError, cupy, no_synchronisation
 
+pytestmark = pytest.mark.extended
+
 HOST = np.arange(6, dtype=np.float32).reshape(2, 3)
 
 BINARY = [

@@ -560,6 +560,7 @@ def in_kernels(backend, kernels="graph", recipe=SHORT, **arguments):
     return Training(SMALL, recipe, IMAGES, LABELS, backend, workers=1, kernels=kernels, **arguments)
 
 
+@pytest.mark.extended
 def test_training_in_kernels_is_training_on_the_cpu(accelerator):
     on_cpu = training(SHORT, workers=1)
     on_cpu.run()
@@ -573,6 +574,7 @@ def test_training_in_kernels_is_training_on_the_cpu(accelerator):
     np.testing.assert_allclose(model(run).logits(IMAGES), model(on_cpu).logits(IMAGES), rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.extended
 def test_an_epoch_in_kernels_never_waits_for_the_device(accelerator):
     step = in_kernels(accelerator).step
     step.begin_epoch(0)
@@ -590,6 +592,7 @@ def test_a_place_between_two_batches_is_refused(tmp_path):
         resumed(tmp_path)
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize("kernels", ["graph", "launches"])
 def test_a_run_in_kernels_goes_on_bit_for_bit(accelerator, tmp_path, kernels):
     whole = in_kernels(accelerator)
@@ -601,6 +604,7 @@ def test_a_run_in_kernels_goes_on_bit_for_bit(accelerator, tmp_path, kernels):
     assert_same_bits(run, whole)
 
 
+@pytest.mark.extended
 def test_a_run_moves_from_kernels_to_the_cpu_and_back(accelerator, tmp_path):
     stayed = training(SHORT, workers=1)
     stayed.run()
@@ -612,6 +616,7 @@ def test_a_run_moves_from_kernels_to_the_cpu_and_back(accelerator, tmp_path):
     np.testing.assert_allclose(model(run).logits(IMAGES), model(stayed).logits(IMAGES), rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.extended
 def test_kernels_that_diverge_are_found_out(accelerator, tmp_path):
     recipe = replace(SHORT, learning_rate=9.0, clip=0, weight_decay=9.0, warmup_steps=0)
     with pytest.raises(TrainingDiverged, match="try a learning rate below 9"):

@@ -21,6 +21,8 @@ from tinyvit.model import ViTConfig, initialise, loss_and_gradient
 from tinyvit.training import ParallelGradient, WorkerError, available_cores, workers
 from tinyvit.training.workers import CHUNK_TOKENS, cut
 
+pytestmark = pytest.mark.extended
+
 CONFIG = ViTConfig(image_size=8, patch_size=4, width=8, depth=2, heads=2, mlp_width=12, classes=5)
 RNG = np.random.default_rng(0)
 IMAGES = RNG.random((100, 8, 8))
