@@ -12,7 +12,7 @@ from tinyvit.backend import array_module
 
 
 class Workspace:
-    """Keeps the memory of arrays that are done with, so that a step allocates next to nothing.
+    """Keeps the memory of arrays that are no longer used, so that a step allocates next to nothing.
 
     Used as a context, it serves every `empty` called in this thread until it is left. When the last reference to an
     array goes, its memory is free for the next array of its size, and what was freed last, and so is still in the
@@ -36,7 +36,7 @@ class Workspace:
     def __exit__(self, *exception):
         _thread.workspace = self._outer
         self._serves = False
-        # sizes that nobody asked for this time belong to another batch size: a step of a new size may need the room
+        # sizes that were not needed this time belong to another batch size: a step of a new size may need the room
         self._free = {size: free for size, free in self._free.items() if size in self._asked_for}
 
     def empty(self, shape, dtype, xp):

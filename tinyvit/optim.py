@@ -101,8 +101,8 @@ def matrices_only(parameters):
 def clip_by_global_norm(gradient, limit):
     """Scale `gradient` (P,) in place so that its Euclidean norm is at most `limit`; return the norm before.
 
-    The norm is a 0-d array of the same device: nothing waits for it. If it is not finite the gradient becomes
-    not-a-number, so that nobody takes it for one. Raises `ValueError` unless limit is above 0.
+    The norm is a 0-d array of the same device: nothing waits for it. If it is not finite, the gradient is set to
+    NaN so that the failure is noticed. Raises `ValueError` unless limit is above 0.
     Source: Pascanu et al. 2013, "On the difficulty of training recurrent neural networks", algorithm 1.
     """
     if limit <= 0:

@@ -59,11 +59,11 @@ class Augmentation:
 
 
 def warp(images, maps):
-    """Move every image through its map with bilinear interpolation; what comes from outside is black.
+    """Move every image through its map with bilinear interpolation. Pixels outside the image are black.
 
     images: (B, R, C) uint8 0 to 255; maps: (B, 2, 3) float32 from `Augmentation.draw`, on the same device.
     Returns (B, R, C) float32 in 0 to 1. Raises `ValueError` if there is not one map an image and, on a CPU, if a map
-    is not finite; a GPU would have to be waited for, and makes such an image black or not-a-number.
+    is not finite; a GPU would have to be waited for, and makes such an image black or NaN.
     """
     xp = array_module(images)
     batch, rows, columns = images.shape

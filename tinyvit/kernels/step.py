@@ -24,7 +24,7 @@ class KernelStep:
 
     It answers the same calls as `tinyvit.training.step.PlainStep`. kernels: `Kernels`; state: the `State` that is
     updated, on the device; images: (N, S, S) uint8; labels: (N,) integers in 0..classes-1; config: `TrainingConfig`;
-    graph: whether a step is recorded as a CUDA graph after its first time, or launched anew each time.
+    graph: whether a step is recorded as a CUDA graph after its first time, or launched every time.
     """
 
     asynchronous = True  # `totals` waits for the device
@@ -180,12 +180,12 @@ class KernelStep:
             kernels.attention_forward(block.qkv, block.attended, block.weights)
             # the last block lets the class token ask alone, and only its rows of x go on
             projection = parameters.pair(f"{name}.attention.projection")
-            kernels.linear_forward(block.attended_rows, *projection, block.middle, x, block.every)
-            kernels.layer_norm_forward(block.middle, *parameters.pair(f"{name}.norm2"), *block.norm2)
+            kernels.linear_forward(block.attended_rows, *projection, block.residual, x, block.every)
+            kernels.layer_norm_forward(block.residual, *parameters.pair(f"{name}.norm2"), *block.norm2)
             kernels.linear_gelu_forward(
                 block.norm2[0], *parameters.pair(f"{name}.mlp.fc1"), block.active, block.derivative
             )
-            kernels.linear_forward(block.active, *parameters.pair(f"{name}.mlp.fc2"), block.out, block.middle)
+            kernels.linear_forward(block.active, *parameters.pair(f"{name}.mlp.fc2"), block.out, block.residual)
             x = block.out
         kernels.layer_norm_forward(x, *parameters.pair("norm"), *buffers.norm)
         kernels.linear_forward(buffers.norm[0], *parameters.pair("head"), buffers.logits)
@@ -213,11 +213,11 @@ class KernelStep:
             dx = buffers.blocks[i - 1].dout if i else buffers.dtokens
             linear(f"{name}.mlp.fc2", block.dout, block.active, block.dhidden, block.derivative)
             linear(f"{name}.mlp.fc1", block.dhidden, block.norm2[0], block.dnormed)
-            norm(f"{name}.norm2", block.dnormed, block.norm2, block.dmiddle, block.dout)
-            linear(f"{name}.attention.projection", block.dmiddle, block.attended_rows, block.dattended_rows)
+            norm(f"{name}.norm2", block.dnormed, block.norm2, block.dresidual, block.dout)
+            linear(f"{name}.attention.projection", block.dresidual, block.attended_rows, block.dattended_rows)
             self.kernels.attention_backward(block.dattended, block.qkv, block.weights, block.dqkv)
             linear(f"{name}.attention.qkv", block.dqkv_rows, block.norm1[0], buffers.dnormed)
-            norm(f"{name}.norm1", buffers.dnormed, block.norm1, dx, block.dmiddle, block.every)
+            norm(f"{name}.norm1", buffers.dnormed, block.norm1, dx, block.dresidual, block.every)
         w = _embedding(self.parameters, config)
         dw = _embedding(first, config)
         self.kernels.linear_backward(buffers.dtokens, buffers.pixel_rows, w, None, dw, None, SHARDS, self.shard_step)
@@ -248,11 +248,11 @@ class _Buffers:
 
 
 class _Block:
-    """What one block of the model computes, forward and backward; of the last one only the class token goes on."""
+    """What one block of the model computes, forward and backward; only the class token leaves the last one."""
 
     def __init__(self, empty, config, images, last):
         tokens, width, heads = config.tokens, config.width, config.heads
-        self.every = tokens if last else 1  # of x's rows one in so many goes on
+        self.every = tokens if last else 1  # one row of x in so many leaves the block
         asking = 1 if last else tokens
         rows = images * asking
         self.norm1 = _norm_buffers(empty, images * tokens, width)
@@ -261,7 +261,7 @@ class _Block:
         self.attended, self.dattended = empty(images, asking, width), empty(images, asking, width)
         self.qkv_rows, self.dqkv_rows = (x.reshape(images * tokens, 3 * width) for x in (self.qkv, self.dqkv))
         self.attended_rows, self.dattended_rows = (x.reshape(rows, width) for x in (self.attended, self.dattended))
-        self.middle, self.dmiddle = empty(rows, width), empty(rows, width)  # between attention and MLP
+        self.residual, self.dresidual = empty(rows, width), empty(rows, width)  # between attention and MLP
         self.norm2, self.dnormed = _norm_buffers(empty, rows, width), empty(rows, width)
         self.active, self.derivative, self.dhidden = (empty(rows, config.mlp_width) for _ in range(3))
         self.out, self.dout = empty(rows, width), empty(rows, width)

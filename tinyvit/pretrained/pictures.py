@@ -309,7 +309,7 @@ def prepare_strokes(strokes):
     if not lines or any(line.ndim != 2 or line.shape[1] != 2 or not len(line) for line in lines):
         raise PictureError("strokes are one or more lists of one or more points [x, y] in 0 to 1")
     points = np.concatenate(lines)
-    if not ((points >= 0) & (points <= 1)).all():  # not-a-number is refused too
+    if not ((points >= 0) & (points <= 1)).all():  # NaN is refused too
         raise PictureError("every x and y of a stroke is a number from 0 to 1")
 
     start = points.min(axis=0)
