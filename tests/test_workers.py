@@ -19,7 +19,7 @@ from threadpoolctl import threadpool_info, threadpool_limits
 from tinyvit.data.augment import Augmentation, warp
 from tinyvit.model import ViTConfig, initialise, loss_and_gradient
 from tinyvit.training import ParallelGradient, WorkerError, available_cores, workers
-from tinyvit.training.workers import CHUNK_TOKENS, cut
+from tinyvit.training.workers import CHUNK_TOKENS, split
 
 pytestmark = pytest.mark.extended
 
@@ -233,7 +233,7 @@ def test_a_worker_that_hangs_at_its_start_is_told(monkeypatch, tmp_path):
 def test_a_program_that_cannot_be_read_by_python_is_told(monkeypatch):
     config = ViTConfig(image_size=8, patch_size=4, width=8, depth=1, heads=2, mlp_width=12, classes=5)
     monkeypatch.setattr(ViTConfig, "as_dict", lambda self: {"width": -1})  # so that only the helper fails
-    with pytest.raises(WorkerError, match=r"worker 2 of 2 failed:\n(.|\n)*width must be a whole number"):
+    with pytest.raises(WorkerError, match=r"worker 2 of 2 failed:\n(.|\n)*width must be an integer"):
         ParallelGradient(config, 2).__enter__()
 
 
@@ -392,10 +392,10 @@ def test_it_works_as_a_context_only_and_one_at_a_time():
 # ---- how it is cut, and for how many ----
 
 
-def test_cut_covers_every_place_once_in_even_parts():
+def test_split_covers_every_place_once_in_even_parts():
     for count in range(1, 200):
         for parts in (1, 2, 3, 8):
-            edges = cut(count, parts)
+            edges = split(count, parts)
             assert len(edges) == parts
             assert [p for start, stop in edges for p in range(start, stop)] == list(range(count))
             sizes = [stop - start for start, stop in edges]

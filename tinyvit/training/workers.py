@@ -139,7 +139,7 @@ class ParallelGradient:
 
     def _compute(self, parameters, images, labels, maps):
         batch_size = len(images)
-        mine, *others = (slice(*ends) for ends in cut(batch_size, min(self.workers, batch_size)))
+        mine, *others = (slice(*ends) for ends in split(batch_size, min(self.workers, batch_size)))
         helpers = self._helpers[: len(others)]
         if helpers:
             self._publish(parameters, images, labels, maps)
@@ -167,19 +167,16 @@ class ParallelGradient:
         return loss, correct, gradients
 
     def _publish(self, parameters, images, labels, maps):
-        """Copy the weights and the batch to where the helpers read them, in a new layout if the old is too small."""
-        flat = parameters.flat
-        batch = {"images": images, "labels": labels} | ({} if maps is None else {"maps": maps})
-        wanted = {
-            "weights": (flat.shape, flat.dtype.str),
-            "gradients": ((len(self._helpers), *flat.shape), flat.dtype.str),
-        } | {name: (array.shape, array.dtype.str) for name, array in batch.items()}
-        if self._layout is None or not _serves(self._layout, wanted):
-            self._shared = self._memory.arrays(wanted)
-            self._layout = wanted
-        self._shared["weights"][...] = flat
-        for name, array in batch.items():
-            self._shared[name][: len(array)] = array
+        """Copy the weights and the batch to where the helpers read them."""
+        arrays = {"weights": parameters.flat, "images": images, "labels": labels}
+        if maps is not None:
+            arrays["maps"] = maps
+        layout = {name: (array.shape, array.dtype.str) for name, array in arrays.items()}
+        layout["gradients"] = ((len(self._helpers), *parameters.flat.shape), parameters.flat.dtype.str)
+        if layout != self._layout:
+            self._shared, self._layout = self._memory.arrays(layout), layout
+        for name, array in arrays.items():
+            self._shared[name][...] = array
 
 
 def gradient_of_share(
@@ -192,7 +189,7 @@ def gradient_of_share(
     gradient into, new ones by default.
     """
     total_loss, total_correct, total = 0, 0, None
-    for start, stop in cut(len(images), -(-len(images) // chunk_size)):
+    for start, stop in split(len(images), -(-len(images) // chunk_size)):
         chunk = images[start:stop]
         if maps is not None:
             chunk = warp(chunk, maps[start:stop])
@@ -215,8 +212,8 @@ def gradient_of_share(
     return total_loss, total_correct, total
 
 
-def cut(count, parts):
-    """Cut the places 0 to `count` into `parts` of sizes as even as possible: a list of (start, stop)."""
+def split(count, parts):
+    """Split the places 0 to `count` into `parts` of sizes as even as possible: a list of (start, stop)."""
     edges = [count * i // parts for i in range(parts + 1)]
     return list(itertools.pairwise(edges))
 
@@ -262,7 +259,7 @@ class _Helper:
 
     def send(self, message):
         """Ask for something, a dict; `receive` waits for the answer."""
-        with contextlib.suppress(BrokenPipeError):  # whoever reads the answer finds out
+        with contextlib.suppress(BrokenPipeError):  # `receive` raises if the helper is gone
             self._process.stdin.write(json.dumps(message).encode() + b"\n")
 
     def receive(self):
@@ -277,8 +274,8 @@ class _Helper:
         code = self._process.wait()
         how = f"killed by signal {-code}" if code < 0 else f"ended with status {code}"
         raise WorkerError(
-            f"{self._name} is gone ({how}); if that was for want of memory, fewer workers or a smaller batch need "
-            "less, and one worker needs no other process"
+            f"{self._name} is gone ({how}); if memory was short, fewer workers or a smaller batch need less, "
+            "and one worker needs no other process"
         )
 
 
@@ -292,12 +289,12 @@ def serve():
     os.dup2(2, 1)  # whatever is printed from now on, by whatever library, is no answer
 
     def answer(message):
-        with contextlib.suppress(BrokenPipeError):  # nobody listens any more: the next read will tell
+        with contextlib.suppress(BrokenPipeError):  # the program has ended, which the next read shows
             os.write(answers, b"\n" + _ANSWER + json.dumps(message).encode() + b"\n")
 
     layout = None
     first_line = requests.readline()
-    if not first_line:  # whoever was to ask is gone already
+    if not first_line:  # the program has ended already
         return
     try:
         settings = json.loads(first_line)
@@ -364,7 +361,7 @@ class _SharedMemory:
                 os.unlink(self.address)
 
     def arrays(self, layout):
-        """Return arrays of this layout, a dict from name to (shape, dtype), in place of all that there were."""
+        """Return arrays of this layout, a dict from name to (shape, dtype), in the place of all earlier ones."""
         size = sum(_rounded(math.prod(shape) * np.dtype(dtype).itemsize) for shape, dtype in layout.values())
         if size > os.fstat(self._file.fileno()).st_size:
             try:
@@ -388,14 +385,6 @@ def _reserve(descriptor, size):
         except OSError as error:
             if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):  # some file systems cannot say
                 raise
-
-
-def _serves(layout, wanted):
-    """Return whether arrays of one layout can serve as those of another: of the same kind, and as many or more."""
-    return layout.keys() == wanted.keys() and all(
-        layout[name][1] == dtype and layout[name][0][1:] == shape[1:] and layout[name][0][0] >= shape[0]
-        for name, (shape, dtype) in wanted.items()
-    )
 
 
 def _arrays(file, layout):
