@@ -46,6 +46,18 @@ def test_the_snippet_prints_what_the_readme_says():
     assert len([line for line in code.splitlines() if line]) <= 12
 
 
+def test_the_three_lines_that_train_print_what_the_readme_says():
+    code, shown = re.search(r"```python\n(import tinyvit\n.*?)```\n\n((?:    [^\n]*\n)+)", README, re.DOTALL).groups()
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        exec(code, {})
+    shown = re.sub("(?m)^    ", "", shown)
+    number = r"[\d,.]*\d"
+    assert re.sub(number, "N", printed.getvalue()) == re.sub(number, "N", shown)
+    accuracies = [float(re.search(r"accuracy=([\d.]+)", text)[1]) for text in (printed.getvalue(), shown)]
+    assert abs(accuracies[0] - accuracies[1]) < 0.02  # other processors and numbers of workers round differently
+
+
 def test_links_and_pictures_lead_to_files():
     for page in ("README.md", "CONTRIBUTING.md"):
         for target in re.findall(r"\]\(([^)#]+)\)", (ROOT / page).read_text()):
