@@ -27,8 +27,8 @@ def pytest_addoption(parser):
         "--device",
         choices=("cpu", "gpu"),
         default="cpu",
-        help="gpu: run every test with the fixture `backend` or `accelerator` on CuPy and a GPU as well; "
-        "with -m gpu, only these",
+        help="gpu: run the tests with the fixture `backend` or `accelerator` on CuPy and a GPU, "
+        "and only these unless -m says otherwise",
     )
 
 
@@ -38,6 +38,8 @@ def pytest_configure(config):
             get_backend("gpu")
         except DeviceError as error:
             raise pytest.UsageError(f"--device gpu: {error}") from error
+        if config.option.markexpr == "not extended":  # the default, which setup.cfg gives
+            config.option.markexpr = "gpu"
 
 
 def pytest_generate_tests(metafunc):

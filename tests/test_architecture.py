@@ -61,7 +61,7 @@ MAY_IMPORT = {
     "training.results": {"checkpoint", "data.augment", "evaluate", "files", "plots", "training.workers"},
     "classifier": {"backend", "gpu", "ops", "parameters", "model", "evaluate", "checkpoint", "pretrained",
                    "training"},
-    "doctor": {"backend", "gpu", "data", "kernels", "model", "optim", "training"},
+    "doctor": {"backend", "gpu", "data", "model", "training"},
     "server": {"backend", "ops", "model", "evaluate", "pretrained", "server"},
     "commands": {"gpu", "kernels", "data", "model", "evaluate", "plots", "pretrained", "training", "classifier",
                  "doctor", "server", "commands"},
@@ -91,7 +91,9 @@ def imported(path):
                 yield from (f"tinyvit.{alias.name}" for alias in names)
             case ast.ImportFrom(module):
                 yield module
-            case ast.Call(ast.Attribute(_, "import_module") | ast.Name("import_module" | "__import__"), arguments):
+            case ast.Call(ast.Attribute(_, "import_module" | "resolve_name") | ast.Name(
+                "import_module" | "resolve_name" | "__import__"
+            ), arguments):
                 assert isinstance(arguments[0], ast.Constant), f"{path.name}, line {node.lineno}: name the module"
                 yield arguments[0].value
 

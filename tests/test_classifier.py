@@ -2,6 +2,8 @@
 
 import pydoc
 import re
+import signal
+import threading
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -184,3 +186,12 @@ def test_a_silent_progress_shows_nothing(capsys):
         run.run(on_step=progress.on_step, on_epoch=progress.on_epoch)
     shown = capsys.readouterr()
     assert (shown.out, shown.err) == ("", "")
+
+
+def test_ctrl_c_is_a_keyboard_interrupt():
+    images = np.random.default_rng(0).integers(0, 256, (400, 8, 8), dtype=np.uint8)
+    interrupt = threading.Timer(0.5, signal.raise_signal, [signal.SIGINT])
+    interrupt.start()
+    with pytest.raises(KeyboardInterrupt):
+        tinyvit.train(images, np.arange(400) % 3, epochs=1000, model=SMALL, workers=1, verbose=0)
+    interrupt.join()

@@ -309,7 +309,7 @@ def error_within(capsys, *arguments):
         ("--heads 3", "heads must divide width: 3 does not divide 16"),
         ("--lr -1", "learning_rate must be a number from 0 to below 10, not -1.0"),
         ("--lr nan", "learning_rate must be a number from 0 to below 10, not nan"),
-        ("--epochs 0", "epochs must be an integer from 1 to below 2**32, not 0"),
+        ("--epochs 0", "epochs must be an integer from 1 to below 4,294,967,296, not 0"),
         ("--workers 0", "workers must be at least 1, not 0"),
         ("--rotation 200", "augmentation rotation must be a number from 0 to 180, not 200.0"),
         ("--train-limit 0", "--train-limit must be at least 1, not 0"),
@@ -535,13 +535,13 @@ def test_the_python_example_runs_on_fewer_images(tmp_path, monkeypatch, capsys):
     assert (tmp_path / "digits.safetensors").exists()
 
 
-def test_a_model_file_is_evaluated_in_a_folder_of_its_name(whole, tmp_path, monkeypatch, capsys):
+def test_a_model_file_is_evaluated_in_a_folder_beside_it(whole, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     shutil.copyfile(whole[0] / "model.safetensors", "mine.safetensors")
     assert main(["evaluate", "mine.safetensors", "--test-limit", "20", "--out", "here"]) == 0
     assert json.loads(Path("here/metrics.json").read_text())["test_images"] == 20
     assert main(["evaluate", "mine.safetensors", "--test-limit", "30"]) == 0
-    assert (tmp_path / "mine" / "on-MNIST-first-30" / "metrics.json").exists()
+    assert (tmp_path / "mine-evaluation" / "on-MNIST-first-30" / "metrics.json").exists()
     shutil.copytree(whole[0], "run")
     assert main(["evaluate", "run/model.safetensors"]) == 0  # as the run's folder itself
     assert json.loads(Path("run/metrics.json").read_text())["test_images"] == 200
@@ -576,3 +576,16 @@ def test_a_precision_reaches_the_run_and_its_record(gpu, tmp_path, monkeypatch, 
     assert "note: from here on in float32, not tf32 as before" in capsys.readouterr().err
     metrics = json.loads((folder / "metrics.json").read_text())
     assert (metrics["precision"], metrics["kernels"]) == ("float32", "off")
+
+
+def test_a_model_file_beside_a_run_leaves_the_runs_record_alone(whole, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run_folder, _ = whole
+    shutil.copytree(run_folder, tmp_path / "r1")
+    shutil.copy(run_folder / "model.safetensors", tmp_path / "r1.safetensors")
+    shutil.copy(run_folder / "model.safetensors", tmp_path / "bare")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "r1").iterdir()}
+    for name in ("r1.safetensors", "bare"):
+        assert main(["evaluate", name, "--test-limit", "100"]) == 0
+    assert {path.name: path.read_bytes() for path in (tmp_path / "r1").iterdir()} == before
+    assert {"r1-evaluation", "bare-evaluation"} <= set(os.listdir(tmp_path))

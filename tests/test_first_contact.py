@@ -227,8 +227,10 @@ def collected(environment, *flags):
 
 def test_the_marker_gpu_selects_exactly_the_tests_on_the_card(machine):
     environment = first_contact.environment()
-    every, _ = collected(environment, "--device", "gpu")
+    every, _ = collected(environment, "--device", "gpu", "-m", "extended or not extended")
     marked, _ = collected(environment, "--device", "gpu", "-m", "gpu")
+    by_default, _ = collected(environment, "--device", "gpu")
+    assert by_default == marked
     assert marked == {name for name in every if re.search(r"[\[-]gpu[\]-]", name)}
     assert any("test_a_step_of_launches" in name for name in marked)
     assert len(marked) < len(every) / 2

@@ -152,10 +152,11 @@ def test_an_epoch_that_is_begun_in_the_middle_resumes_bit_for_bit(accelerator):
         np.testing.assert_array_equal(mine, theirs)
 
 
+@pytest.mark.parametrize("kind", ["plain_step", "kernel_step"])
 @pytest.mark.parametrize("done", [-1, STEPS + 1])
-def test_a_place_outside_the_epoch_is_refused(accelerator, done):
+def test_a_place_outside_the_epoch_is_refused(accelerator, kind, done):
     with pytest.raises(ValueError, match=f"an epoch has 3 steps: {done} of them cannot be done"):
-        Run(accelerator, SMALL).kernel_step().begin_epoch(0, done)
+        getattr(Run(accelerator, SMALL), kind)().begin_epoch(0, done)
 
 
 def test_one_step_of_the_notes_model(strict_gpu):

@@ -392,22 +392,12 @@ def test_a_step_of_ones_own_can_take_the_place(tmp_path):
     run = Training(SMALL, recipe, IMAGES, LABELS, CPU, make_step=Counting, rate=0.5)
     before = run.state.parameters.flat.copy()
     stop_after_steps(run, tmp_path, 12, count=lambda run: run.state.epoch * 9 + run.state.done)
-    resumed = Training.resume(tmp_path, IMAGES, LABELS, CPU, make_step=with_workers(Counting), rate=0.5)
+    resumed = Training.resume(tmp_path, IMAGES, LABELS, CPU, make_step=Counting, rate=0.5)
     resumed.run(tmp_path)
     assert resumed.step.begun == [(1, 3)]
     np.testing.assert_allclose(resumed.state.parameters.flat, before - 9, rtol=1e-5)
     assert [record["train_loss"] for record in resumed.state.history] == [18 / 138] * 2
     assert [record["train_accuracy"] for record in resumed.state.history] == [9 / 138] * 2
-
-
-def with_workers(kind):
-    """The same, taking the option that a resumed run hands on."""
-
-    def make(*arguments, workers, **options):
-        assert workers == 4
-        return kind(*arguments, **options)
-
-    return make
 
 
 def test_more_validation_than_images_is_refused():

@@ -13,7 +13,7 @@ from tinyvit.model import ViTConfig, vit_logits
 from tinyvit.ops import softmax_forward
 from tinyvit.parameters import Parameters
 from tinyvit.pretrained import pretrained_file
-from tinyvit.training import RECIPES, Training
+from tinyvit.training import RECIPES, Training, TrainingStopped
 from tinyvit.training.progress import Progress
 
 
@@ -110,8 +110,11 @@ def train(images, labels, epochs=1, *, recipe="tuned", model=None, device="cpu",
         get_backend(device),
         workers=workers,
     )
-    with Progress(run, silent=not verbose) as progress:
-        run.run(on_step=progress.on_step, on_epoch=progress.on_epoch)
+    try:
+        with Progress(run, silent=not verbose) as progress:
+            run.run(on_step=progress.on_step, on_epoch=progress.on_epoch)
+    except TrainingStopped as error:  # by Ctrl-C or SIGTERM, between two steps
+        raise KeyboardInterrupt from error
     return VisionTransformer(run.model_config, run.state.weights)
 
 
@@ -127,14 +130,19 @@ def fitting_config(images, labels, **settings):
             f"{len(images)} images need as many labels, integers from 0, not {labels.dtype} {labels.shape}"
         )
     side = images.shape[1]
+    blocks = np.array_split(images, -(-len(images) // 1000))  # of so many images, as a copy of all may be large
+    counts = sum(np.bincount(block.ravel(), minlength=256) for block in blocks)
+    levels = np.arange(256) / 255
+    mean = counts @ levels / images.size
+    deviation = math.sqrt(counts @ (levels - mean) ** 2 / images.size)
     fitting = [size for size in range(1, side + 1) if side % size == 0]
     return ViTConfig(
         **{
             "image_size": side,
             "patch_size": min(fitting, key=lambda size: abs(math.log(side / size / 4))),
             "classes": int(labels.max()) + 1,
-            "pixel_mean": round(float(images.mean()) / 255, 4),
-            "pixel_deviation": max(round(float(images.std()) / 255, 4), 1e-4),
+            "pixel_mean": round(float(mean), 4),
+            "pixel_deviation": max(round(deviation, 4), 1e-4),
         }
         | settings
     )

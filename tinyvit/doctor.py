@@ -12,14 +12,14 @@ from typing import NamedTuple
 
 from threadpoolctl import threadpool_info
 
-from tinyvit.backend import CPU, one_blas_thread
+from tinyvit.backend import CPU
 from tinyvit.data import DataError, load_mnist
 from tinyvit.data.mnist import SHA256
 from tinyvit.gpu import CuPyMissing, DeviceError, diagnosis, get_backend, import_cupy
-from tinyvit.kernels import Kernels
-from tinyvit.model import ViTConfig, initialise, loss_and_gradient
-from tinyvit.optim import Adam
-from tinyvit.training import available_cores
+from tinyvit.model import ViTConfig
+from tinyvit.training import TrainingConfig, available_cores
+from tinyvit.training.state import new_state
+from tinyvit.training.step import make_step
 
 NEEDED = (  # as in setup.cfg
     "numpy>=2.0", "scipy>=1.13", "matplotlib>=3.9", "scikit-learn>=1.5", "tqdm>=4.66", "safetensors>=0.4.3",
@@ -135,22 +135,19 @@ def data_set():
 
 
 def trial(backend, data):
-    """Train the default model on one batch, and return the loss before each step as a list of floats.
+    """Train the default model on one batch, and return the loss of each step as a list of floats.
 
-    On a GPU compile the kernels too.
+    The steps are those of `tinyvit train`: with its workers on a CPU, with its kernels on a GPU.
     """
-    config = ViTConfig()
-    if backend.device == "gpu":
-        Kernels(backend, config)
-    parameters = initialise(config)
-    parameters = parameters.with_flat(backend.asarray(parameters.flat))
-    images, labels = backend.asarray(data.train_images[:BATCH]), backend.asarray(data.train_labels[:BATCH])
-    adam, losses = Adam(parameters.flat), []
-    with one_blas_thread():
-        for _ in range(STEPS):
-            loss, _, gradients = loss_and_gradient(images, labels, parameters, config)
-            adam.step(parameters.flat, gradients.flat, learning_rate=1e-3)
-            losses.append(float(loss))
+    config = TrainingConfig(epochs=STEPS, batch_size=BATCH, learning_rate=1e-3, validation=0)
+    state = new_state(ViTConfig(), config, backend)
+    images, labels = data.train_images[:BATCH], data.train_labels[:BATCH]
+    losses = []
+    with make_step(state, images, labels, ViTConfig(), config, backend) as step:
+        for epoch in range(STEPS):
+            step.begin_epoch(epoch)
+            step()
+            losses.append(step.totals()[0] / BATCH)
     return losses
 
 

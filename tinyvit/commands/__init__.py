@@ -1,7 +1,6 @@
 """The commands: `tinyvit COMMAND` or `python -m tinyvit COMMAND`. Each is a file with `add_arguments` and `run`."""
 
 import argparse
-import pkgutil
 import sys
 
 from tinyvit.classifier import VisionTransformer, load_pretrained
@@ -41,7 +40,9 @@ def main(arguments=None):
     if name is None:
         parser.print_help()
         return 0
-    command = pkgutil.resolve_name(f"tinyvit.commands.{name}")  # only now, so that --help is quick
+    from tinyvit.commands import doctor, evaluate, predict, serve, train  # here, so that --help is quick
+
+    command = {"train": train, "evaluate": evaluate, "predict": predict, "serve": serve, "doctor": doctor}[name]
     parser = make_parser(f"tinyvit {name}", command.__doc__)
     command.add_arguments(parser)
     options = parser.parse_args(arguments[1:])

@@ -4,7 +4,8 @@
     tinyvit evaluate runs/tuned-seed0 --data fashion/    on another data set
 
 The results replace those in the run's folder. Another test set or a smaller
-test gets a folder of its own inside it: RUN/on-fashion.
+test gets a folder of its own inside it: RUN/on-fashion. For a model file
+without its run, the results go to a folder beside it: FILE-evaluation.
 """
 
 from pathlib import Path
@@ -13,11 +14,12 @@ from tinyvit.classifier import VisionTransformer
 from tinyvit.commands import require_range
 from tinyvit.data import load_mnist
 from tinyvit.gpu import get_backend
-from tinyvit.training.results import MODEL, read_metrics, versions, write_evaluation, write_metrics
+from tinyvit.training import CHECKPOINT
+from tinyvit.training.results import METRICS, MODEL, read_metrics, versions, write_evaluation, write_metrics
 
 
 def add_arguments(parser):
-    text = "a run's folder, or a model file (its results: a folder of the same name)"
+    text = "a run's folder, or a model file"
     parser.add_argument("model", type=Path, metavar="MODEL", help=text)
     parser.add_argument("--device", choices=["auto", "cpu", "gpu"], default="auto", help="where to compute (auto)")
     parser.add_argument("--workers", type=int, metavar="N", help="threads (one per core)")
@@ -36,9 +38,10 @@ def run(options):
     require_range(options, "workers", 1)
     backend = get_backend(options.device)
     path = options.model / MODEL if options.model.is_dir() else options.model
-    home = path.parent if path.name == MODEL else path.with_suffix("")
+    of_a_run = path.name == MODEL and any((path.parent / name).exists() for name in (METRICS, CHECKPOINT))
+    home = path.parent if of_a_run or options.model.is_dir() else path.with_name(f"{path.stem}-evaluation")
     model = VisionTransformer.load(path, backend)
-    metrics = read_metrics(home)
+    metrics = read_metrics(home) if of_a_run else {}
     origin = metrics.get("origin", {})
     data = load_mnist(options.data or origin.get("data_dir"), classes=model.config.classes)
     side = model.config.image_size

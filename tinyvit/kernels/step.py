@@ -28,6 +28,7 @@ class KernelStep:
     """
 
     asynchronous = True  # `totals` waits for the device
+    compile_seconds = 0.0
 
     def __init__(self, kernels, state, images, labels, config, graph=True):
         xp = self.xp = kernels.backend.xp

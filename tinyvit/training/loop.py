@@ -17,6 +17,7 @@ from tinyvit.training.settings import TrainingConfig
 from tinyvit.training.state import CHECKPOINT, new_state, read_checkpoint, restore_state, save_state
 from tinyvit.training.step import make_step
 
+DEFAULT_STEP = make_step
 CHECKPOINT_SECONDS = 20  # a killed run loses at most this, and the time of one step
 
 
@@ -41,7 +42,7 @@ class Training:
     `ValueError` if the data does not fit the model, or the device does not support an option.
     """
 
-    def __init__(self, model_config, config, images, labels, backend, make_step=make_step, **options):
+    def __init__(self, model_config, config, images, labels, backend, *, make_step=make_step, **options):
         check_dataset(images, labels, model_config)
         count = len(images) - config.validation
         if count < 1:
@@ -164,7 +165,7 @@ class Training:
             save_state(folder, self.state, settings, self.images_done)
 
     @classmethod
-    def resume(cls, folder, images, labels, backend, epochs=None, make_step=make_step, **options):
+    def resume(cls, folder, images, labels, backend, *, epochs=None, make_step=make_step, **options):
         """Return the run that `folder`/checkpoint.safetensors holds, ready to resume.
 
         images, labels: the same training set; epochs: a new number of epochs, by default that of the run; make_step
@@ -179,9 +180,10 @@ class Training:
             if epochs < begun:
                 raise CheckpointError(f"{path}: {begun} epochs are begun or done, which is more than {epochs}")
             config = replace(config, epochs=epochs)
-        if options.get("workers") is None:
+        if make_step is DEFAULT_STEP and options.get("workers") is None:
             options["workers"] = info["workers"]
-        run = cls(ViTConfig(**info["model"]), config, images, labels, backend, make_step, **options)
+        model_config = ViTConfig(**info["model"])
+        run = cls(model_config, config, images, labels, backend, make_step=make_step, **options)
         if run.fingerprint != info["data"]:
             raise CheckpointError(f"{path}: the run was trained on other data than is given now")
         restore_state(path, run.state, arrays, info, config.batch_size, run.train_images)

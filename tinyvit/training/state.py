@@ -26,7 +26,7 @@ class State:
     average: ExponentialMovingAverage | None
     epoch: int = 0  # finished epochs
     done: int = 0  # finished steps of the epoch under way,
-    loss_sum: float = 0.0  # the sum of its losses so far
+    loss_sum: float = 0.0  # the sum of its losses, at the last checkpoint: `totals` of the step is current
     correct: int = 0  # and how many images it classified correctly
     seconds: float = 0.0  # spent in steps, over all sittings
     history: list = field(default_factory=list)  # one dict per finished epoch

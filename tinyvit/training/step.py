@@ -1,9 +1,12 @@
-"""One training step. Every kind of step answers the same calls, and a training loop uses nothing else of it:
+"""One training step. Every kind of step answers the same calls:
 
     with step:
         step.begin_epoch(epoch)        # the order of the images, how each is changed, the learning rates
         count = step()                 # forward, backward, clip, Adam and average on the next batch
         loss_sum, correct = step.totals()
+
+It also has `workers`, for validation, and `record`, a dict of what a checkpoint keeps of it, with "workers" in it.
+`mode`, `precision`, `asynchronous` and `compile_seconds` are for those who show a run.
 
 `PlainStep` computes with the operations of `tinyvit.ops`, on a CPU or a GPU. `tinyvit.kernels.KernelStep` computes
 the same with CUDA kernels. Both update the arrays of a `State` in place.
@@ -61,6 +64,8 @@ class PlainStep:
         epoch: its number, from 0; done: how many of its steps are done; totals: what `totals` gave after them.
         """
         config = self.config
+        if not 0 <= done <= self.steps:
+            raise ValueError(f"an epoch has {self.steps} steps: {done} of them cannot be done")
         self._epoch = Epoch(self.images, self.labels, config.augmentation, config.seed, epoch, self.backend)
         self._learning_rates = config.learning_rates(epoch, self.steps)
         self._averages_after = config.averages_after(epoch, self.steps)
