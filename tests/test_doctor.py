@@ -18,6 +18,7 @@ from tinyvit.commands import main
 from tinyvit.data import DatasetError, load_mnist
 from tinyvit.doctor import FAILED, NOTED, OK, Finding, examine, libraries
 from tinyvit.gpu import get_backend
+from tinyvit.kernels import KernelStep
 
 pytestmark = pytest.mark.extended
 
@@ -254,15 +255,23 @@ def test_a_gpu_that_trains_to_other_losses(gpu, data, monkeypatch, place):
 
 def test_a_gpu_on_which_training_fails(gpu, data, monkeypatch):
     gpu()
-    monkeypatch.setattr(doctor, "loss_and_gradient", fake_cuda.raising(fake_cuda.OutOfMemoryError()))
+    monkeypatch.setattr(KernelStep, "__call__", fake_cuda.raising(fake_cuda.OutOfMemoryError()))
     _, finding = doctor.training(get_backend("gpu"), data, NOTED, expected=[2.0])
     assert finding.state == NOTED
     assert "has no memory left: 60,000 MB of 80,000 MB are free" in finding.found
 
 
+def test_workers_that_do_not_start_are_found(data, monkeypatch):
+    monkeypatch.setattr("tinyvit.training.step.available_cores", lambda: 2)
+    monkeypatch.setattr(sys, "executable", "")
+    _, finding = doctor.training(doctor.CPU, data, FAILED)
+    assert finding.state == FAILED
+    assert "train with one worker" in finding.found
+
+
 def test_kernels_that_do_not_compile(gpu, data, monkeypatch):
     gpu()
-    monkeypatch.setattr(doctor, "Kernels", fake_cuda.raising(fake_cuda.UNKNOWN_CARD))
+    monkeypatch.setattr("tinyvit.training.step.Kernels", fake_cuda.raising(fake_cuda.UNKNOWN_CARD))
     _, finding = doctor.training(get_backend("gpu"), data, FAILED)
     assert finding.state == FAILED
     assert "is a card that CUDA 13.2 does not compile for" in finding.found
