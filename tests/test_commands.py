@@ -146,7 +146,7 @@ def test_evaluating_again_gives_the_same_files(whole, tmp_path):
 
 def test_stopped_after_two_epochs_and_resumed_gives_the_same_model(whole, tmp_path):
     done = train(tmp_path, "--epochs", 3, "--out", "run", "--stop-after", 2)
-    assert "to continue: --resume run" in done.stdout
+    assert "to continue: tinyvit train --resume run" in done.stdout
     assert not (tmp_path / "run" / "metrics.json").exists()
     run([*TRAIN, "--resume", "run"], tmp_path)
     assert (tmp_path / "run" / "model.safetensors").read_bytes() == (whole[0] / "model.safetensors").read_bytes()
@@ -182,7 +182,7 @@ def test_killed_again_and_again_and_resumed_gives_the_same_model(whole, tmp_path
             break
         assert process.returncode == (-number if number == signal.SIGKILL else 130), err
         if number != signal.SIGKILL:
-            assert b"nothing is lost; to continue: --resume run" in err
+            assert b"nothing is lost; to continue: tinyvit train --resume run" in err
         kills += 1
         reached = position(tmp_path / "run")
         in_the_middle += reached[1] > 0
@@ -213,7 +213,7 @@ def test_a_killed_worker_ends_the_run_with_one_clear_error_and_the_run_goes_on(w
     assert process.returncode == 1
     assert b"Traceback" not in err
     assert b"error: worker 2 of 2 is gone (killed by signal 9)" in err
-    assert b"to continue: --resume run" in err
+    assert b"to continue: tinyvit train --resume run" in err
     run([*TRAIN, "--resume", "run"], tmp_path)
     assert (tmp_path / "run" / "model.safetensors").read_bytes() == (whole[0] / "model.safetensors").read_bytes()
 

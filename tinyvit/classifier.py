@@ -125,24 +125,31 @@ def fitting_config(images, labels, **settings):
     """
     if images.ndim != 3 or images.shape[1] != images.shape[2] or not images.size or images.dtype != np.uint8:
         raise ValueError(f"images must be uint8 of shape (N, S, S), not {images.dtype} {images.shape}")
-    if labels.shape != images.shape[:1] or labels.dtype.kind not in "ui" or labels.min() < 0:
+    if labels.shape != images.shape[:1] or labels.dtype.kind not in "ui":
         raise ValueError(
             f"{len(images)} images need as many labels, integers from 0, not {labels.dtype} {labels.shape}"
         )
+    if labels.min() < 0:
+        raise ValueError(f"labels are integers from 0, and one is {labels.min()}")
     side = images.shape[1]
     blocks = np.array_split(images, -(-len(images) // 1000))  # of so many images, as a copy of all may be large
     counts = sum(np.bincount(block.ravel(), minlength=256) for block in blocks)
     levels = np.arange(256) / 255
     mean = counts @ levels / images.size
     deviation = math.sqrt(counts @ (levels - mean) ** 2 / images.size)
-    fitting = [size for size in range(1, side + 1) if side % size == 0]
     return ViTConfig(
         **{
             "image_size": side,
-            "patch_size": min(fitting, key=lambda size: abs(math.log(side / size / 4))),
+            "patch_size": fitting_patch_size(side),
             "classes": int(labels.max()) + 1,
             "pixel_mean": round(float(mean), 4),
             "pixel_deviation": max(round(deviation, 4), 1e-4),
         }
         | settings
     )
+
+
+def fitting_patch_size(side):
+    """Return the patch size that cuts an image of `side` pixels into a grid as near to four by four as possible."""
+    fitting = [size for size in range(1, side + 1) if side % size == 0]
+    return min(fitting, key=lambda size: abs(math.log(side / size / 4)))

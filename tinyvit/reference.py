@@ -1,15 +1,17 @@
 """The whole Vision Transformer, its gradients, Adam and a training loop, as derived on paper. Read this first.
 
 Every operation is a pair of functions. The forward pass returns its result and a cache. The backward pass takes the
-gradient of the loss with respect to that result and returns the gradients with respect to the inputs, in their order:
+gradient of the loss with respect to that result and returns the gradients with respect to the inputs, in their order.
+The loss itself is where the backward pass begins.
 
     out, cache = linear_forward(x, w, b)
     dx, dw, db = linear_backward(dout, cache)
 
 A comment above a derivative quotes the forward line that it belongs to. Shapes are written with B images, T tokens
-(the patches and the class token), D the width of a token, H heads, K = D / H the width of a head, F the width of the
-MLP and P the side of a patch in pixels; "..." stands for any leading axes. Nothing here is tuned: `tinyvit/ops` and
-`tinyvit/model.py` compute the same functions fast, and the tests require that they give the same numbers.
+(the patches and the class token), D the width of a token, H heads, K = D / H the width of a head, F the width of
+the MLP and P the side of a patch in pixels; images are (B, rows, columns), N counts what one sum covers, and "..."
+stands for any leading axes. Nothing here is tuned: `tinyvit/ops` and `tinyvit/model.py` compute the same functions
+fast, and the tests require that they give the same numbers.
 
 The model is that of Dosovitskiy et al. 2021, "An Image is Worth 16x16 Words", with blocks that normalise first.
 """
@@ -88,7 +90,7 @@ def softmax_forward(x):
 
 def softmax_backward(dweights, weights):
     """Return dx for dweights (..., N); the cache is the result itself."""
-    # d weights[i] / d x[j] = weights[i] * ((i == j) - weights[j])
+    # d weights[i] / d x[j] = weights[i] * ((i == j) - weights[j]), summed over i with dweights[i]
     return weights * (dweights - (dweights * weights).sum(axis=-1, keepdims=True))
 
 
@@ -106,10 +108,11 @@ def attention_backward(dout, cache):
     dweights = dout @ v.swapaxes(-1, -2)
     dv = weights.swapaxes(-1, -2) @ dout
     # weights = softmax(scores)
-    dscores = softmax_backward(dweights, weights) / q.shape[-1] ** 0.5
+    dscores = softmax_backward(dweights, weights)
     # scores = q @ k.T / sqrt(K)
-    dq = dscores @ k
-    dk = dscores.swapaxes(-1, -2) @ q
+    dproducts = dscores / q.shape[-1] ** 0.5
+    dq = dproducts @ k
+    dk = dproducts.swapaxes(-1, -2) @ q
     return dq, dk, dv
 
 
@@ -235,7 +238,7 @@ def vit_forward(images, parameters, heads=4, patch_size=7):
     embedding = pair(parameters, "patch_embedding")
     class_token, positions = parameters["class_token"], parameters["positions"]
     x, embedding_cache = patch_embedding_forward(images, *embedding, class_token, positions, patch_size)
-    depth = sum(name.endswith("norm1.weight") for name in parameters)
+    depth = sum(name.endswith("norm1.weight") for name in parameters)  # every block has one
     block_caches = []
     for i in range(depth):
         x, cache = block_forward(x, parameters, f"blocks.{i}", heads)

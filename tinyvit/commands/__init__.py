@@ -89,6 +89,8 @@ def load_digit_model(path):
 
     Raises `ValueError` unless it reads 28 x 28 pixels and has ten classes.
     """
+    if path is not None and path.is_dir():  # of a run
+        path = path / "model.safetensors"
     model = load_pretrained() if path is None else VisionTransformer.load(path)
     side, classes = model.config.image_size, model.config.classes
     if (side, classes) != (28, 10):

@@ -14,7 +14,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from tinyvit.classifier import VisionTransformer
+from tinyvit.classifier import VisionTransformer, fitting_patch_size
 from tinyvit.commands import CommandError, require_range
 from tinyvit.data import DataError, load_mnist
 from tinyvit.data.augment import Augmentation
@@ -47,7 +47,7 @@ TRAINING_SETTINGS = {  # setting of TrainingConfig
     "clip": "largest norm of the gradient; 0 does not clip",
     "smoothing": "share of a label that all classes get",
     "average": "decay of the weights' average, per 4 steps; 0 for none",
-    "validation": "images at the end of the training set that only validate; at most a twelfth by default",
+    "validation": "images at the end of the training set that only validate; of a small set a twelfth",
     "seed": "decides everything random",
 }
 AUGMENTATION_SETTINGS = {  # setting of Augmentation
@@ -74,7 +74,7 @@ def folder_name(text):
 def add_arguments(parser):
     parser.usage = "%(prog)s [options]"
     group = parser.add_argument_group("the run")
-    group.add_argument("--recipe", choices=list(RECIPES), help="settings that no flag changes (tuned)")
+    group.add_argument("--recipe", choices=list(RECIPES), help="default settings, which flags override (tuned)")
     text = "where to compute; auto is a GPU if one computes, else the CPU (auto)"
     group.add_argument("--device", choices=["auto", "cpu", "gpu"], default="auto", help=text)
     group.add_argument("--precision", choices=PRECISIONS, help="of a GPU's matrix products (float32)")
@@ -124,7 +124,7 @@ def run(options):
     backend = get_backend(options.device)
     training, data, folder = resume(options, backend) if options.resume else start(options, backend)
     options.batch_size = training.config.batch_size  # for `memory_advice`
-    state, epochs, restart = training.state, training.config.epochs, f"--resume {folder}"
+    state, epochs, restart = training.state, training.config.epochs, f"tinyvit train --resume {folder}"
     if training.finished and (folder / results.METRICS).exists():
         print(f"all {epochs} epochs in {folder} are done\nto test the model again: tinyvit evaluate {folder}")
         return
@@ -182,11 +182,14 @@ def start(options, backend):
         "precision": options.precision or "float32",
     }
     data = load_data(origin, ViTConfig(classes=model_settings.get("classes", ViTConfig.classes)).classes)
+    side = data.train_images.shape[1]
+    if side % ViTConfig.patch_size:
+        model_settings.setdefault("patch_size", fitting_patch_size(side))
     validation = config.validation
     if options.validation is None:  # of a small set most images are for training
         validation = min(validation, len(data.train_images) // 12)
     training = Training(
-        ViTConfig(image_size=data.train_images.shape[1], **model_settings),
+        ViTConfig(image_size=side, **model_settings),
         replace(config, augmentation=augmentation, validation=validation),
         data.train_images,
         data.train_labels,

@@ -1,4 +1,6 @@
-"""One training step. Every kind of step answers the same calls:
+"""One training step, plain or in kernels, behind one interface.
+
+Every kind of step answers the same calls:
 
     with step:
         step.begin_epoch(epoch)        # the order of the images, how each is changed, the learning rates
@@ -46,7 +48,7 @@ class PlainStep:
         self.steps = -(-len(images) // config.batch_size)  # of an epoch
         chunk_size = None if backend.device == "cpu" else config.batch_size
         self._gradient = ParallelGradient(model_config, workers, config.smoothing, chunk_size)
-        state.adam.use_threads(workers)
+        state.adam.use_threads(workers)  # as many cores as the workers have
         self.record = {"workers": workers}  # what a checkpoint keeps of the step
         self._done = self.steps  # no epoch has begun
         self._loss_sum, self._correct = 0.0, 0
@@ -83,6 +85,7 @@ class PlainStep:
         start = self._done * config.batch_size
         stop = min(start + config.batch_size, len(self.images))
         images, labels, maps = self._epoch.batch(start, stop)
+        # `loss_and_gradient` of model.py on this batch: each worker changes and computes its share of the images
         loss, correct, gradients = self._gradient(state.parameters, images, labels, maps)
         if checked:
             require_finite("loss", loss)
