@@ -465,7 +465,7 @@ climb("memory handed out again", by_library, ALL_TOKENS, Workspace())
 after = profile(by_library, ALL_TOKENS, Workspace())
 
 # %% [markdown]
-# ## Seventh: do not compute what nobody reads
+# ## Seventh: do not compute what is never read
 #
 # The fastest operation is the one that is left out. At the end only the class token is read. So in the *last* block
 # nobody needs the queries, the projection and the MLP of the other sixteen tokens; their gradients are zeros, and all
