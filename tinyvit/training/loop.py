@@ -17,7 +17,7 @@ from tinyvit.training.settings import TrainingConfig
 from tinyvit.training.state import CHECKPOINT, new_state, read_checkpoint, restore_state, save_state
 from tinyvit.training.step import make_step
 
-DEFAULT_STEP = make_step
+DEFAULT_STEP = make_step  # the one that takes the option workers
 CHECKPOINT_SECONDS = 20  # a killed run loses at most this, and the time of one step
 
 

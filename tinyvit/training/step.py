@@ -8,7 +8,7 @@ Every kind of step answers the same calls:
         loss_sum, correct = step.totals()
 
 It also has `workers`, for validation, and `record`, a dict of what a checkpoint keeps of it, with "workers" in it.
-`mode`, `precision`, `asynchronous` and `compile_seconds` are for those who show a run.
+`mode`, `precision`, `asynchronous` and `compile_seconds` describe it for progress bars and records.
 
 `PlainStep` computes with the operations of `tinyvit.ops`, on a CPU or a GPU. `tinyvit.kernels.KernelStep` computes
 the same with CUDA kernels. Both update the arrays of a `State` in place.
