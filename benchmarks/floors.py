@@ -6,7 +6,7 @@
 Everything here is computed from shapes, and nothing is measured. A kernel's floor is the larger of two times: that of
 its bytes, each input read once and each output written once, and that of its operations, a multiplication and an
 addition each for every product. `benchmarks/gpu.py` measures both ceilings and holds every kernel against its floor;
-`tests/test_benchmarks.py` holds this list against the launches of a step.
+`tests/project/test_benchmarks.py` holds this list against the launches of a step.
 """
 
 import argparse

@@ -1,7 +1,7 @@
 """The same model and the same training step as users of PyTorch and JAX write them, to measure against.
 
 Both start from this library's weights and take pixels that are normalised already, so that what they compute can be
-compared (`tests/test_benchmarks.py`). Each function imports its framework itself: the others work without it.
+compared (`tests/project/test_benchmarks.py`). Each function imports its framework itself: the others work without it.
 """
 
 import functools

@@ -596,8 +596,8 @@ assert blind < 1e-5 < 1e-2 < seeing
 # It says that a backward pass belongs to its forward pass. It does not say that the forward pass is what you meant.
 # Leave the residual branch out of *both*, and every gradient is right, of another model. For that there are laws (the
 # block above would not be the identity) and the values of an independent program. The library's own tests have both,
-# `tests/test_torch_parity.py` for the latter; and `tests/test_mutation.py` damages every backward pass in some two
-# thousand ways, to see that the check sees it.
+# `tests/heart/test_torch_parity.py` for the latter; and `tests/heart/test_mutation.py` damages every backward pass in
+# some two thousand ways, to see that the check sees it.
 #
 # ## Exercises
 #

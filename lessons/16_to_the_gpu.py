@@ -232,8 +232,8 @@ print(textwrap.indent(textwrap.dedent(" " * 8 + kernel_text[start:end]), "    ")
 
 # %% [markdown]
 # C++ is no obstacle here: a line ends with a semicolon, `float` says that it is a number of 32 bits, and `sqrtf` is
-# its square root. Let us run it as it stands, a thread at a time, in Python. That is what `tests/emulate.h` does with
-# the real text for all kernels, on a CPU.
+# its square root. Let us run it as it stands, a thread at a time, in Python. That is what `tests/support/emulate.h`
+# does with the real text for all kernels, on a CPU.
 
 
 # %%

@@ -94,7 +94,7 @@ def normal_cdf(x, square):
 
 # erf(x / sqrt(2)) = tanh(x * P(x**2)): P is smooth, so few terms do. Fitted for the least largest error of the
 # distribution function on |x| < 5.5 (2.9e-8 in exact arithmetic), where float32 can no longer tell it from 1;
-# `tests/test_gelu.py` measures it. The tanh form of GELU above is the first two terms of this series, rounded.
+# `tests/heart/test_gelu.py` measures it. The tanh form of GELU above is the first two terms of this series, rounded.
 _LARGEST_SQUARE = np.float32(5.5**2)
 _TANH_SERIES = tuple(
     np.float32(c)

@@ -32,7 +32,7 @@ for needed in ("fastapi", "uvicorn"):
     pytest.importorskip(needed, reason=f"the page needs {needed}: pip install -e '.[app,app-test]'")
 uvicorn = importlib.import_module("uvicorn")
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 app_module, guard, reader, listen, serve_command, serve = (
     importlib.import_module(name)

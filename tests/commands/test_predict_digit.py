@@ -16,7 +16,7 @@ from tinyvit.model import ViTConfig, initialise
 
 pytestmark = pytest.mark.extended
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 serve = importlib.import_module("serve")
 

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.extended
 
 expect.set_options(timeout=20_000)  # tests run beside each other
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 OUTPUT = ROOT / "tests" / "output" / "page"
 sys.path.insert(0, str(ROOT / "benchmarks"))
 serve = importlib.import_module("serve")

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-LESSONS = Path(__file__).resolve().parent.parent / "lessons"
+LESSONS = Path(__file__).resolve().parents[2] / "lessons"
 sys.path.append(str(LESSONS))  # as it is when a lesson runs; last, so that it hides nothing
 import kit  # noqa: E402
 

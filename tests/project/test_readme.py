@@ -10,7 +10,7 @@ import pytest
 
 pytestmark = pytest.mark.extended
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()
 
 

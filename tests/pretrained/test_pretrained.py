@@ -23,7 +23,7 @@ from tinyvit.pretrained import pretrained_card
 
 pytestmark = pytest.mark.extended
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 WEIGHTS = ROOT / "tinyvit" / "pretrained"
 sys.path.insert(0, str(ROOT / "benchmarks"))
 publish_weights = importlib.import_module("publish_weights")

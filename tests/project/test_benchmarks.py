@@ -25,7 +25,7 @@ from tinyvit.training.state import new_state
 
 pytestmark = pytest.mark.extended
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 peers, turns, scaling, inference, time_to_accuracy, floors, gpu, gpu_work, readme = (
     importlib.import_module(name)
@@ -506,7 +506,7 @@ sys.modules.update(strict_cupy.modules)
 
 @pytest.fixture
 def stand_in(tmp_path, no_peers):
-    folders = [folder_with(tmp_path, "stand_in", STAND_IN), str(ROOT / "tests"), no_peers["PYTHONPATH"]]
+    folders = [folder_with(tmp_path, "stand_in", STAND_IN), str(ROOT / "tests" / "support"), no_peers["PYTHONPATH"]]
     return os.environ | {"PYTHONPATH": os.pathsep.join(folders)}
 
 

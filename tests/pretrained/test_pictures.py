@@ -29,7 +29,7 @@ from tinyvit.pretrained.pictures import (
 
 pytestmark = pytest.mark.extended
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 drawing = importlib.import_module("serve").drawing
 
 FEW = settings(max_examples=25)

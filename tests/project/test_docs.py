@@ -17,7 +17,7 @@ pytestmark = pytest.mark.extended
 for package in ("sphinx", "furo", "sphinx_gallery", "jupytext", "pypandoc", "math_core"):
     pytest.importorskip(package, reason='needs the extra: pip install -e ".[docs]"')
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 NAMES = sorted(path.stem for path in (ROOT / "lessons").glob("[0-9][0-9]_*.py"))
 RUN = NAMES[0]  # the one lesson that is run for its page; the others are there as text
 

@@ -18,7 +18,7 @@ from tinyvit.kernels import launch
 
 pytestmark = pytest.mark.extended
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 kernel_resources = importlib.import_module("kernel_resources")
 

@@ -37,7 +37,7 @@ from tinyvit.training.step import PlainStep
 
 pytestmark = pytest.mark.extended
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 TINYVIT = [sys.executable, "-m", "tinyvit"]
 TRAIN, EVALUATE = [*TINYVIT, "train"], [*TINYVIT, "evaluate"]
 TINY = "--width 16 --depth 2 --heads 2 --mlp-width 24 --train-limit 600 --test-limit 200 --workers 2".split()  # noqa: SIM905

@@ -19,7 +19,7 @@ from tinyvit.model import ViTConfig
 
 pytestmark = pytest.mark.extended
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 first_contact = importlib.import_module("first_contact")
 
@@ -80,7 +80,7 @@ def machine(tmp_path, monkeypatch):
     (tmp_path / "python" / "cupy" / "__init__.py").write_text(STAND_IN)
     programs = tmp_path / "programs"
     programs.mkdir()
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path / "python"), str(ROOT / "tests")]))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path / "python"), str(ROOT / "tests" / "support")]))
     monkeypatch.setenv("PATH", os.pathsep.join([str(programs), "/usr/bin", "/bin"]))
     monkeypatch.delenv("CUDA_PATH", raising=False)
     monkeypatch.setattr(first_contact, "CUDA_FOLDERS", ())
@@ -117,7 +117,7 @@ def test_both_parts_run_to_their_end(machine, tmp_path, capsys):
     )
     write_program(machine, "ncu", 'echo "==PROF== Profiling linear_forward"')
     out = tmp_path / "records"
-    small = ["--out", str(out), "--minutes", "4", BENCHMARK, "--tests", "tests/test_augment.py"]
+    small = ["--out", str(out), "--minutes", "4", BENCHMARK, "--tests", "tests/data/test_augment.py"]
 
     assert first_contact.main(["1", *small]) == 1
     found = records_of(out, 1)
@@ -220,7 +220,7 @@ def test_without_a_part_it_says_what_to_give(capsys):
 
 def collected(environment, *flags):
     command = [sys.executable, "-m", "pytest", "-q", "--collect-only", "-p", "no:cacheprovider", *flags]
-    files = ["tests/test_augment.py", "tests/test_first_contact.py"]
+    files = ["tests/data/test_augment.py", "tests/project/test_first_contact.py"]
     done = subprocess.run([*command, *files], cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     return {line for line in done.stdout.splitlines() if "::" in line}, done
 

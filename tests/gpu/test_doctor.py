@@ -22,7 +22,7 @@ from tinyvit.kernels import KernelStep
 
 pytestmark = pytest.mark.extended
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 ADVICE = r"Type|Try|Install|Update|Restart|See|Check|type 'pip"  # how a sentence begins that says what to do
 
 
