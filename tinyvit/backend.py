@@ -5,6 +5,9 @@ memory of its results from `memory.py`. `tinyvit.gpu` imports CuPy and makes the
 """
 
 import contextlib
+import contextvars
+import functools
+import importlib
 import sys
 import threading
 from dataclasses import dataclass
@@ -87,3 +90,62 @@ def one_blas_thread():
 
 
 _limit = SimpleNamespace(lock=threading.Lock(), users=0, own=None)
+
+
+@functools.cache
+def compiled_loops():
+    """Return the module `tinyvit.loops`, or None if Numba is not installed."""
+    try:
+        return importlib.import_module("tinyvit.loops")
+    except ModuleNotFoundError as error:
+        if error.name != "numba":
+            raise
+        return None
+
+
+@contextlib.contextmanager
+def use_loops(choice="auto"):
+    """Let operations on float32 arrays of the CPU run as compiled loops (`tinyvit/loops.py`).
+
+    The choice holds in this thread, and in threads that run in a copy of its context.
+
+    Parameters
+    ----------
+    choice : {"auto", "on", "off"}
+        With "auto", loops are used if Numba is installed.
+
+    Yields
+    ------
+    bool
+        Whether loops are used.
+
+    Raises
+    ------
+    ValueError
+        If the choice is another.
+    ModuleNotFoundError
+        If the choice is "on" and Numba is not installed.
+    """
+    if choice not in ("auto", "on", "off"):
+        raise ValueError(f"loops {choice!r} are unknown: give 'auto', 'on' or 'off'")
+    loops = None if choice == "off" else compiled_loops()
+    if choice == "on" and loops is None:
+        raise ModuleNotFoundError('loops need Numba: pip install numba, or give loops "off"', name="numba")
+    token = _loops.set(loops)
+    try:
+        yield loops is not None
+    finally:
+        _loops.reset(token)
+
+
+def loops_for(*arrays):
+    """Return the module of loops if it is in use and suits the arrays, which must be float32 and C-contiguous."""
+    loops = _loops.get()
+    if loops is not None and all(
+        isinstance(array, np.ndarray) and array.dtype == np.float32 and array.flags.c_contiguous for array in arrays
+    ):
+        return loops
+    return None
+
+
+_loops = contextvars.ContextVar("loops", default=None)

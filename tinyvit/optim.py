@@ -5,7 +5,9 @@ import itertools
 import math
 from concurrent.futures import ThreadPoolExecutor, wait
 
-from tinyvit.backend import array_module
+import numpy as np
+
+from tinyvit.backend import array_module, loops_for
 
 
 class Adam:
@@ -64,6 +66,20 @@ class Adam:
         flat, gradient, scratch = flat[part], gradient[part], self._scratch[part]
         m, v = self.first_moment[part], self.second_moment[part]
 
+        if self.weight_decay:  # before the gradient's step, as the decay is of the weight that was
+            xp.multiply(flat, learning_rate * self.weight_decay, out=scratch)
+            if self.decayed is not None:
+                scratch *= self.decayed[part]
+            flat -= scratch
+
+        # both moments start at zero, and the corrections undo that
+        rate = learning_rate / (1 - self.beta1**self.steps)
+        scale = 1 / math.sqrt(1 - self.beta2**self.steps)
+        if loops := loops_for(flat, gradient, m, v):
+            numbers = np.float32([self.beta1, self.beta2, rate, scale, self.epsilon])
+            loops.adam_step(flat, gradient, m, v, *numbers)
+            return
+
         m *= self.beta1  # m = beta1 m + (1 - beta1) g
         m += xp.multiply(gradient, 1 - self.beta1, out=scratch)
         v *= self.beta2  # v = beta2 v + (1 - beta2) g**2
@@ -71,18 +87,12 @@ class Adam:
         scratch *= 1 - self.beta2
         v += scratch
 
-        if self.weight_decay:  # before the gradient's step, as the decay is of the weight that was
-            xp.multiply(flat, learning_rate * self.weight_decay, out=scratch)
-            if self.decayed is not None:
-                scratch *= self.decayed[part]
-            flat -= scratch
-
-        # flat -= learning_rate * m_hat / (sqrt(v_hat) + epsilon), both moments corrected for starting at zero
+        # flat -= rate * m / (scale * sqrt(v) + epsilon)
         xp.sqrt(v, out=scratch)
-        scratch *= 1 / math.sqrt(1 - self.beta2**self.steps)
+        scratch *= scale
         scratch += self.epsilon
         xp.divide(m, scratch, out=scratch)
-        scratch *= learning_rate / (1 - self.beta1**self.steps)
+        scratch *= rate
         flat -= scratch
 
 

@@ -21,7 +21,8 @@ FILES = sorted(LIBRARY.rglob("*.py"))
 MAY_IMPORT = {
     "reference": set(),
     "checks": set(),
-    "backend": set(),
+    "backend": {"loops"},  # only where loops are asked for
+    "loops": set(),
     "memory": {"backend"},
     "gpu": {"gpu.device"},
     "gpu.device": {"backend", "gpu.diagnosis"},
@@ -67,7 +68,7 @@ MAY_IMPORT = {
                  "doctor", "server", "commands"},
     "__main__": {"commands"},
 }  # fmt: skip
-ONLY_FILE_WITH = {"cupy": "gpu.device", "cupyx": "backend", "matplotlib": "plots", "joblib": "training.workers"}
+ONLY_FILE_WITH = {"cupy": "gpu.device", "cupyx": "backend", "numba": "loops", "matplotlib": "plots", "joblib": "training.workers"}
 ONLY_FILE_WITH |= {"PIL": "pretrained.pictures"}
 NEVER = {"torch", "jax", "tensorflow", "keras", "pickle", "dill", "lessons", "tests", "examples"}
 NEVER |= {"benchmarks", "conftest", "strategies", "strict_cupy", "fake_cuda"}

@@ -2,8 +2,10 @@
 
 from typing import Any, NamedTuple
 
-from tinyvit.backend import array_module
-from tinyvit.memory import empty_like, matmul, ones
+import numpy as np
+
+from tinyvit.backend import array_module, loops_for
+from tinyvit.memory import empty, empty_like, matmul, ones
 
 
 class LayerNormCache(NamedTuple):
@@ -22,6 +24,11 @@ def layer_norm_forward(x, w, b, epsilon=1e-6):
     xp = array_module(x)
     width = x.shape[-1]
     rows = x.reshape(-1, width)  # (N, D)
+    if loops := loops_for(rows, w, b):
+        normalised, inverse_deviation, out = empty_like(rows), empty((len(rows), 1), like=rows), empty_like(rows)
+        loops.layer_norm_forward(rows, w, b, np.float32(epsilon), out, normalised, inverse_deviation)
+        return out.reshape(x.shape), LayerNormCache(normalised, inverse_deviation, w)
+
     normalised = xp.subtract(rows, row_means(rows), out=empty_like(rows))
     out = xp.multiply(normalised, normalised, out=empty_like(rows))  # for now the squares
     inverse_deviation = 1 / xp.sqrt(row_means(out) + epsilon)  # (N, 1)
@@ -39,6 +46,13 @@ def layer_norm_backward(dout, cache, dw=None, db=None):
     normalised, inverse_deviation, w = cache
     xp = array_module(dout)
     drows = dout.reshape(normalised.shape)  # (N, D)
+    if loops := loops_for(drows, *cache):
+        dx = empty_like(drows)
+        dw = empty_like(w) if dw is None else dw
+        db = empty_like(w) if db is None else db
+        loops.layer_norm_backward(drows, normalised, inverse_deviation, w, dx, dw, db)
+        return dx.reshape(dout.shape), dw, db
+
     product = xp.multiply(drows, normalised, out=empty_like(normalised))
 
     # out = normalised * w + b, so
