@@ -421,7 +421,7 @@ def _unit(images):
     return images / 255 if images.dtype == np.uint8 else np.clip(images.astype(np.float64), 0, 1)
 
 
-def _shortened(title, most=34):
+def _shortened(title, most=28):
     """Return `title` in at most `most` characters, and escape what matplotlib would read as a formula."""
     short = title if len(title) <= most else f"{title[: most // 2 - 1]}…{title[-(most // 2) :]}"
     return short.replace("$", r"\$")

@@ -459,9 +459,9 @@ def test_settings_survive_as_a_dict():
 def test_data_that_does_not_fit_is_refused():
     with pytest.raises(ValueError, match=r"uint8 images of shape \(N, 8, 8\)"):
         Training(SMALL, RECIPE, IMAGES.astype(np.float32), LABELS, CPU)
-    with pytest.raises(ValueError, match="150 images need 150 whole-number labels"):
+    with pytest.raises(ValueError, match=r"labels must be integers of shape \(150,\)"):
         Training(SMALL, RECIPE, IMAGES, LABELS[:-1], CPU)
-    with pytest.raises(ValueError, match="a label is 4, but the model has the classes 0 to 3"):
+    with pytest.raises(ValueError, match="labels must be in 0 to 3, the classes of the model, but one is 4"):
         Training(SMALL, RECIPE, IMAGES, LABELS + 1, CPU)
 
 
