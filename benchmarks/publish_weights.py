@@ -81,47 +81,48 @@ def card_of(metrics, model):
 
 def card_in_words(card, config, weights):
     """Return tinyvit/pretrained/README.md: `card`, a `ModelCard`, for `weights`, the bytes of the file."""
-    return f"""# The trained model in the box
+    return f"""# The trained model in the package
 
-`tinyvit.load_pretrained()` gives it, `tinyvit.pretrained.pretrained_card()` the numbers below.
+`tinyvit.load_pretrained()` returns the model. `tinyvit.pretrained.pretrained_card()` returns the numbers below.
 
 | | |
 | --- | --- |
-| what | a Vision Transformer for handwritten digits, the technical note's architecture |
+| model | a Vision Transformer for handwritten digits with the architecture of the technical note |
 | size | {card.parameters:,} parameters, float32: {config.depth} blocks of width {config.width}, \
 {config.heads} heads, MLP {config.mlp_width}, patches of {config.patch_size} x {config.patch_size} pixels |
 | file | `{WEIGHTS}`, {len(weights) / 1e6:.1f} MB, SHA-256 `{hashlib.sha256(weights).hexdigest()}` |
 | trained by | `{card.command}` |
-| data | {card.data}: 60,000 images less the last {card.validation_images:,}, which are for validation |
+| data | {card.data}: 60,000 images without the last {card.validation_images:,}, which are for validation |
 | seed | {card.seed} |
 | epochs | {card.epochs} |
 | validation accuracy | **{100 * card.validation_accuracy:.2f} %** of {card.validation_images:,} images |
 | test accuracy | **{100 * card.test_accuracy:.2f} %** of {card.test_images:,} images: \
-{len(card.misread)} are misread |
+{len(card.misread)} are misclassified |
 | test loss | {card.test_loss:.4f} nats |
 | trained with | Python {card.versions["python"]}, NumPy {card.versions["numpy"]} ({card.versions["blas"]}), \
 {card.versions["cpu"]} |
 
-The weights are the average that the recipe keeps, after the last epoch. The recipe's own settings were chosen on
-validation images; what the command sets beside them was set beforehand and tried once. Nothing was chosen by the test
-set; the run read that once, when it was finished. A test reads all test images again and compares with this card.
+The weights are the moving average of the training, taken after the last epoch. The settings of the recipe were chosen
+on validation images. The command's other settings were fixed in advance and tried once. No setting was chosen on the
+test set, which was evaluated once, after the training. A test of the project evaluates the model again and compares
+the result with this card.
 
-## What it is for
+## Intended use
 
-One handwritten digit, 0 to 9, in an image of 28 x 28 pixels as MNIST has them: white ink on black, scaled into
-20 x 20 pixels, its mass in the middle. `tinyvit/pretrained/pictures.py` makes such an image of a photograph or of pen
-strokes. It is for teaching and for trying out: to see what a small transformer looks at.
+The model classifies one handwritten digit, 0 to 9, in an image of 28 x 28 pixels as in MNIST. The ink is white on
+black. The digit is scaled to fit 20 x 20 pixels, and its centre of mass is close to the centre of the image.
+`tinyvit/pretrained/pictures.py` prepares such an image from a photograph or from pen strokes. The model is for
+teaching and for experiments.
 
-## What it is not for
+## Limits
 
-* **Anything that matters.** Cheques, forms, ballots, exams: not tested, not meant.
-* **Anything that is no digit.** It has ten answers and no "none of these": a letter or a scribble gets a digit too,
-  often with confidence. Its probabilities come of training with smoothed labels; they are shares of belief among ten
-  answers, and no promise.
-* **Other hands.** MNIST was written by American census workers and high-school students around 1990. A 1 with a long
-  upstroke, a 7 with a bar, a 4 that is open or closed another way, digits of other scripts: less well, by how much is
-  not measured.
-* **Many digits at once, printed digits, mirrored or upside-down digits.** It was trained on none of these.
+* **No important decisions.** The model was not tested on cheques, forms, ballots or exams.
+* **Digits only.** Every image gets one of ten classes. A letter or a scribble is classified as a digit too, often
+  with a high probability. The labels were smoothed during training, so a probability is not the expected share of
+  correct predictions.
+* **Other handwriting.** American census workers and high-school students wrote the digits of MNIST around 1990. The
+  accuracy on other styles, such as a 1 with a long upstroke or a 7 with a bar, was not measured.
+* **Several digits, printed digits, mirrored or rotated digits.** The training set contains none of these.
 """
 
 

@@ -76,7 +76,7 @@ def test_missing_and_foreign_files_are_named(tmp_path, model):
     with pytest.raises(CheckpointError, match=r"gone: cannot be read: No such file"):
         VisionTransformer.load(tmp_path / "gone")
     (tmp_path / "text").write_text("not a checkpoint")
-    with pytest.raises(CheckpointError, match=r"text: not a whole tinyvit file"):
+    with pytest.raises(CheckpointError, match=r"text: not a complete tinyvit file"):
         VisionTransformer.load(tmp_path / "text")
 
 
@@ -84,18 +84,18 @@ def test_a_model_whose_arrays_do_not_fit_its_settings_is_refused(tmp_path, model
     arrays = dict(model.parameters)
     info = {"config": CONFIG.as_dict()}
     save_arrays(tmp_path / "m", {**arrays, "head.bias": np.zeros(7, np.float32)}, info)
-    with pytest.raises(CheckpointError, match=r"head.bias should have the shape \(5,\), found \(7,\)"):
+    with pytest.raises(CheckpointError, match=r"head.bias should have the shape \(5,\), not \(7,\)"):
         VisionTransformer.load(tmp_path / "m")
     save_arrays(tmp_path / "m", {n: a for n, a in arrays.items() if n != "norm.bias"}, info)
-    with pytest.raises(CheckpointError, match=r"norm.bias should have the shape \(8,\), found nothing"):
+    with pytest.raises(CheckpointError, match=r"norm.bias should have the shape \(8,\), but is missing"):
         VisionTransformer.load(tmp_path / "m")
     save_arrays(tmp_path / "m", {**arrays, "surplus": np.zeros(1, np.float32)}, info)
     with pytest.raises(CheckpointError, match=r"arrays that its settings do not name: surplus"):
         VisionTransformer.load(tmp_path / "m")
     halves = {name: array.astype(np.float16) for name, array in arrays.items()}
     save_arrays(tmp_path / "m", halves, info)
-    with pytest.raises(CheckpointError, match="should all be float32, or all float64, found float16"):
+    with pytest.raises(CheckpointError, match="should all be float32 or all be float64, not float16"):
         VisionTransformer.load(tmp_path / "m")
     save_arrays(tmp_path / "m", arrays, {"config": {**CONFIG.as_dict(), "heads": 3}})
-    with pytest.raises(CheckpointError, match=r"its settings are not a model's \(heads must divide width"):
+    with pytest.raises(CheckpointError, match=r"its settings are not those of a model \(heads must divide width"):
         VisionTransformer.load(tmp_path / "m")

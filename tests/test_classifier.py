@@ -89,9 +89,9 @@ def test_it_is_the_training_of_its_recipe_and_prints_nothing_if_asked(capsys):
         (np.zeros((4, 8, 9), np.uint8), np.zeros(4, int), "not uint8 (4, 8, 9)"),
         (np.zeros((8, 8), np.uint8), np.zeros(8, int), "not uint8 (8, 8)"),
         (np.zeros((0, 8, 8), np.uint8), np.zeros(0, int), "not uint8 (0, 8, 8)"),
-        (np.zeros((4, 8, 8), np.uint8), np.zeros(3, int), "4 images need as many labels"),
-        (np.zeros((4, 8, 8), np.uint8), np.zeros(4), "integers from 0, not float64 (4,)"),
-        (np.zeros((4, 8, 8), np.uint8), np.array([0, 1, -1, 0]), "integers from 0"),
+        (np.zeros((4, 8, 8), np.uint8), np.zeros(3, int), "integers from 0 of shape (4,), not int64 (3,)"),
+        (np.zeros((4, 8, 8), np.uint8), np.zeros(4), "integers from 0 of shape (4,), not float64 (4,)"),
+        (np.zeros((4, 8, 8), np.uint8), np.array([0, 1, -1, 0]), "labels must be integers from 0, but one is -1"),
     ],
 )
 def test_data_that_does_not_fit_is_one_clear_error(images, labels, message):
@@ -101,11 +101,11 @@ def test_data_that_does_not_fit_is_one_clear_error(images, labels, message):
 
 def test_an_unknown_recipe_or_device_is_named():
     images, labels = np.zeros((4, 8, 8), np.uint8), np.zeros(4, int)
-    with pytest.raises(ValueError, match="there is no recipe 'best': give 'tuned', 'note' or a TrainingConfig"):
+    with pytest.raises(ValueError, match="recipe 'best' is unknown: give 'tuned', 'note' or a TrainingConfig"):
         tinyvit.train(images, labels, recipe="best")
     with pytest.raises(ValueError, match="device 'tpu' is unknown"):
         tinyvit.train(images, labels, device="tpu")
-    with pytest.raises(ValueError, match="there is no model 'digits' in the package: give 'mnist'"):
+    with pytest.raises(ValueError, match="model 'digits' is unknown: give 'mnist'"):
         tinyvit.load_pretrained("digits")
 
 

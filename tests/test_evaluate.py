@@ -100,11 +100,11 @@ def test_progress_counts_every_image(workers):
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
-        (np.zeros(3, int), "4 images need 4 whole-number labels"),
+        (np.zeros(3, int), r"labels must be integers of shape \(4,\), one per image"),
         (np.zeros(4), "float64"),
         (np.zeros((4, 1), int), r"\(4, 1\)"),
-        (np.array([0, 1, 5, 2]), "a label is 5, but the model has the classes 0 to 4"),
-        (np.array([0, -1, 4, 2]), "a label is -1"),
+        (np.array([0, 1, 5, 2]), "labels must be in 0 to 4, the classes of the model, but one is 5"),
+        (np.array([0, -1, 4, 2]), "but one is -1"),
     ],
 )
 def test_labels_that_do_not_fit_are_refused(labels, message):
@@ -129,7 +129,7 @@ def test_a_failure_in_a_thread_reaches_the_caller():
     model = random_model()
     images, labels = random_images(9, model.config)
     model.parameters.flat[...] = np.nan
-    with pytest.raises(ArithmeticError, match="not finite"):
+    with pytest.raises(ArithmeticError, match="NaN or infinity"):
         model.evaluate(images, labels, batch_size=2, workers=2)
 
 
@@ -164,7 +164,7 @@ def test_report_of_absent_classes_warns_of_nothing():
     assert lines["0"] == ["0.5000", "0.5000", "0.5000", "2"]
     assert lines["3"] == ["0.0000", "0.0000", "0.0000", "0"]
     assert lines["accuracy"] == ["0.3333", "3"]
-    with pytest.raises(ValueError, match="4 classes need as many names, not 2"):
+    with pytest.raises(ValueError, match="give one name per class: 4 names, not 2"):
         classification_report(result, ["a", "b"])
 
 
@@ -262,7 +262,7 @@ def test_patch_maps_lie_as_the_patches_do():
     np.testing.assert_array_equal(
         patch_maps(np.arange(8).reshape(2, 4)), [[[0, 1], [2, 3]], [[4, 5], [6, 7]]]
     )
-    with pytest.raises(ValueError, match="8 patches do not make a square"):
+    with pytest.raises(ValueError, match="the number of patches must be a square, not 8"):
         patch_maps(np.zeros((1, 8)))
 
 
@@ -271,5 +271,5 @@ def test_logits_that_overflow_are_one_error_and_no_warning(workers):
     model = random_model()
     images, labels = random_images(9, model.config)
     model.parameters.flat[...] = 1e300
-    with pytest.raises(ArithmeticError, match="logits that are not finite numbers"):
+    with pytest.raises(ArithmeticError, match="logits contain NaN or infinity"):
         model.evaluate(images, labels, batch_size=5, workers=workers)

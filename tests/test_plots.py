@@ -10,6 +10,9 @@ import numpy as np
 import pytest
 
 from tinyvit import plots
+from tinyvit.data.augment import Augmentation
+from tinyvit.training import TrainingConfig
+from tinyvit.training.results import describe_augmentation, describe_losses
 
 pytestmark = pytest.mark.extended
 
@@ -21,7 +24,8 @@ def epoch(number, **values):
         "train_accuracy": 1 - 0.1 / number,
         "validation_loss": 0.3 / number,
         "validation_accuracy": 1 - 0.06 / number,
-        "learning_rate": 1e-3,
+        "first_learning_rate": 1e-3,
+        "last_learning_rate": 1e-3,
         "seconds": 30.0 * number,
     }
     return {**record, **values}
@@ -35,13 +39,13 @@ LABELS = np.arange(40) % 10
 CONFIDENCES = np.linspace(0.5, 0.9, 40)
 
 PICTURES = {
-    "training_curves": (lambda path: plots.training_curves(HISTORY, path), (1200, 510)),
-    "confusion_matrix": (lambda path: plots.confusion_matrix(COUNTS, path), (960, 960)),
+    "training_curves": (lambda path: plots.training_curves(HISTORY, path), (1200, 600)),
+    "confusion_matrix": (lambda path: plots.confusion_matrix(COUNTS, path), (960, 1008)),
     "misclassified": (
         lambda path: plots.misclassified(IMAGES, LABELS, (LABELS + 1) % 10, CONFIDENCES, range(40), path, limit=8),
-        (1200, 493),
+        (1200, 523),
     ),
-    "augmentation_sheet": (lambda path: plots.augmentation_sheet([IMAGES[:3], IMAGES[:3] / 255], path), (1200, 875)),
+    "augmentation_sheet": (lambda path: plots.augmentation_sheet([IMAGES[:3], IMAGES[:3] / 255], path), (1200, 927)),
     "explanations": (
         lambda path: plots.explanations(IMAGES[:2] / 255, IMAGES[:2], MAPS[:2], ["a", "b"], path),
         (900, 615),
@@ -142,6 +146,64 @@ def test_curves_stand_what_a_run_may_leave_out(figures):
     np.testing.assert_allclose(error.lines[1].get_ydata(), [6, np.nan, 2])
 
 
+def test_curves_have_titles_and_a_note(figures):
+    plots.training_curves(HISTORY, "unused", note="what is seen")
+    figure = figures[0]
+    assert figure.get_suptitle() == "Training curves: loss and error over 10 epochs"
+    assert [axes.get_title(loc="left") for axes in figure.axes] == ["Loss", "Error"]
+    assert figure.get_supxlabel() == "what is seen"
+
+
+def boxes_of(figure):
+    """Return title and note of a figure and the labels, titles and texts of its axes, with their boxes in pixels."""
+    figure.canvas.draw()
+    shown = [figure._suptitle, figure._supxlabel]
+    for axes in figure.axes:
+        shown += [*axes.texts, axes.xaxis.label, axes.yaxis.label, axes.title, axes._left_title]
+    shown = [text for text in shown if text is not None and text.get_text()]
+    return [(text.get_text(), text.get_window_extent()) for text in shown]
+
+
+@pytest.mark.parametrize("epochs", [1, 3, 100])
+def test_no_text_overlaps_another_or_leaves_the_picture(figures, epochs):
+    """The longest notes of a run, and training and validation so close that their points coincide."""
+    numbers = range(1, epochs + 1)
+    history = [epoch(n, validation_loss=0.5 / n, validation_accuracy=1 - 0.1 / n) for n in numbers]
+    augmentation = Augmentation(rotation=12.5, scale=0.15, shear=12.5, shift=1.5, flip=0.125)
+    config = TrainingConfig(smoothing=0.1, augmentation=augmentation)
+    losses = [{**record, "train_loss": 1.0, "validation_loss": loss} for record in history for loss in (0.5, 2.0)]
+    for note in (describe_losses(losses[:1], config), describe_losses(losses, config)):
+        plots.training_curves(history, "unused", note)
+    plots.augmentation_sheet([IMAGES[:10]] * 2, "unused", describe_augmentation(config.augmentation))
+    plots.confusion_matrix(COUNTS, "unused")
+    plots.misclassified(
+        images=IMAGES,
+        labels=LABELS,
+        predictions=(LABELS + 1) % 10,
+        confidences=np.ones(40) - 1e-6,
+        wrong=range(40),
+        path="unused",
+    )
+    for figure in figures:
+        boxes = boxes_of(figure)
+        for i, (text, box) in enumerate(boxes):
+            assert 0 <= box.x0 <= box.x1 <= figure.bbox.width, text
+            assert 0 <= box.y0 <= box.y1 <= figure.bbox.height, text
+            for other, another in boxes[:i]:
+                assert not box.overlaps(another), (text, other)
+
+
+def test_curves_of_one_epoch_are_points_with_their_values_beside_them(tmp_path, figures):
+    plots.training_curves([epoch(1)], "unused")
+    assert figures[0].get_suptitle() == "Training curves: loss and error after one epoch"
+    loss, error = figures[0].axes
+    assert [text.get_text() for text in loss.texts] == ["0.500", "0.300"]
+    assert [text.get_text() for text in error.texts] == ["10.00 %", "6.00 %"]
+    assert [text.xy for text in loss.texts] == [(1, 0.5), (1, 0.3)]
+    plots.training_curves(HISTORY, "unused")
+    assert texts(figures[1]) == []  # a curve has its last value in the legend
+
+
 def test_curves_of_one_epoch_are_points_at_a_whole_number(tmp_path, figures):
     only = {"epoch": 1, "train_loss": 0.3, "train_accuracy": 0.9, "validation_loss": None}
     plots.training_curves([only], "unused")
@@ -164,14 +226,15 @@ def test_confusion_colours_mistakes_alone_and_writes_counts_and_recall(figures):
     assert cells[1, 0].sum() > cells[0, 2].sum() > cells[2, 1].sum()  # 1, 2, 30: darker and darker
     assert texts(figures[0]) == ["980", "2", "1", "1134", "30", "99.8", "99.9", "0.0", "recall, %"]
     assert [label.get_text() for label in axes.get_yticklabels()] == ["ant", "bee", "cat"]
-    assert axes.get_ylabel() == "true"
-    assert axes.get_title(loc="left") == "33 of 2,147 misclassified"
+    assert (axes.get_ylabel(), axes.get_xlabel()) == ("true class", "predicted class")
+    assert figures[0].get_suptitle() == "Confusion matrix: 33 of 2,147 images misclassified"
+    assert figures[0].get_supxlabel().startswith("Grey cells count correct predictions.")
 
 
 @pytest.mark.parametrize("counts", [np.zeros((3, 3), int), np.diag([5, 0, 7]), np.ones((40, 40), int)])
 def test_confusion_of_odd_counts_can_be_drawn(counts, tmp_path):
     plots.confusion_matrix(counts, tmp_path / "counts.png")
-    assert size_of(tmp_path / "counts.png") == (960, 960)
+    assert size_of(tmp_path / "counts.png") == (960, 1008)
 
 
 def test_misclassified_digits_are_captioned_the_most_confident_first(figures):
@@ -188,7 +251,8 @@ def test_misclassified_digits_are_captioned_the_most_confident_first(figures):
     ]
     for axes, i in zip(drawn, (9, 30, 4), strict=True):
         np.testing.assert_array_equal(axes.images[0].get_array(), IMAGES[i] / 255)
-    assert figures[0].get_suptitle() == "3 of 40 misclassified, the most confident first"
+    assert figures[0].get_suptitle() == "Mistakes: 3 of 40 images misclassified, the most confident first"
+    assert figures[0].get_supxlabel() == "The percentage is the probability that the model gives its prediction."
 
     plots.misclassified(IMAGES, LABELS, predictions, confidences, [9, 30, 4], "unused", limit=2)
     assert len([axes for axes in figures[1].axes if axes.images]) == 2
@@ -197,19 +261,20 @@ def test_misclassified_digits_are_captioned_the_most_confident_first(figures):
 
 def test_no_mistakes_make_a_picture_that_says_so(figures, tmp_path):
     plots.misclassified(IMAGES, LABELS, LABELS, CONFIDENCES, [], "unused")
-    assert [text.get_text() for text in figures[0].texts] == ["0 of 40 misclassified"]
+    assert [text.get_text() for text in figures[0].texts] == ["0 of 40 images misclassified"]
 
 
 def test_augmentation_sheet_shows_every_image_in_its_place(figures):
     plots.augmentation_sheet([IMAGES[:3], IMAGES[3:6] / 255], "unused")
     drawn = [axes.images[0].get_array() for axes in figures[0].axes]
     np.testing.assert_allclose(drawn, IMAGES[:6] / 255)
-    assert figures[0].get_suptitle() == "Augmentation: the original at the left, then random changes of it"
+    assert [axes.get_title() for axes in figures[0].axes[:3]] == ["original", "variant 1", "variant 2"]
+    assert figures[0].get_suptitle() == "Augmentation: original training images and random variants"
 
 
-@pytest.mark.parametrize("rows", [[], [IMAGES[:0]]])
+@pytest.mark.parametrize("rows", [[], [IMAGES[:0]], [IMAGES[:2], IMAGES[:3]]])
 def test_augmentation_sheet_refuses_what_does_not_fit(rows, tmp_path):
-    with pytest.raises(ValueError, match="rows of as many images each"):
+    with pytest.raises(ValueError, match="give rows of equally many images"):
         plots.augmentation_sheet(rows, tmp_path / "sheet.png")
     assert not list(tmp_path.iterdir())
 
@@ -234,5 +299,5 @@ def test_overlay_refuses_images_without_a_map_each(images, maps, tmp_path):
         lambda path: plots.explanations(images, images, maps, titles, path),
         lambda path: plots.hero(HISTORY, images, maps, path),
     ):
-        with pytest.raises(ValueError, match="a map for each image"):
+        with pytest.raises(ValueError, match="give images and one map per image"):
             draw(tmp_path / "overlay.png")

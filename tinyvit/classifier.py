@@ -1,4 +1,4 @@
-"""What a user holds: `VisionTransformer`, a model to use, and `train`, which makes one of images and labels."""
+"""The main interface: `VisionTransformer`, `train` and `load_pretrained`."""
 
 import math
 from dataclasses import dataclass, replace
@@ -19,10 +19,18 @@ from tinyvit.training.progress import Progress
 
 @dataclass(frozen=True, eq=False)
 class VisionTransformer:
-    """A model to use: its settings and its weights.
+    """A Vision Transformer: its settings and its weights.
 
-    Images are (B, R, C), uint8 (0 to 255) or float (0 to 1), of the size that `config` says. They may lie on the
-    CPU or on the model's device; results are NumPy arrays.
+    Parameters
+    ----------
+    config : ViTConfig
+        The settings.
+    parameters : Parameters
+        The weights, on the CPU or on a GPU.
+
+    Notes
+    -----
+    All methods take images on the CPU or on the model's device and return NumPy arrays.
     """
 
     config: ViTConfig
@@ -37,48 +45,140 @@ class VisionTransformer:
         )
 
     def logits(self, images, batch_size=None):
-        """Return logits (B, classes); batch_size images are computed at a time, by default as many as suits."""
+        """Return the logits of images.
+
+        Parameters
+        ----------
+        images : ndarray of shape (B, R, C)
+            Either uint8, or float in 0 to 1.
+        batch_size : int, optional
+            Number of images per computation. Default: as many as fit the cache.
+
+        Returns
+        -------
+        ndarray of shape (B, classes)
+            The logits.
+        """
         return vit_logits(images, self.parameters, self.config, batch_size)
 
     def predict_proba(self, images):
-        """Return the probability of every class, (B, classes)."""
+        """Return the probability of each class.
+
+        Parameters
+        ----------
+        images : ndarray of shape (B, R, C)
+            Either uint8, or float in 0 to 1.
+
+        Returns
+        -------
+        ndarray of shape (B, classes)
+            Probabilities, float64. Each row sums to 1.
+        """
         return softmax_forward(self.logits(images).astype(np.float64))[0]
 
     def predict(self, images):
-        """Return the most probable class of every image, (B,) integers."""
+        """Return the most probable class of each image.
+
+        Parameters
+        ----------
+        images : ndarray of shape (B, R, C)
+            Either uint8, or float in 0 to 1.
+
+        Returns
+        -------
+        ndarray of shape (B,)
+            Classes, integers.
+        """
         return self.logits(images).argmax(axis=1)
 
     def evaluate(self, images, labels, **options):
-        """Return the `Evaluation` of the model on `images` and their labels (B,), integers.
+        """Classify images and compare the predictions with the labels.
 
-        options: as `tinyvit.evaluate.evaluate` takes them: batch_size, workers, progress. Raises `ValueError` if
-        images or labels do not fit, and `ArithmeticError` if a logit is not finite.
+        Parameters
+        ----------
+        images : ndarray of shape (B, R, C)
+            Either uint8, or float in 0 to 1.
+        labels : ndarray of shape (B,)
+            The true classes, integers.
+        **options
+            The options of `tinyvit.evaluate.evaluate`: `batch_size`, `workers` and `progress`.
+
+        Returns
+        -------
+        Evaluation
+            The predictions, the accuracy and the loss.
+
+        Raises
+        ------
+        ValueError
+            If images or labels do not fit the model.
+        ArithmeticError
+            If a logit is not finite.
         """
         return evaluate(images, labels, self.parameters, self.config, **options)
 
     def save(self, path, info=None):
-        """Write the model to a safetensors file; info: what else the file should say, a JSON dict."""
+        """Write the model to a safetensors file.
+
+        Parameters
+        ----------
+        path : path-like
+            The file to write. It is replaced as a whole.
+        info : dict, optional
+            Further metadata that JSON can represent.
+        """
         save_model(path, self.parameters, self.config, info)
 
     @classmethod
     def load(cls, path, backend=None):
-        """Return the model of a file that `save` wrote, on the `backend`'s device or the CPU.
+        """Return the model of a file that `save` wrote.
 
-        Raises `CheckpointError` if the file is not whole, or its arrays are not those of its settings.
+        Parameters
+        ----------
+        path : path-like
+            The file to read.
+        backend : Backend, optional
+            Where the weights go. Default: the CPU.
+
+        Returns
+        -------
+        VisionTransformer
+            The model.
+
+        Raises
+        ------
+        CheckpointError
+            If the file is missing or damaged, or its arrays do not fit its settings.
         """
         parameters, config = load_model(path, backend)
         return cls(config, parameters)
 
 
 def load_pretrained(name="mnist", backend=None):
-    """Return the trained `VisionTransformer` that comes with the package, on the `backend`'s device or the CPU.
+    """Return the trained model that comes with the package.
 
-    name: "mnist", a model of handwritten digits: it reads uint8 images (B, 28, 28) as MNIST has them, white ink on
-    black; `tinyvit.pretrained.pictures` prepares others. Raises `ValueError` on another name, and `CheckpointError`
-    if the file is missing or not whole.
+    Parameters
+    ----------
+    name : {"mnist"}, optional
+        "mnist" classifies handwritten digits in images of 28 x 28 pixels, white on black, as in MNIST.
+        `tinyvit.pretrained.pictures` prepares other pictures.
+    backend : Backend, optional
+        Where the weights go. Default: the CPU.
+
+    Returns
+    -------
+    VisionTransformer
+        The model.
+
+    Raises
+    ------
+    ValueError
+        If the name is unknown.
+    CheckpointError
+        If the file is missing or damaged.
     """
     if name != "mnist":
-        raise ValueError(f"there is no model {name!r} in the package: give 'mnist'")
+        raise ValueError(f"model {name!r} is unknown: give 'mnist'")
     with pretrained_file() as path:
         return VisionTransformer.load(path, backend)
 
@@ -86,20 +186,47 @@ def load_pretrained(name="mnist", backend=None):
 def train(images, labels, epochs=1, *, recipe="tuned", model=None, device="cpu", workers=None, seed=0, verbose=1):
     """Train a Vision Transformer on images and labels, and return it.
 
-    images: (N, S, S) uint8; labels: (N,) integers from 0; epochs: passes over the images; recipe: the name of one of
-    `tinyvit.training.RECIPES`, or a `TrainingConfig`, whose epochs and seed are replaced; model: settings of
-    `ViTConfig` to change, a dict; device: "cpu", "gpu" or "auto"; workers: processes, by default one per core;
-    verbose: 0 prints nothing.
+    The image size, the number of classes, the mean and deviation of the pixels and a patch size for a grid of about
+    four by four patches are derived from the data. The last twelfth of the images, at most 5,000, is for validation.
 
-    What the data decides follows from it: image size, classes, patch size (for a grid of about four by four),
-    mean and deviation of the pixels, and how many images are held back to validate (a twelfth, at most 5,000).
-    Raises `ValueError` if images, labels and settings do not fit, and `TrainingDiverged` if the loss is not finite.
+    Parameters
+    ----------
+    images : array_like of shape (N, S, S)
+        Square grey images, uint8.
+    labels : array_like of shape (N,)
+        Classes, integers from 0.
+    epochs : int, optional
+        Number of passes over the training images.
+    recipe : {"tuned", "note"} or TrainingConfig, optional
+        The settings of the training. Epochs and seed of a `TrainingConfig` are replaced.
+    model : dict, optional
+        Settings of `ViTConfig` to change.
+    device : {"cpu", "gpu", "auto"}, optional
+        Where to compute.
+    workers : int, optional
+        Number of processes. Default: one per core, at most one per 8 images of a batch.
+    seed : int, optional
+        Seed of the weights, the order of the images and the augmentation.
+    verbose : int, optional
+        With 0 nothing is printed.
+
+    Returns
+    -------
+    VisionTransformer
+        The trained model.
+
+    Raises
+    ------
+    ValueError
+        If images, labels and settings do not fit each other.
+    TrainingDiverged
+        If the loss or a weight becomes NaN or infinite.
     """
     images, labels = np.asarray(images), np.asarray(labels)
     settings = RECIPES.get(recipe) if isinstance(recipe, str) else recipe
     if settings is None:
         names = ", ".join(map(repr, RECIPES))
-        raise ValueError(f"there is no recipe {recipe!r}: give {names} or a TrainingConfig")
+        raise ValueError(f"recipe {recipe!r} is unknown: give {names} or a TrainingConfig")
     config = replace(settings, epochs=epochs, seed=seed)
     config = replace(config, validation=min(config.validation, len(images) // 12))
     run = Training(
@@ -113,26 +240,43 @@ def train(images, labels, epochs=1, *, recipe="tuned", model=None, device="cpu",
     try:
         with Progress(run, silent=not verbose) as progress:
             run.run(on_step=progress.on_step, on_epoch=progress.on_epoch)
-    except TrainingStopped as error:  # by Ctrl-C or SIGTERM, between two steps
+    except TrainingStopped as error:  # Ctrl-C or SIGTERM stopped the training between two steps
         raise KeyboardInterrupt from error
     return VisionTransformer(run.model_config, run.state.weights)
 
 
 def fitting_config(images, labels, **settings):
-    """Return the `ViTConfig` that fits images (N, S, S) uint8 and labels (N,), with these settings changed.
+    """Return the settings of a model that fits images and labels.
 
-    Raises `ValueError` if images or labels are of another kind.
+    Parameters
+    ----------
+    images : ndarray of shape (N, S, S)
+        Square grey images, uint8.
+    labels : ndarray of shape (N,)
+        Classes, integers from 0.
+    **settings
+        Settings of `ViTConfig` that replace the derived ones.
+
+    Returns
+    -------
+    ViTConfig
+        The settings.
+
+    Raises
+    ------
+    ValueError
+        If images or labels have another shape or type.
     """
     if images.ndim != 3 or images.shape[1] != images.shape[2] or not images.size or images.dtype != np.uint8:
         raise ValueError(f"images must be uint8 of shape (N, S, S), not {images.dtype} {images.shape}")
     if labels.shape != images.shape[:1] or labels.dtype.kind not in "ui":
         raise ValueError(
-            f"{len(images)} images need as many labels, integers from 0, not {labels.dtype} {labels.shape}"
+            f"labels must be integers from 0 of shape ({len(images)},), not {labels.dtype} {labels.shape}"
         )
     if labels.min() < 0:
-        raise ValueError(f"labels are integers from 0, and one is {labels.min()}")
+        raise ValueError(f"labels must be integers from 0, but one is {labels.min()}")
     side = images.shape[1]
-    blocks = np.array_split(images, -(-len(images) // 1000))  # of so many images, as a copy of all may be large
+    blocks = np.array_split(images, -(-len(images) // 1000))  # a copy of all images may be large
     counts = sum(np.bincount(block.ravel(), minlength=256) for block in blocks)
     levels = np.arange(256) / 255
     mean = counts @ levels / images.size
@@ -150,6 +294,17 @@ def fitting_config(images, labels, **settings):
 
 
 def fitting_patch_size(side):
-    """Return the patch size that cuts an image of `side` pixels into a grid as near to four by four as possible."""
+    """Return the patch size that divides an image into a grid as close to four by four patches as possible.
+
+    Parameters
+    ----------
+    side : int
+        Side of the image in pixels.
+
+    Returns
+    -------
+    int
+        Side of a patch in pixels. It divides `side`.
+    """
     fitting = [size for size in range(1, side + 1) if side % size == 0]
     return min(fitting, key=lambda size: abs(math.log(side / size / 4)))

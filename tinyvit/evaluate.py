@@ -1,4 +1,4 @@
-"""How well a model does and what it looks at: accuracy, report, confusion, errors, attention rollout."""
+"""Measure a model: accuracy, loss, confusion, mistakes, calibration, and where its attention goes."""
 
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -10,37 +10,74 @@ from tinyvit.backend import array_module, one_blas_thread, to_host
 from tinyvit.model import block_attention, check_images, vit_forward, vit_logits
 from tinyvit.ops import cross_entropy_forward, softmax_forward
 
-CHUNK = 500  # images: a moment of work, so that progress shows; `vit_logits` cuts it smaller
+CHUNK = 500  # images per report of progress; `vit_logits` computes them in smaller batches
 
 
-@dataclass(frozen=True, eq=False)  # arrays have no single answer to ==
+@dataclass(frozen=True, eq=False)  # comparing arrays with == gives no single truth value
 class Evaluation:
-    """What a model said about some labelled images; every array is NumPy's, for N images and C classes."""
+    """The predictions of a model for N labelled images of C classes.
 
-    probabilities: np.ndarray  # (N, C) float64, every row sums to 1
-    predictions: np.ndarray  # (N,) integers, the most probable class
-    labels: np.ndarray  # (N,) integers in 0..C-1
-    accuracy: float  # share of right predictions, 0 to 1
-    loss: float  # mean cross-entropy in nats, without label smoothing
+    Parameters
+    ----------
+    probabilities : ndarray of shape (N, C)
+        The probability of each class, float64. Each row sums to 1.
+    predictions : ndarray of shape (N,)
+        The most probable class of each image, integers.
+    labels : ndarray of shape (N,)
+        The true classes, integers in 0 to C - 1.
+    accuracy : float
+        Share of correct predictions, 0 to 1.
+    loss : float
+        Mean cross-entropy in nats, without label smoothing.
+    """
+
+    probabilities: np.ndarray
+    predictions: np.ndarray
+    labels: np.ndarray
+    accuracy: float
+    loss: float
 
     def __repr__(self):
         return f"Evaluation(accuracy={self.accuracy:.4f}, loss={self.loss:.4f}, {len(self.labels):,} images)"
 
     @property
     def confidences(self):
-        """How probable each prediction was said to be, (N,) float64 in 0 to 1."""
+        """The probability of each prediction, (N,) float64."""
         return self.probabilities.max(axis=1)
 
 
 def evaluate(images, labels, parameters, config, batch_size=CHUNK, workers=1, progress=None):
-    """Classify `images` and compare with `labels`.
+    """Classify images and compare the predictions with the labels.
 
-    images: (N, R, C), uint8 or float in 0 to 1, on the parameters' device or on the CPU (then moved there one chunk
-    at a time); labels: (N,) integers in 0..classes-1; parameters, config: of the model; batch_size: images per
-    chunk; workers: chunks side by side, each with one BLAS thread, so that their number changes no bit of the
-    result; progress: called with the number of images of each chunk that is done, as `tqdm.update` is.
-    Returns an `Evaluation`. Raises `ValueError` if images or labels do not fit the model or each other, or if
-    batch_size or workers is below 1, and `ArithmeticError` if a logit is not a finite number.
+    Parameters
+    ----------
+    images : ndarray of shape (N, R, C)
+        Either uint8, or float in 0 to 1, on the CPU or on the device of the parameters.
+    labels : ndarray of shape (N,)
+        The true classes, integers in 0 to classes - 1.
+    parameters : Parameters
+        The weights.
+    config : ViTConfig
+        The settings of the model.
+    batch_size : int, optional
+        Number of images per chunk.
+    workers : int, optional
+        Number of threads. Each computes one chunk at a time with one BLAS thread, so their number does not change
+        the result.
+    progress : callable, optional
+        Called after each chunk with its number of images, as `tqdm.update`.
+
+    Returns
+    -------
+    Evaluation
+        The predictions, the accuracy and the loss.
+
+    Raises
+    ------
+    ValueError
+        If images or labels do not fit the model, or `batch_size` or `workers` is below 1.
+    ArithmeticError
+        If a logit is not finite.
     """
     labels = to_host(labels)
     check_images(images, config)
@@ -49,7 +86,7 @@ def evaluate(images, labels, parameters, config, batch_size=CHUNK, workers=1, pr
         raise ValueError(f"batch_size and workers must be at least 1, not {batch_size} and {workers}")
 
     def chunk_logits(start):
-        # what overflows gives a logit that is not finite, and that is an error below: NumPy need not warn of it
+        # An overflow makes a logit infinite or NaN, which raises an error below, so NumPy's warning is not needed.
         with np.errstate(over="ignore", invalid="ignore"):
             return vit_logits(images[start : start + batch_size], parameters, config)
 
@@ -65,23 +102,53 @@ def evaluate(images, labels, parameters, config, batch_size=CHUNK, workers=1, pr
 
 
 def check_labels(labels, count, classes):
-    """Raise `ValueError` unless `labels` are `count` integers in 0..classes-1."""
+    """Check that labels fit a number of images and of classes.
+
+    Parameters
+    ----------
+    labels : ndarray
+        The labels to check.
+    count : int
+        The number of images.
+    classes : int
+        The number of classes.
+
+    Raises
+    ------
+    ValueError
+        Unless `labels` has the shape (count,) and contains integers in 0 to classes - 1.
+    """
     if labels.shape != (count,) or labels.dtype.kind not in "ui":
         raise ValueError(
-            f"{count} images need {count} whole-number labels, not {labels.dtype} {labels.shape}"
+            f"labels must be integers of shape ({count},), one per image, not {labels.dtype} {labels.shape}"
         )
     wrong = labels[(labels < 0) | (labels >= classes)]
     if wrong.size:
-        raise ValueError(f"a label is {wrong[0]}, but the model has the classes 0 to {classes - 1}")
+        raise ValueError(f"labels must be in 0 to {classes - 1}, the classes of the model, but one is {wrong[0]}")
 
 
 def evaluation_of_logits(logits, labels):
-    """Return the `Evaluation` of logits (N, C) float against labels (N,), all sums in float64.
+    """Return the evaluation of logits that are already computed. All sums are in float64.
 
-    Raises `ArithmeticError` if a logit is not a finite number: such a model has no prediction.
+    Parameters
+    ----------
+    logits : ndarray of shape (N, C)
+        The output of the model, float.
+    labels : ndarray of shape (N,)
+        The true classes, integers in 0 to C - 1.
+
+    Returns
+    -------
+    Evaluation
+        The predictions, the accuracy and the loss.
+
+    Raises
+    ------
+    ArithmeticError
+        If a logit is not finite.
     """
     if not np.isfinite(logits).all():
-        raise ArithmeticError("the model gives logits that are not finite numbers: look at its weights")
+        raise ArithmeticError("the model's logits contain NaN or infinity: check its weights")
     logits = logits.astype(np.float64)
     probabilities, _ = softmax_forward(logits)
     loss, _ = cross_entropy_forward(logits, labels)
@@ -96,16 +163,30 @@ def evaluation_of_logits(logits, labels):
 
 
 def classification_report(evaluation, class_names=None):
-    """Return a text table of precision, recall and F1 for every class, with four digits.
+    """Return a text table with the precision, recall and F1 score of each class.
 
-    class_names: one string a class, by default "0", "1" and so on. A class that never occurs, or is never
-    predicted, has 0.0000 where there is nothing to divide by. Raises `ValueError` on another number of names.
+    Parameters
+    ----------
+    evaluation : Evaluation
+        The predictions and labels.
+    class_names : sequence of str, optional
+        One name per class. Default: "0", "1" and so on.
+
+    Returns
+    -------
+    str
+        The table, with four decimals. A score whose denominator is zero is 0.0000.
+
+    Raises
+    ------
+    ValueError
+        If the number of names is not the number of classes.
     """
     classes = evaluation.probabilities.shape[1]
     names = [str(i) for i in range(classes)] if class_names is None else list(class_names)
     if len(names) != classes:
-        raise ValueError(f"{classes} classes need as many names, not {len(names)}")
-    from sklearn import metrics  # here, as it takes 60 MB that training has no use for
+        raise ValueError(f"give one name per class: {classes} names, not {len(names)}")
+    from sklearn import metrics  # imported here because it takes 60 MB, which training does not need
 
     return metrics.classification_report(
         evaluation.labels,
@@ -118,7 +199,18 @@ def classification_report(evaluation, class_names=None):
 
 
 def confusion(evaluation):
-    """Return how many images of each class (rows) were taken for each class (columns): (C, C) integers."""
+    """Return the confusion matrix.
+
+    Parameters
+    ----------
+    evaluation : Evaluation
+        The predictions and labels.
+
+    Returns
+    -------
+    ndarray of shape (C, C)
+        Number of images per true class (row) and predicted class (column).
+    """
     from sklearn import metrics
 
     classes = evaluation.probabilities.shape[1]
@@ -126,9 +218,19 @@ def confusion(evaluation):
 
 
 def misclassified(evaluation, limit=None):
-    """Return the indices of the wrong predictions, the most confident first, at most `limit` of them.
+    """Return the indices of the misclassified images, the most confident first.
 
-    Where two are equally confident, the one that comes first in the data comes first.
+    Parameters
+    ----------
+    evaluation : Evaluation
+        The predictions and labels.
+    limit : int, optional
+        The largest number of indices. Default: no limit.
+
+    Returns
+    -------
+    ndarray of int
+        The indices. Equally confident mistakes are in the order of the data.
     """
     wrong = np.flatnonzero(evaluation.predictions != evaluation.labels)
     order = np.argsort(-evaluation.confidences[wrong], kind="stable")
@@ -136,27 +238,55 @@ def misclassified(evaluation, limit=None):
 
 
 def calibration_error(evaluation, bins=15):
-    """Return the expected calibration error, 0 to 1: how far confidence and accuracy lie apart on average.
+    """Return the expected calibration error [1]_, the mean difference between confidence and accuracy per bin.
 
-    bins: into how many even parts the confidences from 0 to 1 are put.
-    Source: Guo et al. 2017, "On Calibration of Modern Neural Networks", eq. 3.
+    Parameters
+    ----------
+    evaluation : Evaluation
+        The predictions and labels.
+    bins : int, optional
+        Number of equal intervals into which the confidences from 0 to 1 are divided.
+
+    Returns
+    -------
+    float
+        The error, 0 to 1.
+
+    References
+    ----------
+    .. [1] Guo et al. 2017, "On Calibration of Modern Neural Networks", equation 3.
     """
     confidences = evaluation.confidences
     surplus = confidences - (evaluation.predictions == evaluation.labels)
-    # a bin holds its upper edge, not its lower one, as in the paper
+    # As in the paper, a bin contains its upper edge but not its lower edge.
     places = np.clip(np.ceil(confidences * bins).astype(int) - 1, 0, bins - 1)
     return float(np.abs(np.bincount(places, weights=surplus, minlength=bins)).sum() / len(surplus))
 
 
 def attention_rollout(images, parameters, config):
-    """Return how much of what the class token holds in the end came from each patch: (B, N) float64, NumPy.
+    """Return the relevance of each patch for the class token, by attention rollout [1]_.
 
-    images: (B, R, C) as `vit_forward` takes them, on the CPU or the parameters' device; N: patches, row by
-    row. In every block a token is taken to be half itself (the residual branch) and half the mean of what its
-    heads attend to; these shares multiply from the last block down to the patches. They are neither rescaled
-    nor cut: what a row lacks of 1 is the class token's share of its own beginning.
-    Source: Abnar and Zuidema 2020, "Quantifying Attention Flow in Transformers", section 3, attention
-    rollout.
+    Each block is modelled as a mixing of tokens, half from the residual branch and half from the mean attention of
+    its heads. The product of these matrices over all blocks gives the share of each patch in the class token.
+
+    Parameters
+    ----------
+    images : ndarray of shape (B, R, C)
+        Images as for `vit_forward`, on the CPU or on the device of the parameters.
+    parameters : Parameters
+        The weights.
+    config : ViTConfig
+        The settings of the model.
+
+    Returns
+    -------
+    ndarray of shape (B, N)
+        NumPy, float64. One share per patch, row by row. The shares of an image and that of the initial class token
+        add up to 1.
+
+    References
+    ----------
+    .. [1] Abnar and Zuidema 2020, "Quantifying Attention Flow in Transformers", section 3.
     """
     images = array_module(parameters.flat).asarray(images)
     _, cache = vit_forward(images, parameters, config)
@@ -164,10 +294,21 @@ def attention_rollout(images, parameters, config):
 
 
 def rollout_of_attention(blocks):
-    """Return `attention_rollout` (B, N) of the attention weights of all blocks, as `block_attention` gives them."""
+    """Return the attention rollout of attention weights that are already computed.
+
+    Parameters
+    ----------
+    blocks : list of ndarray
+        The attention weights of all blocks, (B, H, S, T) each, as `block_attention` returns them.
+
+    Returns
+    -------
+    ndarray of shape (B, N)
+        The relevance of each patch, as from `attention_rollout`.
+    """
     shares = [residual_attention(weights) for weights in blocks]
-    # The product of all blocks is (T, T), but only its class token's row is wanted. The last block kept just
-    # that row; a row times the blocks below it is still that row, exactly the one of the whole product.
+    # The result needs only the class token's row of the product of all blocks, so the product is computed as that
+    # row times one block after the other. The last block computes no other row.
     row = shares[-1][:, :1]  # (B, 1, T)
     for block in reversed(shares[:-1]):
         row = row @ block
@@ -175,9 +316,17 @@ def rollout_of_attention(blocks):
 
 
 def residual_attention(weights):
-    """Return half the identity plus half the mean over heads of `weights` (B, H, S, T): (B, S, T) float64.
+    """Return half the identity plus half the mean of the attention weights over the heads.
 
-    The S tokens that ask are the first of the T. Every row sums to 1.
+    Parameters
+    ----------
+    weights : ndarray of shape (B, H, S, T)
+        Attention weights. The S tokens with a query are the first of all T tokens.
+
+    Returns
+    -------
+    ndarray of shape (B, S, T)
+        Shares, float64. Each row sums to 1.
     """
     mean = weights.mean(axis=1, dtype=np.float64)
     mean += np.eye(*mean.shape[1:])
@@ -185,12 +334,25 @@ def residual_attention(weights):
 
 
 def patch_maps(relevance):
-    """Return `relevance` (B, N) of N patches, row by row, as square maps (B, sqrt(N), sqrt(N)).
+    """Return the relevance of the patches as square maps.
 
-    Raises `ValueError` if N is not a square.
+    Parameters
+    ----------
+    relevance : ndarray of shape (B, N)
+        One number per patch, row by row.
+
+    Returns
+    -------
+    ndarray of shape (B, sqrt(N), sqrt(N))
+        One map per image.
+
+    Raises
+    ------
+    ValueError
+        If N is not a square number.
     """
     batch, patches = relevance.shape
     side = round(patches**0.5)
     if side * side != patches:
-        raise ValueError(f"{patches} patches do not make a square")
+        raise ValueError(f"the number of patches must be a square, not {patches}")
     return relevance.reshape(batch, side, side)

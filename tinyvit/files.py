@@ -1,15 +1,27 @@
-"""Writing a file so that a reader finds either the old one or the new one."""
+"""Write files so that a reader finds either the old file or the new one."""
 
 import os
 from pathlib import Path
 
 
 def write_atomically(path, content):
-    """Replace the file at `path` by `content`, bytes or text (UTF-8), all at once.
+    """Replace a file as a whole.
 
-    The bytes go to a neighbouring file first and to the disk. Then that file takes the name. So a reader finds the
-    old file or the new one, even if the program is killed. The next write replaces a neighbour that a kill left
-    behind, so a file needs one writer at a time. Raises `OSError` as the system does, leaving the old file.
+    The content is written to a temporary file in the same folder and flushed to the disk. Then the temporary file
+    is renamed. So a reader finds the old file or the new one, even if the program is killed. A file must have only
+    one writer at a time.
+
+    Parameters
+    ----------
+    path : path-like
+        The file to write. Its folder must exist.
+    content : bytes or str
+        The new content. Text is encoded as UTF-8.
+
+    Raises
+    ------
+    OSError
+        If the file cannot be written. The old file is unchanged.
     """
     path = Path(path)
     data = content.encode() if isinstance(content, str) else content

@@ -1,8 +1,7 @@
-"""The pictures of a run; the only file that imports matplotlib.
+"""Draw the pictures of a run. Only this file imports matplotlib.
 
-Every function draws on a figure of its own, never on pyplot's, so that it needs no display, leaves no state
-behind and may run in any thread. A PNG takes its name only when it is whole, and the same data give the same
-bytes.
+Every function draws on its own figure and never uses pyplot. So it needs no display, leaves no global state behind
+and may run in any thread. Each PNG is replaced as a whole, and the same data give the same bytes.
 """
 
 import io
@@ -17,31 +16,46 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLoca
 
 from tinyvit.files import write_atomically
 
-DPI = 150  # 8 inches are 1200 pixels: sharp where a README shows 900
+DPI = 150  # 8 inches are 1200 pixels, which stay sharp where a README shows 900
 WIDTH = 8.0  # inches
 TEXT, SMALL = 9, 7.5  # points
 
-# Okabe and Ito 2008, "Color Universal Design": told apart by the colour-blind, too
+# Okabe and Ito 2008, "Color Universal Design": these colours differ for colour-blind readers, too.
 TRAIN, VALIDATION = "#0072B2", "#D55E00"
 INK, MUTED, FAINT, PAPER = "#222222", "#666666", "#E3E3E3", "#F8F8F8"
 
-# light enough at its far end for black ink to be read on it
+# Both maps end before they become too dark for black ink.
 RELEVANCE = LinearSegmentedColormap.from_list("relevance", colormaps["YlOrBr"](np.linspace(0, 0.68, 256)))
-MISTAKES = LinearSegmentedColormap.from_list("mistakes", colormaps["YlOrBr"](np.linspace(0.12, 0.78, 256)))
+MISTAKES = LinearSegmentedColormap.from_list("mistakes", colormaps["YlOrBr"](np.linspace(0.12, 0.68, 256)))
 
-LEAST_ERROR = 0.01  # percent; one image of 10,000. A logarithmic axis has no zero
+LEAST_ERROR = 0.01  # percent, one image of 10,000, since a logarithmic axis has no zero
 
 
-def training_curves(history, path):
-    """Draw loss and error over the epochs, both on logarithmic axes, on which 98 % and 99.5 % lie far apart.
+def training_curves(history, path, note=""):
+    """Draw loss and error per epoch, both on logarithmic axes, where 98 % and 99.5 % are far apart.
 
-    history: a list of dicts, one per epoch, with epoch (from 1), train_loss, train_accuracy, and
-    validation_loss, validation_accuracy (0 to 1), which may be None or missing; path: where the PNG (1200 x
-    510) goes. An error below 0.01 % is drawn at 0.01 %; a value that is not finite is left out. Raises
-    `ValueError` if history is empty.
+    A run of one epoch is a point with its value beside it. An error below 0.01 % is drawn at 0.01 %.
+
+    Parameters
+    ----------
+    history : list of dict
+        One record per epoch with "epoch" (from 1), "train_loss", "train_accuracy" and, if they exist,
+        "validation_loss" and "validation_accuracy". Values that are not finite are left out.
+    path : path-like
+        The PNG to write, 1200 x 600 pixels.
+    note : str, optional
+        One line below the curves.
+
+    Raises
+    ------
+    ValueError
+        If the history is empty.
     """
     _check_history(history)
-    figure = _figure(WIDTH, 3.4)
+    figure = _figure(WIDTH, 4.0)
+    figure.get_layout_engine().set(wspace=0.05)
+    epochs = f"over {len(history)} epochs" if len(history) > 1 else "after one epoch"
+    _write_title_and_note(figure, title=f"Training curves: loss and error {epochs}", note=note)
     loss, error = figure.subplots(1, 2)
     _loss_panel(loss, history)
     _error_panel(error, history)
@@ -49,10 +63,18 @@ def training_curves(history, path):
 
 
 def confusion_matrix(counts, path, class_names=None):
-    """Draw which class was taken for which; colour is for mistakes alone, the diagonal is grey.
+    """Draw how many images of each class were predicted as each class.
 
-    counts: (C, C) integers, rows true and columns predicted; path: where the PNG (960 x 960) goes;
-    class_names: one a class, by default 0, 1 and so on. The margin gives each class's recall in percent.
+    Only mistakes are coloured. The diagonal is grey. The right margin gives the recall of each class in percent.
+
+    Parameters
+    ----------
+    counts : array_like of shape (C, C)
+        Integers, with the true class in rows and the predicted class in columns.
+    path : path-like
+        The PNG to write, 960 x 1008 pixels.
+    class_names : sequence of str, optional
+        One name per class. Default: "0", "1" and so on.
     """
     counts = np.asarray(counts)
     classes = len(counts)
@@ -64,7 +86,10 @@ def confusion_matrix(counts, path, class_names=None):
     cells = np.full((classes, classes, 3), to_rgb(PAPER))
     cells[diagonal] = to_rgb(FAINT)
     cells[mistaken] = MISTAKES(LogNorm(1, most)(counts[mistaken]))[:, :3]
-    figure = _figure(6.4, 6.4)
+    figure = _figure(6.4, 6.72)
+    title = f"Confusion matrix: {counts.sum() - np.trace(counts):,} of {counts.sum():,} images misclassified"
+    note = "Grey cells count correct predictions. Coloured cells count mistakes; a darker colour means more of them."
+    _write_title_and_note(figure, title, note)
     axes = figure.subplots()
     axes.imshow(cells)
     if classes <= 20:  # more would not be readable
@@ -76,35 +101,48 @@ def confusion_matrix(counts, path, class_names=None):
         axes.axhline(edge, color="white", linewidth=1.5)
         axes.axvline(edge, color="white", linewidth=1.5)
     axes.tick_params(length=0, labelsize=TEXT, colors=INK)
-    axes.set_xlabel("predicted", fontsize=TEXT, color=INK)
-    axes.set_ylabel("true", fontsize=TEXT, color=INK)
+    axes.set_xlabel("predicted class", fontsize=TEXT, color=INK)
+    axes.set_ylabel("true class", fontsize=TEXT, color=INK)
     for side in axes.spines.values():
         side.set_visible(False)
-    wrong = f"{counts.sum() - np.trace(counts):,} of {counts.sum():,} misclassified"
-    axes.set_title(wrong, fontsize=TEXT + 1, color=INK, loc="left")
     _save(figure, path)
 
 
 def misclassified(images, labels, predictions, confidences, wrong, path, limit=36):
-    """Draw the digits that were misclassified, the most confident first, at most `limit` of them.
+    """Draw misclassified images, each with its true class, its predicted class and the confidence.
 
-    images: (N, R, C), uint8 or float in 0 to 1; labels, predictions: (N,) integers; confidences: (N,), how
-    probable each prediction was said to be, 0 to 1: of all images; wrong: the indices of the mistakes in the
-    order to draw them, as `evaluate.misclassified` gives them; path: where the PNG (1200 pixels wide) goes.
-    If nothing is wrong, the picture says so.
+    If nothing is misclassified, the picture says so.
+
+    Parameters
+    ----------
+    images : ndarray of shape (N, R, C)
+        Either uint8, or float in 0 to 1.
+    labels : ndarray of shape (N,)
+        The true classes, integers.
+    predictions : ndarray of shape (N,)
+        The predicted classes, integers.
+    confidences : ndarray of shape (N,)
+        The probability of each prediction, 0 to 1.
+    wrong : sequence of int
+        Indices of the mistakes, the most confident first, as `evaluate.misclassified` returns them.
+    path : path-like
+        The PNG to write, 1200 pixels wide.
+    limit : int, optional
+        The largest number of images to draw.
     """
     shown = wrong[:limit]
-    title = f"{len(wrong):,} of {len(labels):,} misclassified"
+    title = f"{len(wrong):,} of {len(labels):,} images misclassified"
     if not len(shown):
         figure = _figure(WIDTH, 1.2)
         figure.text(0.5, 0.5, title, ha="center", va="center", fontsize=TEXT + 3, color=INK)
         _save(figure, path)
         return
 
-    title += ", the most confident first" + (f" ({len(shown)} shown)" if len(shown) < len(wrong) else "")
+    title = f"Mistakes: {title}, the most confident first"
+    title += f" ({len(shown)} shown)" if len(shown) < len(wrong) else ""
     rows = math.ceil(len(shown) / 6)
-    figure = _figure(WIDTH, 1.42 * rows + 0.45)
-    figure.suptitle(title, fontsize=TEXT + 1, color=INK, x=0.01, ha="left")
+    figure = _figure(WIDTH, 1.42 * rows + 0.65)
+    _write_title_and_note(figure, title, "The percentage is the probability that the model gives its prediction.")
     grid = figure.subplots(rows, 6, squeeze=False).ravel()
     for axes in grid:
         axes.set_axis_off()
@@ -115,53 +153,96 @@ def misclassified(images, labels, predictions, confidences, wrong, path, limit=3
     _save(figure, path)
 
 
-def augmentation_sheet(rows, path):
-    """Draw what augmentation makes of some images: a row per image, the image itself first.
+def augmentation_sheet(rows, path, note=""):
+    """Draw images and random variants of them, one row per image, with the original in the first column.
 
-    rows: a list of (n, R, C) arrays, uint8 or float in 0 to 1, n the same for all; path: where the PNG, 1200 pixels
-    wide, goes. Raises `ValueError` if there is no image.
+    Parameters
+    ----------
+    rows : sequence of array_like of shape (n, R, C)
+        Per row the original image and its variants, uint8 or float in 0 to 1. All rows have the same n.
+    path : path-like
+        The PNG to write, 1200 pixels wide.
+    note : str, optional
+        One line below the images.
+
+    Raises
+    ------
+    ValueError
+        If there is no image, or the rows differ in shape.
     """
+    if not len(rows) or len({np.shape(row) for row in rows}) > 1 or not np.size(rows[0]):
+        raise ValueError(f"give rows of equally many images, at least one, not {[np.shape(row) for row in rows]}")
     rows = np.asarray([_unit(row) for row in rows])  # (rows, n, R, C)
-    if rows.ndim != 4 or not rows.size:
-        raise ValueError(f"the sheet needs rows of as many images each, at least one, not {rows.shape}")
     count, columns = rows.shape[:2]
-    figure = _figure(WIDTH, 0.5 + count * WIDTH / columns)
+    figure = _figure(WIDTH, 0.85 + count * WIDTH / columns)
+    _write_title_and_note(figure, "Augmentation: original training images and random variants", note)
     grid = figure.subplots(count, columns, squeeze=False)
     for axes, image in zip(grid.flat, rows.reshape(-1, *rows.shape[2:]), strict=True):
         _show_digit(axes, image)
-    figure.suptitle("Augmentation: the original at the left, then random changes of it", fontsize=TEXT + 1, color=INK)
+    for column, axes in enumerate(grid[0]):
+        heading = f"variant {column}" if column else "original"
+        axes.set_title(heading, fontsize=SMALL, color=INK if column == 0 else MUTED, pad=4)
     _save(figure, path)
 
 
 def explanations(pictures, images, maps, titles, path):
-    """Draw a row per picture: itself, what the model sees of it, and what the model looks at.
+    """Draw one row per picture: the picture, the model's input, and the relevance of each patch.
 
-    pictures: (R, C) arrays of grey levels in 0 to 1, of any sizes; images: (B, R, C), uint8 or float in 0 to 1;
-    maps: (B, rows, columns), the share that came from each patch, 0 to 1, as `attention_rollout` and `patch_maps`
-    give, one of each per picture; titles: one string per picture; path: where the PNG (900 pixels wide) goes. All
-    rows share one scale, which begins at zero. Raises `ValueError` if there are no pictures, or not as many of
-    something.
+    All rows share one colour scale, which begins at zero.
+
+    Parameters
+    ----------
+    pictures : sequence of ndarray of shape (R, C)
+        Grey levels in 0 to 1. The sizes may differ.
+    images : ndarray of shape (B, R, C)
+        The model's inputs, uint8 or float in 0 to 1.
+    maps : ndarray of shape (B, rows, columns)
+        The relevance of each patch, 0 to 1, from `attention_rollout` and `patch_maps`.
+    titles : sequence of str
+        One title per picture.
+    path : path-like
+        The PNG to write, 900 pixels wide.
+
+    Raises
+    ------
+    ValueError
+        If there are no pictures, or the numbers of pictures, images, maps and titles differ.
     """
     _check_maps(images, maps)
     if not len(pictures) == len(titles) == len(images):
-        raise ValueError(f"{len(images)} images need as many pictures and titles")
+        raise ValueError(
+            f"{len(images)} images need as many pictures and titles, not {len(pictures)} and {len(titles)}"
+        )
     figure = _figure(6.0, 2.05 * len(images))
     grid = figure.subplots(len(images), 3, squeeze=False)
     _overlay_panel(figure, grid[:, 2:], images, maps)
-    for (left, middle, right), picture, image, title in zip(grid, pictures, images, titles, strict=True):
-        left.imshow(picture, cmap="gray", vmin=0, vmax=1)
-        left.set_axis_off()
-        _show_digit(middle, _unit(image))
-        for axes, text in ((left, _shortened(title)), (middle, "as the model sees it"), (right, "attention rollout")):
+    for row, picture, image, title in zip(grid, pictures, images, titles, strict=True):
+        row[0].imshow(picture, cmap="gray", vmin=0, vmax=1)
+        row[0].set_axis_off()
+        _show_digit(row[1], _unit(image))
+        for axes, text in zip(row, (_shortened(title), "model input", "attention rollout"), strict=True):
             axes.set_title(text, fontsize=SMALL, color=INK, pad=4)
     _save(figure, path)
 
 
 def hero(history, images, maps, path):
-    """Draw the project in one picture (1200 x 420): how the error falls, and what the model looks at.
+    """Draw the picture of the README: the error per epoch beside attention maps.
 
-    history: as in `training_curves`; images (B, R, C) and maps (B, rows, columns): as in `explanations`, of
-    which the first eight are drawn; path: where the PNG goes.
+    Parameters
+    ----------
+    history : list of dict
+        Records as in `training_curves`.
+    images : ndarray of shape (B, R, C)
+        Images as in `explanations`. The first eight are drawn.
+    maps : ndarray of shape (B, rows, columns)
+        Relevance as in `explanations`.
+    path : path-like
+        The PNG to write, 1200 x 420 pixels.
+
+    Raises
+    ------
+    ValueError
+        If the history is empty, there are no images, or the numbers of images and maps differ.
     """
     _check_history(history)
     _check_maps(images, maps)
@@ -176,47 +257,76 @@ def hero(history, images, maps, path):
     _save(figure, path)
 
 
+def _write_title_and_note(figure, title, note):
+    """Write a title at the top left of a figure, and a note, unless it is empty, at the bottom left."""
+    figure.suptitle(title, fontsize=TEXT + 1, color=INK, x=0.01, ha="left")
+    if note:
+        figure.supxlabel(note, fontsize=SMALL, color=MUTED, x=0.01, ha="left")
+
+
 def _loss_panel(axes, history):
-    """Draw training and validation loss over the epochs."""
-    _line(axes, history, _series(history, "train_loss"), "training, as minimised", TRAIN, "{:.3f}", "--")
-    _line(axes, history, _series(history, "validation_loss"), "validation", VALIDATION, "{:.3f}", "-")
-    _finish_panel(axes, "mean cross-entropy, nats")
+    """Draw training and validation loss per epoch."""
+    for kind in ("train", "validation"):
+        _draw_line(axes, history, _series(history, f"{kind}_loss"), kind=kind, form="{:.3f}", least=1e-6)
+    _finish_panel(axes, title="Loss", quantity="mean cross-entropy in nats")
 
 
 def _error_panel(axes, history):
-    """Draw training and validation error in percent over the epochs."""
-
-    values = 100 * (1 - _series(history, "train_accuracy"))
-    _line(axes, history, values, "training", TRAIN, "{:.2f} %", "--", LEAST_ERROR)
-    values = 100 * (1 - _series(history, "validation_accuracy"))
-    _line(axes, history, values, "validation", VALIDATION, "{:.2f} %", "-", LEAST_ERROR)
-    _finish_panel(axes, "misclassified, %")
+    """Draw training and validation error in percent per epoch."""
+    for kind in ("train", "validation"):
+        errors = 100 * (1 - _series(history, f"{kind}_accuracy"))
+        _draw_line(axes, history, errors, kind=kind, form="{:.2f} %", least=LEAST_ERROR)
+    _finish_panel(axes, title="Error", quantity="misclassified images in %")
 
 
 def _series(records, name):
-    """Return one value per epoch, (E,) float64, NaN where there is none."""
+    """Return one value per epoch, (E,) float64, NaN where a record has no value."""
     values = [record.get(name) for record in records]
     return np.array([math.nan if value is None else value for value in values], np.float64)
 
 
-def _line(axes, records, values, name, colour, form, style, least=1e-6):
-    """Draw one line, with its last value in the legend; a marker an epoch while there are few."""
+def _draw_line(axes, records, values, kind, form, least):
+    """Draw the finite values, at least `least`, of one kind of images. A single value is written beside its point."""
     finite = np.isfinite(values)
     if not finite.any():
         return
+    name, colour, style = ("training", TRAIN, "--") if kind == "train" else ("validation", VALIDATION, "-")
+    last = form.format(values[finite][-1])
     epochs = _series(records, "epoch")
-    label = f"{name}, last {form.format(values[finite][-1])}"
-    marker = "o" if len(epochs) <= 30 else None
     drawn = np.where(finite, np.maximum(values, least), np.nan)
-    axes.plot(epochs, drawn, style, color=colour, marker=marker, markersize=3.5, linewidth=1.6, label=label)
+    single = finite.sum() == 1
+    axes.plot(
+        epochs,
+        drawn,
+        linestyle="none" if single else style,
+        color=colour,
+        marker="o" if len(epochs) <= 30 else None,
+        markersize=6 if single else 3.5,
+        linewidth=1.6,
+        label=name if single else f"{name}, last {last}",
+    )
+    if single:
+        # Training's value goes to the left and validation's to the right, so that close values do not overlap.
+        side = -1 if kind == "train" else 1
+        axes.annotate(
+            last,
+            (epochs[finite][0], drawn[finite][0]),
+            xytext=(8 * side, 0),
+            textcoords="offset points",
+            ha="right" if side < 0 else "left",
+            va="center",
+            fontsize=TEXT,
+            color=colour,
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 1},  # hides the grid behind the digits
+        )
 
 
-def _finish_panel(axes, quantity):
-    """Give a panel its logarithmic axis with round numbers, its epochs, grid, names and legend."""
+def _finish_panel(axes, title, quantity):
+    """Give a panel its logarithmic axis with round numbers, its epochs, grid, title, names and legend."""
     axes.set_yscale("log")
     values = np.concatenate([line.get_ydata() for line in axes.lines] or [[1.0]])
     low, high = np.nanmin(values), np.nanmax(values)
-    spare = max(1.25, math.sqrt(6 * low / high))  # at least a factor of 6 in all: some round number is in it
+    spare = max(1.25, math.sqrt(6 * low / high))  # a factor of 6 at least, which contains a round number
     low, high = low / spare, high * spare
     axes.set_ylim(low, high)
     steps = (1, 2, 5) if high / low < 2000 else (1,)
@@ -230,7 +340,8 @@ def _finish_panel(axes, quantity):
     axes.set_xlim(epochs.min() - 0.5, epochs.max() + 0.5)
     axes.xaxis.set_major_locator(MaxNLocator(10, steps=[1, 2, 5, 10], integer=True, min_n_ticks=1))
     axes.set_xlabel("epoch", fontsize=TEXT, color=INK)
-    axes.set_ylabel(f"{quantity}, log scale", fontsize=TEXT, color=INK)
+    axes.set_ylabel(f"{quantity} (log scale)", fontsize=TEXT, color=INK)
+    axes.set_title(title, fontsize=TEXT, color=INK, loc="left")
     axes.grid(axis="y", color=FAINT, linewidth=0.8)
     axes.set_axisbelow(True)
     axes.tick_params(labelsize=SMALL, colors=INK, length=0)
@@ -238,11 +349,12 @@ def _finish_panel(axes, quantity):
         side.set_visible(name == "bottom")
         side.set_color(MUTED)
     if axes.lines:
-        axes.legend(fontsize=SMALL, frameon=False, loc="best", labelcolor=INK, handlelength=2.2)
+        legend = axes.legend(fontsize=SMALL, framealpha=1, edgecolor="none", labelcolor=INK, handlelength=2.2)
+        legend.set_zorder(3)  # above the grid and the lines, so that neither crosses the text
 
 
 def _overlay_panel(figure, grid, images, maps):
-    """Fill a grid of axes with digits over their relevance maps, and one colour bar for all."""
+    """Fill a grid of axes with images over their relevance maps, and add one colour bar for all."""
     maps = 100 * np.asarray(maps, np.float64)
     norm = Normalize(0, maps.max())
     for axes in grid.flat:
@@ -257,7 +369,7 @@ def _overlay_panel(figure, grid, images, maps):
 
 
 def _show_relevance(axes, image, relevance, norm):
-    """Draw one relevance map (rows, columns), thin lines between its blocks, and the digit over it in ink."""
+    """Draw a relevance map (rows, columns) with thin lines between its blocks, and the image over it in ink."""
     rows, columns = relevance.shape
     height, width = image.shape
     extent = (0, width, height, 0)
@@ -270,7 +382,7 @@ def _show_relevance(axes, image, relevance, norm):
 
 
 def _show_digit(axes, image):
-    """Draw one digit (R, C) as ink on paper, in a faint frame."""
+    """Draw an image (R, C) as ink on paper, in a faint frame."""
     axes.set_axis_on()
     axes.imshow(image, cmap="gray_r", vmin=0, vmax=1, interpolation="nearest")
     axes.set_xticks([])
@@ -280,12 +392,11 @@ def _show_digit(axes, image):
 
 
 def _write_counts(axes, counts):
-    """Write every count but the zeros into its cell, and each class's recall beside its row."""
+    """Write every count except zeros into its cell, and the recall of each class beside its row."""
     classes = len(counts)
     size = min(TEXT, 90 / classes)
     for row, column in zip(*np.nonzero(counts), strict=True):
-        colour = MUTED if row == column else INK
-        axes.text(column, row, counts[row, column], ha="center", va="center", fontsize=size, color=colour)
+        axes.text(column, row, counts[row, column], ha="center", va="center", fontsize=size, color=INK)
     for row, total in enumerate(counts.sum(axis=1)):
         recall = f"{100 * counts[row, row] / total:.1f}" if total else "–"
         axes.text(classes - 0.35, row, recall, ha="left", va="center", fontsize=size, color=INK)
@@ -293,15 +404,15 @@ def _write_counts(axes, counts):
 
 
 def _check_history(history):
-    """Raise `ValueError` unless there is an epoch to draw."""
+    """Raise `ValueError` if there is no epoch to draw."""
     if not history:
         raise ValueError("training curves need at least one finished epoch")
 
 
 def _check_maps(images, maps):
-    """Raise `ValueError` unless there are images, and a map for each."""
+    """Raise `ValueError` unless there are images and one map per image."""
     if len(images) == 0 or len(maps) != len(images):
-        raise ValueError(f"an overlay needs a map for each image, not {len(maps)} for {len(images)}")
+        raise ValueError(f"give images and one map per image, not {len(images)} images and {len(maps)} maps")
 
 
 def _unit(images):
@@ -310,27 +421,27 @@ def _unit(images):
     return images / 255 if images.dtype == np.uint8 else np.clip(images.astype(np.float64), 0, 1)
 
 
-def _shortened(title, most=34):
-    """Return `title` with its middle left out if it is long; what the library would read as a formula is text."""
-    cut = title if len(title) <= most else f"{title[: most // 2 - 1]}…{title[-(most // 2) :]}"
-    return cut.replace("$", r"\$")
+def _shortened(title, most=28):
+    """Return `title` in at most `most` characters, and escape what matplotlib would read as a formula."""
+    short = title if len(title) <= most else f"{title[: most // 2 - 1]}…{title[-(most // 2) :]}"
+    return short.replace("$", r"\$")
 
 
 def _percent(share):
-    """Return a share as text in percent, never rounded up to a certainty that it is not."""
+    """Return a share as text in percent. Only a share of exactly 1 is shown as 100 %."""
     percent = 100 * float(share)
     return "> 99.9 %" if 99.95 <= percent < 100 else f"{percent:.1f} %"
 
 
 def _figure(width, height):
-    """Return a white figure of width x height inches that belongs to no display."""
+    """Return a white figure of width x height inches that needs no display."""
     figure = Figure(figsize=(width, height), dpi=DPI, facecolor="white", layout="constrained")
     FigureCanvasAgg(figure)
     return figure
 
 
 def _save(figure, path):
-    """Write `figure` as a PNG, all at once, without the version of the library that drew it."""
+    """Write `figure` as a PNG, all at once, without matplotlib's version in its metadata."""
     content = io.BytesIO()
     figure.canvas.print_png(content, metadata={"Software": None})
     write_atomically(path, content.getvalue())

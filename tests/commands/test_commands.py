@@ -575,7 +575,7 @@ def test_a_precision_reaches_the_run_and_its_record(gpu, tmp_path, monkeypatch, 
     assert main(["train", "--resume", str(folder), "--device", "cpu"]) == 0
     assert "note: from here on in float32, not tf32 as before" in capsys.readouterr().err
     metrics = json.loads((folder / "metrics.json").read_text())
-    assert (metrics["precision"], metrics["kernels"]) == ("float32", "off")
+    assert not {"precision", "kernels"} & {*metrics, *metrics["origin"]}  # they describe a GPU's kernels
 
 
 def test_a_model_file_beside_a_run_leaves_the_runs_record_alone(whole, tmp_path, monkeypatch):

@@ -94,7 +94,7 @@ def test_a_missing_or_damaged_file_is_said(tmp_path, monkeypatch):
             load()
     (tmp_path / pretrained.WEIGHTS).write_bytes(b"damaged")
     for load in (load_pretrained, pretrained_card):
-        with pytest.raises(CheckpointError, match="not a whole tinyvit file"):
+        with pytest.raises(CheckpointError, match="not a complete tinyvit file"):
             load()
 
 

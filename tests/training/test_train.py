@@ -18,6 +18,7 @@ from tinyvit.data.augment import Augmentation, warp
 from tinyvit.gpu import get_backend
 from tinyvit.model import ViTConfig, initialise, loss_and_gradient, vit_forward
 from tinyvit.ops import cross_entropy_forward
+from tinyvit.optim import Adam
 from tinyvit.training import (
     CHECKPOINT,
     NOTE,
@@ -231,7 +232,25 @@ def test_history_has_a_record_an_epoch(whole):
     assert [record["epoch"] for record in whole.state.history] == [1, 2, 3, 4]
     assert all(0 <= record["train_accuracy"] <= 1 for record in whole.state.history)
     assert all(0 <= record["validation_accuracy"] <= 1 for record in whole.state.history)
-    assert whole.state.history[-1]["learning_rate"] == pytest.approx(0, abs=1e-9)
+    for number, record in enumerate(whole.state.history):
+        rates = RECIPE.learning_rates(number, 9)
+        assert (record["first_learning_rate"], record["last_learning_rate"]) == (rates[0], rates[-1])
+
+
+def test_the_learning_rates_of_the_history_are_those_that_the_epochs_used(monkeypatch):
+    used = []
+    adam_step = Adam.step
+
+    def recording(adam, flat, gradient, learning_rate):
+        used.append(learning_rate)
+        adam_step(adam, flat, gradient, learning_rate)
+
+    monkeypatch.setattr(Adam, "step", recording)
+    run = training()
+    run.run()
+    for record, rates in zip(run.state.history, np.reshape(used, (4, 9)), strict=True):
+        assert (record["first_learning_rate"], record["last_learning_rate"]) == (rates[0], rates[-1])
+    assert max(used) == used[2] == pytest.approx(3e-3)
 
 
 def test_validation_images_are_the_last_and_never_trained_on():
@@ -440,9 +459,9 @@ def test_settings_survive_as_a_dict():
 def test_data_that_does_not_fit_is_refused():
     with pytest.raises(ValueError, match=r"uint8 images of shape \(N, 8, 8\)"):
         Training(SMALL, RECIPE, IMAGES.astype(np.float32), LABELS, CPU)
-    with pytest.raises(ValueError, match="150 images need 150 whole-number labels"):
+    with pytest.raises(ValueError, match=r"labels must be integers of shape \(150,\)"):
         Training(SMALL, RECIPE, IMAGES, LABELS[:-1], CPU)
-    with pytest.raises(ValueError, match="a label is 4, but the model has the classes 0 to 3"):
+    with pytest.raises(ValueError, match="labels must be in 0 to 3, the classes of the model, but one is 4"):
         Training(SMALL, RECIPE, IMAGES, LABELS + 1, CPU)
 
 

@@ -1,36 +1,74 @@
-"""The trained model that comes with the package, its card, and how a picture becomes an image as MNIST has them."""
+"""The trained model that comes with the package, its card, and the preparation of pictures for it."""
 
 import importlib.resources
 from dataclasses import dataclass
 
 from tinyvit.checkpoint import CheckpointError, load_arrays
 
-WEIGHTS = "mnist.safetensors"  # in this folder, beside README.md, its card
+WEIGHTS = "mnist.safetensors"  # in this folder, beside its card README.md
 
 
 @dataclass(frozen=True)
 class ModelCard:
-    """What is known of the trained model: how it came about and how well it reads. Accuracies are 0 to 1."""
+    """The origin and the accuracy of a trained model.
 
-    command: str  # that trained it
+    Parameters
+    ----------
+    command : str
+        The command that trained the model.
+    data : str
+        Name of the data set.
+    seed : int
+        Seed of the training.
+    epochs : int
+        Number of epochs.
+    parameters : int
+        Number of weights.
+    validation_accuracy : float
+        Share of correct predictions on the validation images, 0 to 1.
+    validation_images : int
+        Number of images at the end of the training set that were for validation only.
+    test_accuracy : float
+        Share of correct predictions on the test images, 0 to 1.
+    test_loss : float
+        Mean cross-entropy on the test images in nats, without label smoothing.
+    test_images : int
+        Number of test images.
+    misread : list of int
+        Indices of the misclassified test images, the most confident first.
+    barely_read : list of int
+        Indices of the correctly classified test images with the smallest margins, the smallest first.
+    versions : dict of str
+        Versions and processor of the training.
+    """
+
+    command: str
     data: str
     seed: int
     epochs: int
     parameters: int
-    validation_accuracy: float  # on the last of the training images, which it was not trained on
+    validation_accuracy: float
     validation_images: int
     test_accuracy: float
-    test_loss: float  # mean cross-entropy in nats, without label smoothing
+    test_loss: float
     test_images: int
-    misread: list  # indices of the test images that it gets wrong, the most confident first
-    barely_read: list  # indices of some that it gets right, the nearest to another answer first
-    versions: dict  # of what it was trained with
+    misread: list
+    barely_read: list
+    versions: dict
 
 
 def pretrained_card():
-    """Return the `ModelCard` of the trained model; tinyvit/pretrained/README.md says it in words.
+    """Return the card of the trained model. `tinyvit/pretrained/README.md` gives the same facts in words.
 
-    Raises `CheckpointError` if the file is missing or not whole.
+    Returns
+    -------
+    ModelCard
+        The card, from the metadata of the file with the weights.
+
+    Raises
+    ------
+    CheckpointError
+        If the file is missing or damaged, or has no card.
     """
     with pretrained_file() as path:
         _, info = load_arrays(path)
@@ -41,5 +79,13 @@ def pretrained_card():
 
 
 def pretrained_file():
-    """Return a context that gives the path of the weights, unpacked for as long if the package is a zip archive."""
+    """Return a context manager that provides the path of the file with the weights.
+
+    If the package is in a zip archive, the file is unpacked for the duration of the context.
+
+    Returns
+    -------
+    context manager
+        Its value is a `pathlib.Path`.
+    """
     return importlib.resources.as_file(importlib.resources.files("tinyvit.pretrained") / WEIGHTS)

@@ -126,15 +126,17 @@ class Training:
             began = time.perf_counter()
 
     def _finish_epoch(self):
-        """Validate and write the epoch into the history; the learning rate there is that of the next step."""
+        """Validate, and append the record of the epoch to the history."""
         state, epoch = self.state, self.state.epoch + 1
+        learning_rates = self.config.learning_rates(epoch - 1, self.steps_per_epoch)
         record = {
             "epoch": epoch,
             "train_loss": state.loss_sum / self.train_images,
             "train_accuracy": state.correct / self.train_images,
             "validation_loss": None,
             "validation_accuracy": None,
-            "learning_rate": self.config.learning_rates(epoch, self.steps_per_epoch)[0],
+            "first_learning_rate": learning_rates[0],
+            "last_learning_rate": learning_rates[-1],
             "seconds": state.seconds,
         }
         self._require_finite()

@@ -1,4 +1,4 @@
-"""What a run leaves in its folder: numbers, tables and pictures, each written at once."""
+"""Write the results of a run into its folder: numbers, tables and pictures. Each file is replaced as a whole."""
 
 import csv
 import io
@@ -16,19 +16,43 @@ from tinyvit.checkpoint import CheckpointError
 from tinyvit.data.augment import warp
 from tinyvit.evaluate import classification_report, confusion, misclassified
 from tinyvit.files import write_atomically
+from tinyvit.training.settings import TrainingConfig
+from tinyvit.training.state import read_checkpoint
 from tinyvit.training.workers import available_cores
 
 METRICS = "metrics.json"
 MODEL = "model.safetensors"
+GPU_METRICS = ("precision", "kernels", "compile_seconds")  # they describe a GPU's kernels
+HISTORY_FORMATS = {  # the columns of history.csv
+    "epoch": "d",
+    "train_loss": ".4f",
+    "train_accuracy": ".4f",
+    "validation_loss": ".4f",
+    "validation_accuracy": ".4f",
+    "first_learning_rate": ".3g",
+    "last_learning_rate": ".3g",
+    "seconds": ".1f",
+}
 
 
 def versions(backend):
-    """Return the versions and the machine that a number depends on, as a dict of texts."""
+    """Return the versions and the machine that a result depends on.
+
+    Parameters
+    ----------
+    backend : Backend
+        The backend that computes. On a GPU, CuPy's version is included.
+
+    Returns
+    -------
+    dict of str
+        One text per library, and "blas", "machine" and "cpu".
+    """
     found = {"python": platform.python_version()}
     for name in ("tinyvit", "numpy", "scipy", "scikit-learn", "matplotlib", "safetensors", "threadpoolctl"):
         try:
             found[name] = version(name)
-        except PackageNotFoundError:  # used from its source, not installed
+        except PackageNotFoundError:  # the package is imported from its source folder
             found[name] = "not installed"
     blas = [pool for pool in threadpool_info() if pool["user_api"] == "blas"]
     libraries = {f"{pool['internal_api']} {pool['version']} {pool.get('architecture', '')}".strip() for pool in blas}
@@ -40,6 +64,7 @@ def versions(backend):
 
 
 def _processor():
+    """Return the processor's name and its number of cores."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         name = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
@@ -49,9 +74,22 @@ def _processor():
 
 
 def read_metrics(folder):
-    """Return the metrics of `folder`/metrics.json, a dict; an empty one if there is no such file.
+    """Return the metrics in `folder`/metrics.json.
 
-    Raises `CheckpointError` if it is not what `write_metrics` writes.
+    Parameters
+    ----------
+    folder : path-like
+        The folder of a run.
+
+    Returns
+    -------
+    dict
+        The metrics. Empty if there is no such file.
+
+    Raises
+    ------
+    CheckpointError
+        If the file is not what `write_metrics` writes.
     """
     path = Path(folder) / METRICS
     if not path.exists():
@@ -59,51 +97,171 @@ def read_metrics(folder):
     try:
         metrics = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise CheckpointError(f"{path}: not a JSON file ({error})") from error
+        raise CheckpointError(f"{path}: not a JSON file ({error}): give the folder of another run") from error
     if not isinstance(metrics, dict) or not isinstance(metrics.get("origin", {}), dict):
-        raise CheckpointError(f"{path}: not the metrics of a run")
+        raise CheckpointError(f"{path}: not the metrics of a run: give the folder of another run")
     return metrics
 
 
 def write_metrics(folder, metrics):
-    """Write `metrics`, a dict, to `folder`/metrics.json."""
+    """Write `folder`/metrics.json.
+
+    Metrics of a run on a CPU are written without the entries that describe a GPU's kernels.
+
+    Parameters
+    ----------
+    folder : path-like
+        The folder of a run. It must exist.
+    metrics : dict
+        Values that JSON can represent. "device" is "cpu" or "gpu" if the metrics are those of a run.
+    """
+    if metrics.get("device") == "cpu":
+        metrics = {name: value for name, value in metrics.items() if name not in GPU_METRICS}
+        if "origin" in metrics:
+            origin = metrics["origin"].items()
+            metrics["origin"] = {name: value for name, value in origin if name not in GPU_METRICS}
     write_atomically(Path(folder) / METRICS, json.dumps(metrics, indent=2) + "\n")
 
 
-def write_history(folder, history):
-    """Write `history`, a list with a dict an epoch, to `folder`/history.csv and training_curves.png."""
+def write_history(folder, history, config=None):
+    """Write `folder`/history.csv and `folder`/training_curves.png.
+
+    The table has the first and the last learning rate of each epoch, and the training time since the start of the
+    run in seconds. A cell is empty if an earlier version of tinyvit did not record its value.
+
+    Parameters
+    ----------
+    folder : path-like
+        The folder of a run. It must exist.
+    history : list of dict
+        One record per epoch, as `State.history` keeps them.
+    config : TrainingConfig, optional
+        The settings of the run, which explain its losses. Default: those of the checkpoint in `folder`.
+    """
     folder = Path(folder)
+    if config is None:
+        config = TrainingConfig.from_dict(read_checkpoint(folder)[1]["training"])
     text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=list(history[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(history)
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(HISTORY_FORMATS)
+    for record in history:
+        values = ((form, record.get(name)) for name, form in HISTORY_FORMATS.items())
+        writer.writerow("" if value is None else format(value, form) for form, value in values)
     write_atomically(folder / "history.csv", text.getvalue())
-    plots.training_curves(history, folder / "training_curves.png")
+    plots.training_curves(history, folder / "training_curves.png", note=describe_losses(history, config))
+
+
+def describe_losses(history, config):
+    """Return one line that says how training and validation loss were measured in a run.
+
+    Parameters
+    ----------
+    history : list of dict
+        One record per epoch.
+    config : TrainingConfig
+        The settings of the run.
+
+    Returns
+    -------
+    str
+        The line. It gives the reason if the training loss is above the validation loss in every epoch.
+    """
+    images = "on augmented images" if config.augmentation else ""
+    labels = "with smoothed labels" if config.smoothing else ""
+    conditions = " ".join(filter(None, (images, labels)))
+    training = "a mean over each epoch" + (f", {conditions}" if conditions else "")
+    losses = [(record["train_loss"], record["validation_loss"]) for record in history]
+    if any(validation is None for _, validation in losses):
+        return f"The training loss is {training}. This run has no validation images."
+    if conditions and all(train > validation for train, validation in losses):
+        return f"The training loss lies above the validation loss because it is {training}."
+    original = " and ".join(filter(None, (images and "images", labels and "labels")))
+    validation = f"uses the original {original}" if original else "is measured at the end of each epoch"
+    return f"The training loss is {training}. The validation loss {validation}."
 
 
 def write_evaluation(folder, model, images, labels, workers=None):
-    """Run the test set through the model and write the report, the confusion matrix and the mistakes.
+    """Evaluate a model, and write the classification report, the confusion matrix and the mistakes.
 
-    images: (N, R, C) uint8 and labels: (N,) integers, both NumPy; workers: threads, by default the cores there are.
-    Returns the `Evaluation`.
+    Parameters
+    ----------
+    folder : path-like
+        Where the files go. It must exist.
+    model : VisionTransformer
+        The model to evaluate.
+    images : ndarray of shape (N, R, C)
+        The test images, uint8.
+    labels : ndarray of shape (N,)
+        Their classes, integers.
+    workers : int, optional
+        Number of threads. Default: one per core.
+
+    Returns
+    -------
+    Evaluation
+        The predictions, the accuracy and the loss.
     """
     folder = Path(folder)
     evaluation = model.evaluate(images, labels, workers=available_cores() if workers is None else workers)
     write_atomically(folder / "classification_report.txt", classification_report(evaluation))
     plots.confusion_matrix(confusion(evaluation), folder / "confusion_matrix.png")
-    wrong, predictions, confidences = misclassified(evaluation), evaluation.predictions, evaluation.confidences
-    plots.misclassified(images, labels, predictions, confidences, wrong, folder / "misclassified.png")
+    plots.misclassified(
+        images=images,
+        labels=labels,
+        predictions=evaluation.predictions,
+        confidences=evaluation.confidences,
+        wrong=misclassified(evaluation),
+        path=folder / "misclassified.png",
+    )
     return evaluation
 
 
 def write_augmentation_sheet(folder, images, augmentation, seed=0, variants=9):
-    """Draw what the augmentation makes of some images, a row per image, in `folder`/augmentation.png.
+    """Write `folder`/augmentation.png: one row per image, with the original and random variants of it.
 
-    images: (N, R, C) uint8, NumPy.
+    Parameters
+    ----------
+    folder : path-like
+        The folder of a run. It must exist.
+    images : ndarray of shape (N, R, C)
+        The original images, uint8.
+    augmentation : Augmentation
+        How the variants are drawn.
+    seed : int, optional
+        Seed of the random numbers.
+    variants : int, optional
+        Number of variants per image.
     """
     rng = np.random.default_rng(seed)
     rows = []
     for image in images:
         copies = np.repeat(image[None], variants, axis=0)
         rows.append([image / 255, *warp(copies, augmentation.draw(rng, variants))])
-    plots.augmentation_sheet(rows, Path(folder) / "augmentation.png")
+    plots.augmentation_sheet(rows, Path(folder) / "augmentation.png", note=describe_augmentation(augmentation))
+
+
+def describe_augmentation(augmentation):
+    """Return one line that says how the columns of the augmentation sheet came about.
+
+    Parameters
+    ----------
+    augmentation : Augmentation
+        The settings of the run.
+
+    Returns
+    -------
+    str
+        The line, with the range of every change that the settings use.
+    """
+    a = augmentation
+    changes = {
+        f"rotation ±{a.rotation:g}°": a.rotation,
+        f"scale {1 / (1 + a.scale):.2f} to {1 + a.scale:.2f}": a.scale,
+        f"shear ±{a.shear:g}°": a.shear,
+        f"shift ±{a.shift:g} px": a.shift,
+        f"{100 * a.flip:g} % mirrored": a.flip,
+    }
+    used = ", ".join(text for text, value in changes.items() if value)
+    if not used:
+        return "Column 1 is the original image. This run uses no augmentation, so all columns are the same."
+    return f"Column 1 is the original image. The others are random variants: {used}."
