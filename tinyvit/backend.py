@@ -41,6 +41,7 @@ class Backend:
 
 
 CPU = Backend("cpu", np)
+MANY_IMAGES = 5_000
 
 
 def array_module(array):
@@ -67,6 +68,13 @@ def erf(x):
     else:
         from cupyx.scipy.special import erf
     return erf(x)
+
+
+def available_cores():
+    """Return the number of cores that this process may use, by its affinity and by the limit of a container."""
+    import joblib  # imported here because a worker process does not need it
+
+    return joblib.cpu_count()
 
 
 @contextlib.contextmanager
@@ -131,16 +139,25 @@ def use_loops(choice="auto"):
     loops = None if choice == "off" else compiled_loops()
     if choice == "on" and loops is None:
         raise ModuleNotFoundError('loops need Numba: pip install numba, or give loops "off"', name="numba")
-    token = _loops.set(loops)
+    token = _loops.set((loops,))
     try:
         yield loops is not None
     finally:
         _loops.reset(token)
 
 
+def use_loops_for_many(images):
+    """Return the context `use_loops("auto")` for 5,000 images or more, unless the caller has chosen already.
+
+    Numba takes a third of a second to import, which fewer images do not repay.
+    """
+    chosen = _loops.get(None) is not None
+    return contextlib.nullcontext() if chosen or images < MANY_IMAGES else use_loops("auto")
+
+
 def loops_for(*arrays):
     """Return the module of loops if it is in use and suits the arrays, which must be float32 and C-contiguous."""
-    loops = _loops.get()
+    (loops,) = _loops.get((None,))
     if loops is not None and all(
         isinstance(array, np.ndarray) and array.dtype == np.float32 and array.flags.c_contiguous for array in arrays
     ):
@@ -148,4 +165,4 @@ def loops_for(*arrays):
     return None
 
 
-_loops = contextvars.ContextVar("loops", default=None)
+_loops = contextvars.ContextVar("loops")  # a tuple of the module or None; unset if there was no choice

@@ -1,16 +1,17 @@
 """Measure a model: accuracy, loss, confusion, mistakes, calibration, and where its attention goes."""
 
+import contextvars
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 
 import numpy as np
 
-from tinyvit.backend import array_module, one_blas_thread, to_host
+from tinyvit.backend import array_module, available_cores, one_blas_thread, to_host, use_loops_for_many
 from tinyvit.model import block_attention, check_images, vit_forward, vit_logits
 from tinyvit.ops import cross_entropy_forward, softmax_forward
 
-CHUNK = 500  # images per report of progress; `vit_logits` computes them in smaller batches
+CHUNK, GPU_CHUNK = 128, 500  # images that one thread computes before it takes the next ones
 
 
 @dataclass(frozen=True, eq=False)  # comparing arrays with == gives no single truth value
@@ -46,7 +47,7 @@ class Evaluation:
         return self.probabilities.max(axis=1)
 
 
-def evaluate(images, labels, parameters, config, batch_size=CHUNK, workers=1, progress=None):
+def evaluate(images, labels, parameters, config, batch_size=None, workers=None, progress=None):
     """Classify images and compare the predictions with the labels.
 
     Parameters
@@ -60,10 +61,10 @@ def evaluate(images, labels, parameters, config, batch_size=CHUNK, workers=1, pr
     config : ViTConfig
         The settings of the model.
     batch_size : int, optional
-        Number of images per chunk.
+        Number of images per chunk. Default: 128, and 500 on a GPU.
     workers : int, optional
-        Number of threads. Each computes one chunk at a time with one BLAS thread, so their number does not change
-        the result.
+        Number of threads. Default: one per core. Each computes one chunk at a time with one BLAS thread, so their
+        number does not change the result.
     progress : callable, optional
         Called after each chunk with its number of images, as `tqdm.update`.
 
@@ -82,23 +83,73 @@ def evaluate(images, labels, parameters, config, batch_size=CHUNK, workers=1, pr
     labels = to_host(labels)
     check_images(images, config)
     check_labels(labels, len(images), config.classes)
+    # An overflow makes a logit infinite or NaN, which raises an error below, so NumPy's warning is not needed.
+    with np.errstate(over="ignore", invalid="ignore"):
+        logits = parallel_logits(
+            images,
+            parameters,
+            config,
+            batch_size=batch_size,
+            workers=workers,
+            progress=progress,
+        )
+    return evaluation_of_logits(logits, labels)
+
+
+def parallel_logits(images, parameters, config, batch_size=None, workers=None, progress=None):
+    """Return the logits of images, computed by several threads with one BLAS thread each.
+
+    From 5,000 images on, compiled loops are used if they are available (`use_loops_for_many`).
+
+    Parameters
+    ----------
+    images : ndarray of shape (N, R, C)
+        Either uint8, or float in 0 to 1, on the CPU or on the device of the parameters.
+    parameters : Parameters
+        The weights.
+    config : ViTConfig
+        The settings of the model.
+    batch_size : int, optional
+        Number of images per chunk. Default: 128, and 500 on a GPU.
+    workers : int, optional
+        Number of threads. Default: one per core. Their number does not change the result.
+    progress : callable, optional
+        Called after each chunk with its number of images.
+
+    Returns
+    -------
+    ndarray of shape (N, classes)
+        The logits.
+
+    Raises
+    ------
+    ValueError
+        If images do not fit the model, or `batch_size` or `workers` is below 1.
+    """
+    check_images(images, config)
+    on_cpu = array_module(parameters.flat) is np
+    workers = available_cores() if workers is None else workers
+    batch_size = (CHUNK if on_cpu else GPU_CHUNK) if batch_size is None else batch_size
     if batch_size < 1 or workers < 1:
         raise ValueError(f"batch_size and workers must be at least 1, not {batch_size} and {workers}")
-
-    def chunk_logits(start):
-        # An overflow makes a logit infinite or NaN, which raises an error below, so NumPy's warning is not needed.
-        with np.errstate(over="ignore", invalid="ignore"):
-            return vit_logits(images[start : start + batch_size], parameters, config)
-
+    starts = range(0, len(images), batch_size)
     chunks = []
     with ExitStack() as stack:
         stack.enter_context(one_blas_thread())
-        run = map if workers == 1 else stack.enter_context(ThreadPoolExecutor(workers)).map
-        for logits in run(chunk_logits, range(0, len(images), batch_size)):
+        stack.enter_context(use_loops_for_many(len(images)))
+        context = contextvars.copy_context()  # a thread sees the caller's choice of loops and of NumPy's warnings
+
+        def chunk_logits(start):
+            chunk = images[start : start + batch_size]
+            return context.copy().run(vit_logits, chunk, parameters, config)
+
+        threads = min(workers, len(starts)) if on_cpu else 1
+        run = map if threads == 1 else stack.enter_context(ThreadPoolExecutor(threads)).map
+        for logits in run(chunk_logits, starts):
             chunks.append(logits)
             if progress is not None:
                 progress(len(logits))
-    return evaluation_of_logits(np.concatenate(chunks), labels)
+    return np.concatenate(chunks)
 
 
 def check_labels(labels, count, classes):

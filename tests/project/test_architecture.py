@@ -52,7 +52,7 @@ MAY_IMPORT = {
     "evaluate": {"backend", "ops", "parameters", "model"},
     "plots": {"files"},
     "kernels": {"backend", "data.batches", "kernels"},
-    "training": {"training"},
+    "training": {"backend", "training"},
     "training.settings": {"checks", "data.augment", "optim"},
     "training.state": {"backend", "checkpoint", "model", "optim", "parameters", "training.settings"},
     "training.workers": {"backend", "data.augment", "memory", "model", "parameters"},
@@ -69,8 +69,8 @@ MAY_IMPORT = {
                  "doctor", "server", "commands"},
     "__main__": {"commands"},
 }  # fmt: skip
-ONLY_FILE_WITH = {"cupy": "gpu.device", "cupyx": "backend", "numba": "loops", "matplotlib": "plots", "joblib": "training.workers"}
-ONLY_FILE_WITH |= {"PIL": "pretrained.pictures"}
+ONLY_FILE_WITH = {"cupy": "gpu.device", "cupyx": "backend", "joblib": "backend", "numba": "loops"}
+ONLY_FILE_WITH |= {"matplotlib": "plots", "PIL": "pretrained.pictures"}
 NEVER = {"torch", "jax", "tensorflow", "keras", "pickle", "dill", "lessons", "tests", "examples"}
 NEVER |= {"benchmarks", "conftest", "strategies", "strict_cupy", "fake_cuda"}
 

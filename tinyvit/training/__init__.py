@@ -3,7 +3,8 @@
 Read step.py for one training step and loop.py for what repeats it.
 """
 
+from tinyvit.backend import available_cores
 from tinyvit.training.loop import Training, TrainingDiverged, TrainingStopped
 from tinyvit.training.settings import NOTE, RECIPES, TUNED, TrainingConfig
 from tinyvit.training.state import CHECKPOINT, State, read_checkpoint
-from tinyvit.training.workers import ParallelGradient, WorkerError, available_cores
+from tinyvit.training.workers import ParallelGradient, WorkerError

@@ -18,7 +18,6 @@ from tinyvit.evaluate import classification_report, confusion, misclassified
 from tinyvit.files import write_atomically
 from tinyvit.training.settings import TrainingConfig
 from tinyvit.training.state import read_checkpoint
-from tinyvit.training.workers import available_cores
 
 METRICS = "metrics.json"
 MODEL = "model.safetensors"
@@ -202,7 +201,7 @@ def write_evaluation(folder, model, images, labels, workers=None):
         The predictions, the accuracy and the loss.
     """
     folder = Path(folder)
-    evaluation = model.evaluate(images, labels, workers=available_cores() if workers is None else workers)
+    evaluation = model.evaluate(images, labels, workers=workers)
     write_atomically(folder / "classification_report.txt", classification_report(evaluation))
     plots.confusion_matrix(confusion(evaluation), folder / "confusion_matrix.png")
     plots.misclassified(

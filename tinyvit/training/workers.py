@@ -24,7 +24,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tinyvit.backend import array_module, one_blas_thread
+from tinyvit.backend import array_module, available_cores, one_blas_thread
 from tinyvit.data.augment import warp
 from tinyvit.memory import Workspace
 from tinyvit.model import ViTConfig, loss_and_gradient
@@ -36,13 +36,6 @@ START_SECONDS = 60  # for a helper to answer for the first time: it imports NumP
 
 class WorkerError(RuntimeError):
     """A process that computed a share of a step failed or died; the message says what is known."""
-
-
-def available_cores():
-    """Return how many cores this process may use: by its affinity, and by a container's limit."""
-    import joblib  # imported here alone: a helper has no use for it
-
-    return joblib.cpu_count()
 
 
 class ParallelGradient:
