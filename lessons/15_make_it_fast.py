@@ -34,7 +34,7 @@ import tinyvit.ops.attention
 import tinyvit.ops.class_attention
 import tinyvit.ops.patches
 from tinyvit import reference
-from tinyvit.backend import one_blas_thread
+from tinyvit.backend import one_blas_thread, use_loops
 from tinyvit.data import load_mnist
 from tinyvit.memory import Workspace
 from tinyvit.model import ViTConfig, block_backward, block_forward, initialise, loss_and_gradient
@@ -494,7 +494,38 @@ assert 0.1 < saved / operations(needed) < 0.25
 print(f"so the floor of what is needed lies at about {floor * (1 - saved / operations(needed)):.1f} ms")
 
 # %% [markdown]
-# ## Eighth: shards side by side
+# ## Eighth: one loop in place of twenty passes
+#
+# NumPy computes GELU and its derivative in some twenty passes over memory, because each of its functions does one
+# thing to a whole array. A loop over the elements does all twenty things to one number while it is in a register:
+#
+# ```
+# for i in range(len(x)):
+#     cdf = normal_cdf(x[i])
+#     out[i] = x[i] * cdf
+#     derivative[i] = cdf + x[i] * normal_density(x[i])
+# ```
+#
+# Interpreted by Python this takes a second. Numba compiles the same text for the processor, sixteen numbers at a
+# time, if two conditions hold. Exponentials must be polynomials, as a call of `exp` for each number is not
+# vectorised. And the output must not be the input under another name, as the compiler then has to expect that each
+# write changes what it reads next. `tinyvit/loops.py` has four such loops: GELU, layer norm forward and backward, and
+# Adam. Numba is optional (`pip install "tinyvit[fast]"`). Without it this stair is missing.
+
+# %%
+with use_loops("auto") as compiled:
+    if compiled:
+        climb("one loop in place of twenty passes", by_library, {}, Workspace())
+        x = rng.standard_normal((B * T, F), dtype=np.float32)
+        loop = milliseconds(lambda: tinyvit.ops.gelu_forward(x))
+        with use_loops("off"):
+            passes = milliseconds(lambda: tinyvit.ops.gelu_forward(x))
+        print(f"GELU and its derivative for {x.shape}: {passes:.2f} ms in passes, {loop:.2f} ms in one loop")
+    else:
+        print("Numba is not installed, so this stair is missing")
+
+# %% [markdown]
+# ## Ninth: shares side by side
 #
 # All this was one core. Why not give BLAS several? Because it would use them for the products alone, and between two
 # products only one core works. G. Amdahl's law says what that means. If a share $p$ of the time can be spread over
@@ -505,24 +536,25 @@ print(f"so the floor of what is needed lies at about {floor * (1 - saved / opera
 # $$
 #
 # With $p = 0.7$ and two cores that is 0.65, and with a hundred cores still 0.3. Better to have *everything* side by
-# side: cut the batch into shards, one for each core, let each do the whole step on its own, with read-only weights
+# side: cut the batch into shares, one for each core, let each do the whole step on its own, with read-only weights
 # and one thread of BLAS, and add up the gradients. The loss is a mean over images, so its gradient is the mean of the
-# shards' gradients, weighted by their sizes: this is exact. `ParallelGradient` does it, with a process for each core.
+# shares' gradients, weighted by their sizes: this is exact. `ParallelGradient` does it, with a process for each core.
 
 # %%
-cores = min(available_cores(), 8)  # shards of fewer than a few images are not worth a process
+cores = min(available_cores(), 8)  # a share of fewer than a few images is not worth a process
 
 
-with ParallelGradient(config, workers=cores) as parallel:
-    _, _, found = parallel(parameters, images, labels)
-    assert np.abs(found.flat - expected).max() < 1e-3 * np.abs(expected).max()
-    side_by_side = milliseconds(lambda: parallel(parameters, images, labels), clock=wall_time)
-with Workspace():
-    alone = milliseconds(lambda: by_library(images, labels), clock=wall_time)
-    only_core.close()
-    with_threads = milliseconds(lambda: by_library(images, labels), rounds=3, clock=wall_time)
+with use_loops("auto"):
+    with ParallelGradient(config, workers=cores) as parallel:
+        _, _, found = parallel(parameters, images, labels)
+        assert np.abs(found.flat - expected).max() < 1e-3 * np.abs(expected).max()
+        side_by_side = milliseconds(lambda: parallel(parameters, images, labels), clock=wall_time)
+    with Workspace():
+        alone = milliseconds(lambda: by_library(images, labels), clock=wall_time)
+        only_core.close()
+        with_threads = milliseconds(lambda: by_library(images, labels), rounds=3, clock=wall_time)
 
-what = f"shards side by side, on {cores} core{'s' if cores > 1 else ''}"
+what = f"shares side by side, on {cores} core{'s' if cores > 1 else ''}"
 stairs.append((what, stairs[-1][1] * side_by_side / alone))  # the gain holds, whoever else is at work
 print("now by the clock on the wall, as several processes are at work:")
 for way, took in (("one core", alone), (what, side_by_side), ("the same cores given to BLAS instead", with_threads)):
@@ -534,12 +566,13 @@ if alone > 1.3 * stairs[-2][1]:
 # ## Adam
 #
 # One thing is left: the update. As all weights lie in one flat array, it is a dozen passes over it, in place, and not
-# a dozen for each of the model's arrays.
+# a dozen for each of the model's arrays. The compiled loop makes one pass.
 
 # %%
 adam = Adam(parameters.flat)
 weights_before, gradient = parameters.flat.copy(), expected.astype(np.float32)
-update = milliseconds(lambda: adam.step(parameters.flat, gradient, 1e-3))
+with use_loops("auto"):
+    update = milliseconds(lambda: adam.step(parameters.flat, gradient, 1e-3))
 parameters.flat[...] = weights_before
 per_weight = 1e6 * update / parameters.flat.size
 print(f"Adam, {parameters.flat.size:,} weights: {update:.1f} ms, {per_weight:.1f} nanoseconds a weight")
@@ -594,7 +627,7 @@ assert first > 1.5 * last
 # it. On a small batch the calls weigh more, on a large one the memory.
 #
 # Just as instructive is what did *not* help. `benchmarks/NOTES.md` keeps a list: GELU in pieces that stay in the
-# cache, larger pages, smaller shards. Each looked good on paper. None was kept, because the clock did not agree.
+# cache, larger pages, smaller shares. Each looked good on paper. None was kept, because the clock did not agree.
 #
 # ## How to go about it
 #
