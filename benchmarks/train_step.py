@@ -10,24 +10,34 @@ fastest way this library's BLAS does them on as many threads: the floor, as long
 """
 
 import argparse
+import contextlib
+import ctypes
 import json
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import peers
+from threadpoolctl import threadpool_limits
 from turns import Contestant, compare, conditions, quartiles, ratio
 
+from tinyvit import memory
+from tinyvit.backend import available_cores, use_loops
 from tinyvit.data import load_mnist
 from tinyvit.model import ViTConfig, initialise
 from tinyvit.optim import Adam
-from tinyvit.training import ParallelGradient, available_cores
+from tinyvit.training import ParallelGradient
+from tinyvit.training.workers import CHUNK_TOKENS, gradient_of_share, split
 
 LEARNING_RATE = 3e-4
 BATCHES = 8  # different ones, in turn
 NAMES = {
-    "tinyvit": "tinyvit",
-    "products": "matrix products alone",
+    "tinyvit": "tinyvit, compiled loops",
+    "numpy": "tinyvit, NumPy only",
+    "own-products": "the matrix products of the tinyvit step alone",
+    "products": "the matrix products of a step for all tokens alone",
     "torch": "PyTorch eager",
     "torch-compiled": "PyTorch torch.compile",
     "torch-shortcut": "the same, last block for the class token only",
@@ -52,8 +62,9 @@ def normalised(config, batches):
     return [((x - config.pixel_mean) / config.pixel_deviation, y) for x, y in batches]
 
 
-def tinyvit_step(batch, mlp, threads):
-    """Return this library's training step."""
+def tinyvit_step(batch, mlp, threads, loops="off"):
+    """Return this library's training step, with compiled loops "on" or "off"."""
+    use_loops(loops).__enter__()  # until the process ends
     config, parameters, batches = workload(batch, mlp)
     gradient_of = ParallelGradient(config, threads).__enter__()
     adam = Adam(parameters.flat, threads=threads)
@@ -69,14 +80,70 @@ def tinyvit_step(batch, mlp, threads):
     return step
 
 
+def own_products_step(batch, mlp, threads):
+    """Return a function that repeats the matrix products of `tinyvit_step` and nothing else.
+
+    Each thread repeats the products of its share in their order and in the memory where the step computed them, all
+    threads at once. The sums that the step computes as products with a vector are left out.
+    """
+    use_loops("auto").__enter__()
+    threadpool_limits(1, user_api="blas")
+    config, parameters, batches = workload(batch, mlp)
+    images, labels = batches[0]
+    replays = []
+    for start, stop in split(batch, threads):
+        done = []
+
+        def recording(a, b, out=None, done=done):
+            result = memory.matmul(a, b, out=out)
+            if min(a.ndim, b.ndim, *a.shape[-2:], *b.shape[-2:]) > 1:
+                done.append([in_place(array) for array in (a, b, result)])
+            return result
+
+        workspace = memory.Workspace()
+        modules = [module for name, module in sys.modules.items() if name.startswith("tinyvit.ops.")]
+        with contextlib.ExitStack() as stack:
+            for module in modules:
+                if hasattr(module, "matmul"):
+                    stack.enter_context(mock.patch.object(module, "matmul", recording))
+            for _ in range(2):  # the second time, the workspace hands out the memory that every later step gets
+                done.clear()
+                with workspace:
+                    gradient_of_share(
+                        images[start:stop],
+                        labels[start:stop],
+                        None,
+                        parameters,
+                        config,
+                        smoothing=0.0,
+                        chunk_size=max(1, CHUNK_TOKENS // config.tokens),
+                        batch_size=batch,
+                    )
+        replays.append((done, workspace))
+    pool = ThreadPoolExecutor(threads)
+
+    def replay(recorded):
+        with np.errstate(all="ignore"):  # results are the operands of later products, with nothing in between to scale them
+            for a, b, out in recorded[0]:
+                np.matmul(a, b, out=out)
+
+    return lambda: list(pool.map(replay, replays))
+
+
+def in_place(array):
+    """Return a view of the memory of `array` that does not keep it in use; its owner must stay."""
+    low, high = np.lib.array_utils.byte_bounds(array)
+    offset = array.__array_interface__["data"][0] - low
+    memory_of = (ctypes.c_char * (high - low)).from_address(low)
+    return np.ndarray(array.shape, array.dtype, memory_of, offset, array.strides)
+
+
 def products_step(batch, mlp, threads):
     """Return a function that does the plain step's matrix products, the faster of two ways.
 
     Either BLAS shares every product among its threads, or each thread does all of them for its share of the batch.
     """
     import time
-
-    from threadpoolctl import threadpool_limits
 
     config, _, _ = workload(batch, mlp)
     pool = ThreadPoolExecutor(threads)
@@ -130,7 +197,9 @@ def jax_step(batch, mlp, threads):
 
 
 BUILT_BY = {
-    "tinyvit": ("tinyvit_step", {}),
+    "tinyvit": ("tinyvit_step", {"loops": "auto"}),
+    "numpy": ("tinyvit_step", {}),
+    "own-products": ("own_products_step", {}),
     "products": ("products_step", {}),
     "torch": ("torch_step", {}),
     "torch-compiled": ("torch_step", {"compiled": True}),
