@@ -123,7 +123,7 @@ def own_products_step(batch, mlp, threads):
     pool = ThreadPoolExecutor(threads)
 
     def replay(recorded):
-        with np.errstate(all="ignore"):  # results are the operands of later products, with nothing in between to scale them
+        with np.errstate(all="ignore"):  # nothing scales the results, which are operands of later products
             for a, b, out in recorded[0]:
                 np.matmul(a, b, out=out)
 
