@@ -74,7 +74,8 @@ def page(name):
         if kind == "class" and issubclass(value, BaseException):
             kind = "exception"
         parts += [f".. auto{kind}:: {home}.{entry}"]
-        parts += ["   :members:"] if kind == "class" else []
+        if kind == "class" and not issubclass(value, tuple):  # the members of a tuple are its fields
+            parts += ["   :members:"]
         parts += [""]
     return "\n".join(parts)
 
