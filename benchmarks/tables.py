@@ -327,7 +327,7 @@ def numbers():
 
 FOLDERS = (  # of the README: what belongs to a row, and what it is
     (("tinyvit/reference.py",), "The whole model, its gradients, Adam and a training loop, as derived on paper"),
-    (("tinyvit/ops/",), "One file per operation, each a forward and a backward function, made fast"),
+    (("tinyvit/ops/", "tinyvit/loops.py"), "One file per operation, each a forward and a backward function, made fast"),
     (("tinyvit/model.py",), "The Vision Transformer: settings, forward, backward, loss and gradient"),
     (("tinyvit/optim.py",), "Adam, clipping, averaging and learning-rate schedules"),
     (("tinyvit/gradcheck.py",), "The gradient check"),
@@ -367,6 +367,7 @@ ORDER = (  # of reading; files of a folder that are not named follow those that 
     "tinyvit/ops/patches.py",
     "tinyvit/ops/cross_entropy.py",
     "tinyvit/ops/",
+    "tinyvit/loops.py",
     "tinyvit/parameters.py",
     "tinyvit/model.py",
     "tinyvit/optim.py",
@@ -406,9 +407,9 @@ CODE = (".py", ".cu", ".cuh", ".h", ".js", ".css", ".html")
 
 
 def files_of(part):
-    """Return the source files of a part: of a file itself, of a folder (with a slash) all below it."""
+    """Return the source files of a part: the file itself if it exists, or all files of a folder (with a slash)."""
     if not part.endswith("/"):
-        return [ROOT / part]
+        return [ROOT / part] if (ROOT / part).exists() else []
     skipped = {"__pycache__", "output"}
     found = [path for path in (ROOT / part).rglob("*") if path.suffix in CODE and not skipped & set(path.parts)]
     return sorted(found)
@@ -436,7 +437,8 @@ def house():
     """Return the README's map: folders and the files at the top, their lines of code, and what they are."""
     rows = []
     for parts, description in FOLDERS:
-        links = ", ".join(f"[`{part.removeprefix('tinyvit/')}`]({part.rstrip('/')})" for part in parts)
+        existing = [part for part in parts if (ROOT / part).exists()]
+        links = ", ".join(f"[`{part.removeprefix('tinyvit/')}`]({part.rstrip('/')})" for part in existing)
         count = sum(code_lines(path) for part in parts for path in files_of(part))
         count = count if count < 1000 else round(count, -2)  # so that small changes leave the README as it is
         rows.append(f"| {links} | {count:,} | {description} |")
@@ -447,7 +449,7 @@ def reading_order():
     """Return all source files of the library in the order of reading, without the empty fronts of packages."""
     order = []
     for part in ORDER:
-        order += [path for path in files_of(part) if path not in order and path.exists()]
+        order += [path for path in files_of(part) if path not in order]
     return [path for path in order if path.name != "__init__.py" or code_lines(path) > 20]
 
 

@@ -108,6 +108,12 @@ def place_in_the_source(pair):
     return order, value.__module__, inspect.getsourcelines(value)[1]
 
 
+def classes():
+    """Return the classes of the reference: a dict from the name of each to the name of its entry."""
+    own = [pair for module in MODULES for pair in public_names(module)[0]]
+    return {name: f"{home}.{name}" for home, name in own if name[0].isupper()}
+
+
 def documented_elsewhere(home, name):
     """Return the page, other than that of `name`, on which names of the module `home` are documented, or None."""
     candidates = [page for page in MODULES if page not in ("tinyvit", name) and f"{home}.".startswith(f"{page}.")]

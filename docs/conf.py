@@ -14,6 +14,7 @@ sys.path[:0] = [str(HERE), str(LESSONS), str(HERE.parent)]  # for the extensions
 import api_pages  # noqa: E402
 import lesson_pages  # noqa: E402
 import repository_pages  # noqa: E402
+from numpydoc.xref import DEFAULT_LINKS  # noqa: E402
 
 quick = tags.has("quick")  # noqa: F821  Sphinx defines it
 
@@ -54,8 +55,9 @@ python_maximum_signature_line_length = 100
 numpydoc_show_class_members = False
 numpydoc_class_members_toctree = False
 numpydoc_attributes_as_param_list = True
-numpydoc_xref_param_type = True
-numpydoc_xref_ignore = {"of", "or", "shape", "optional", "default", "integer", "integers", "number", "numbers"}
+numpydoc_xref_param_type = True  # a class of the reference in a parameter's type is a link,
+numpydoc_xref_ignore = "all"  # other words are text,
+numpydoc_xref_aliases = {name: name for name in DEFAULT_LINKS} | api_pages.classes()  # and nothing links to a network
 toc_object_entries_show_parents = "hide"
 
 sphinx_gallery_conf = {
