@@ -3,7 +3,7 @@
     python benchmarks/tables.py                          all tables, from benchmarks/results/ and the source
     python benchmarks/tables.py --picture runs/RUN       and the picture of the README, from a trained run
 
-Each part stands between two markers, `<!-- NAME -->` and `<!-- /NAME -->`. A test fails if a part is not what its
+Each part is between two markers, `<!-- NAME -->` and `<!-- /NAME -->`. A test fails if a part is not what its
 sources say.
 """
 
@@ -215,7 +215,7 @@ def server_table():
                 f"{case['server_megabytes']['most']} MB",
             ]
         )
-    head = ["clients", "`--batch`", "predictions in a minute", "errors", "answer: median, 90 %, 99 %"]
+    head = ["clients", "`--batch`", "predictions in a minute", "errors", "answer (median, 90th, 99th percentile)"]
     head += ["core time per prediction", "cores available", "memory"]
     page = found["page"]
     times = page["milliseconds"]
@@ -327,7 +327,7 @@ def numbers():
 
 FOLDERS = (  # of the README: what belongs to a row, and what it is
     (("tinyvit/reference.py",), "The whole model, its gradients, Adam and a training loop, as derived on paper"),
-    (("tinyvit/ops/", "tinyvit/loops.py"), "One file per operation, each a forward and a backward function, made fast"),
+    (("tinyvit/ops/", "tinyvit/loops.py"), "The operations, each a forward and a backward function, made fast"),
     (("tinyvit/model.py",), "The Vision Transformer: settings, forward, backward, loss and gradient"),
     (("tinyvit/optim.py",), "Adam, clipping, averaging and learning-rate schedules"),
     (("tinyvit/gradcheck.py",), "The gradient check"),

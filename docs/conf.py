@@ -68,9 +68,9 @@ sphinx_gallery_conf = {
     "copyfile_regex": r"index\.rst",  # lessons.rst is the page above the lessons, and this index is excluded
     "within_subsection_order": "FileNameSortKey",
     "reset_argv": "lesson_pages.arguments_quick" if quick else "lesson_pages.arguments_in_full",
-    "capture_repr": (),  # lessons print what they want to be seen
+    "capture_repr": (),  # a page shows what a lesson prints, and no values of expressions
     "image_srcset": ["2x"],
-    "notebook_extensions": [],  # the notebooks are Jupytext's, of the lessons as they are
+    "notebook_extensions": [],  # lesson_pages makes the notebooks, with Jupytext
     "download_all_examples": False,
     "show_signature": False,
     "abort_on_example_error": True,

@@ -20,11 +20,11 @@ for package in ("sphinx", "furo", "myst_parser", "numpydoc", "sphinx_gallery", "
 
 ROOT = Path(__file__).resolve().parents[2]
 NAMES = sorted(path.stem for path in (ROOT / "lessons").glob("[0-9][0-9]_*.py"))
-RUN = NAMES[0]  # the one lesson that is run for its page; the others are there as text
+RUN = NAMES[0]  # the only lesson that runs; the pages of the others have no results
 
 
 class Page(HTMLParser):
-    """What one page loads, links to, calls itself, and says."""
+    """What a page loads, its links, its anchors and its text."""
 
     def __init__(self, path):
         super().__init__()
@@ -167,10 +167,10 @@ def test_all_that_is_loaded_or_linked_is_there(site, pages):
             if parts.scheme or url.startswith("//"):
                 continue
             target = (site / name).parent / unquote(parts.path) if parts.path else site / name
-            assert target.is_file(), f"{name} wants {url}"
+            assert target.is_file(), f"{name} needs {url}"
             key = target.resolve().relative_to(site.resolve()).as_posix()
             if parts.fragment and key in pages:
-                assert unquote(parts.fragment) in pages[key].places | {"top", ""}, f"{name} wants {url}"
+                assert unquote(parts.fragment) in pages[key].places | {"top", ""}, f"{name} needs {url}"
 
 
 def test_formulas_are_set_and_no_markup_is_left(site, pages):
@@ -181,7 +181,7 @@ def test_formulas_are_set_and_no_markup_is_left(site, pages):
         prose = re.sub(r'<div class="highlight.*?</div>', "", html, flags=re.DOTALL)
         assert "$$" not in prose, name
         assert not re.search(r"\\(frac|sqrt|mathrm|begin)\b", prose), name
-        assert "%%" not in text, f"a cell of {name} was not told from its neighbour"
+        assert "%%" not in text, f"the boundary of a cell of {name} is left"
         assert "system-message" not in html
         headings = re.findall("^# ##+ (.*)$", (ROOT / f"lessons/{name}.py").read_text(encoding="utf-8"), re.MULTILINE)
         assert html.count("<h2>") + html.count("<h3>") == len(headings) + 1, name  # and "Do it yourself"

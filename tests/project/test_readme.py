@@ -202,7 +202,10 @@ def test_a_command_line_is_one_that_its_command_takes(line):
     elif words[0] == "python" and words[1] != "-m":
         check_script(words[1], words[2:])
     elif words[0] in ("pytest", "bash"):
-        assert all((ROOT / word).exists() for word in words[1:] if "/" in word)
+        for word in words[1:]:
+            if "/" in word:
+                marked = "\npytestmark = pytest.mark.extended" in (ROOT / word).read_text(encoding="utf-8")
+                assert words[0] == "bash" or marked == ("-m extended" in line), "another tier: no test would run"
 
 
 def check_tinyvit(arguments):
@@ -228,6 +231,13 @@ def check_extras(line):
     settings.read(ROOT / "setup.cfg")
     for extras in re.findall(r"\[([\w,-]+)\]", line):
         assert set(extras.split(",")) <= set(settings["options.extras_require"]), line
+
+
+def test_the_page_about_installing_names_every_extra():
+    settings = configparser.ConfigParser()
+    settings.read(ROOT / "setup.cfg")
+    named = set(re.findall(r"^\| `pip install -e \"\.\[([\w-]+)\]\"`", TEXTS["docs/guide/install.md"], re.MULTILINE))
+    assert named == set(settings["options.extras_require"])
 
 
 def check_script(script, arguments):
