@@ -49,7 +49,7 @@ def measured(conditions, *libraries):
     return f"{command}Measured on {conditions['cpu']}, {conditions['machine']}, with {', '.join(found)}."
 
 
-RECIPES = {  # in benchmarks/results/accuracy.json: recipe, how to train it
+RECIPES = {  # name in benchmarks/results/accuracy.json: description, flags
     "tuned": ("the default", "`--recipe tuned`"),
     "note": ("the technical note's training, one image in ten mirrored", "`--recipe note`"),
     "note-flip-half": ("the same, every second image mirrored", "`--recipe note --flip 0.5`"),
@@ -131,6 +131,35 @@ def step_tables():
                 rows.append([description, *(times_tinyvit(case["contestants"][name]) for case in records)])
         parts += [table(head, rows), "", measured(found["conditions"], "torch", "jax"), ""]
     return "\n".join(parts[:-1])
+
+
+GOALS = {  # contestants of train_step.py: the least and the aimed-at multiple of tinyvit's time
+    "torch": (1.5, 2),
+    "torch-compiled": (1.4, 1.8),
+    "jax": (2.5, 3.5),
+}
+MOST_OVER_PRODUCTS = (1.5, 1.15)  # tinyvit's time as a multiple of the matrix products: at most, aimed at
+
+
+def goals_table():
+    """Return the table of goals at batch 64, and which of them are reached."""
+    cases = record("train_step")["records"]
+    case = next(case for case in cases if (case["batch"], case["mlp_width"]) == (64, 512))
+    rows = []
+    for name, (least, aim) in GOALS.items():
+        median = case["contestants"][name]["times_tinyvit"][1]
+        figures = [f"{least:g}x", f"{aim:g}x", f"{median:.2f}x"]
+        rows.append([STEPS[name], *figures, reached(median >= least, median >= aim)])
+    most, aim = MOST_OVER_PRODUCTS
+    median = 1 / case["contestants"]["products"]["times_tinyvit"][1]
+    row = ["tinyvit, as a multiple of the matrix products", f"at most {most:g}x", f"{aim:g}x", f"{median:.2f}x"]
+    rows.append([*row, reached(median <= most, median <= aim)])
+    return table(["", "required", "aimed at", "measured", "reached"], rows)
+
+
+def reached(required, aim):
+    """Return which of two goals is reached, in words."""
+    return "both" if aim else "the required one" if required else "neither"
 
 
 def times_tinyvit(figures):
@@ -228,7 +257,7 @@ def server_table():
     return "\n".join([table(head, rows, left=0), "", browser, "", where])
 
 
-GPU_NAMES = {  # of the contestants of gpu.py
+GPU_NAMES = {  # contestants of gpu.py
     "torch": "PyTorch eager",
     "torch-compiled": '`torch.compile`, "max-autotune"',
     "torch-graph": "PyTorch, a CUDA graph a step",
@@ -325,7 +354,7 @@ def numbers():
 
 # ---- maps of the code ----
 
-FOLDERS = (  # of the README: what belongs to a row, and what it is
+FOLDERS = (  # the rows of the README's map: files and folders, and what they are
     (("tinyvit/reference.py",), "The whole model, its gradients, Adam and a training loop, as derived on paper"),
     (("tinyvit/ops/", "tinyvit/loops.py"), "The operations, each a forward and a backward function, made fast"),
     (("tinyvit/model.py",), "The Vision Transformer: settings, forward, backward, loss and gradient"),
@@ -356,7 +385,7 @@ FOLDERS = (  # of the README: what belongs to a row, and what it is
     (("tests/",), "The tests"),
     (("benchmarks/",), "Measurements, and their records"),
 )
-ORDER = (  # of reading; files of a folder that are not named follow those that are
+ORDER = (  # the order of reading; a folder stands for its files that are not named above
     "tinyvit/reference.py",
     "tinyvit/ops/linear.py",
     "tinyvit/ops/layer_norm.py",
@@ -483,6 +512,7 @@ PARTS = {  # page: its generated parts
     "docs/results/accuracy.md": {"accuracy": accuracy_table, "time": time_table},
     "docs/results/speed.md": {
         "step": step_tables,
+        "goals": goals_table,
         "inference": inference_tables,
         "memory": memory_text,
         "scaling": scaling_table,

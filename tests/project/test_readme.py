@@ -6,15 +6,20 @@ import contextlib
 import importlib
 import importlib.util
 import io
+import math
 import os
 import re
 import shlex
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from tinyvit.commands import COMMANDS, main
+from tinyvit.model import ViTConfig
+from tinyvit.pretrained import pretrained_card
+from tinyvit.training import NOTE, TUNED
 
 pytestmark = pytest.mark.extended
 
@@ -231,6 +236,48 @@ def check_extras(line):
     settings.read(ROOT / "setup.cfg")
     for extras in re.findall(r"\[([\w,-]+)\]", line):
         assert set(extras.split(",")) <= set(settings["options.extras_require"]), line
+
+
+def test_figures_of_the_model_are_those_of_its_card_and_its_settings():
+    accuracy = f"{100 * pretrained_card().test_accuracy:.2f} %"
+    for page in ("docs/guide/draw_a_digit.md", "docs/results/accuracy.md"):
+        assert accuracy in TEXTS[page]
+    size = sum(math.prod(shape) for shape in ViTConfig().shapes().values())
+    assert f"{size:,}\nparameters" in TEXTS["docs/guide/train.md"]
+
+
+def test_the_table_of_recipes_has_their_settings():
+    rows = dict(re.findall(r"(?m)^\| ([\w ,]+) \| (.*) \|$", TEXTS["docs/guide/train.md"].partition("## Recipes")[2]))
+    for column, recipe in enumerate((TUNED, NOTE)):
+        cells = {name: row.split(" | ")[column] for name, row in rows.items() if " | " in row}
+        assert cells["epochs, batch size"] == f"{recipe.epochs}, {recipe.batch_size}"
+        assert f"beta2 {recipe.beta2:g}" in cells["optimiser"]
+        assert (f"weight decay {recipe.weight_decay:g}" in cells["optimiser"]) == (recipe.weight_decay > 0)
+        rate = float(re.match(r"[\d.]+e-\d", cells["learning rate"])[0])
+        assert rate == recipe.learning_rate
+        assert (f"{recipe.warmup_steps} steps" in cells["learning rate"]) == (recipe.schedule == "cosine")
+        assert cells["gradient"] == (f"clipped to norm {recipe.clip:g}" if recipe.clip else "not clipped")
+        assert cells["label smoothing"] == (f"{recipe.smoothing:g}" if recipe.smoothing else "none")
+        assert cells["average of the weights"].startswith(f"decay {recipe.average:g}," if recipe.average else "none")
+        changes = recipe.augmentation
+        assert f"rotation {changes.rotation:g} degrees" in cells["augmentation"]
+        assert (f"scale {100 * changes.scale:g} %" in cells["augmentation"]) == (changes.scale > 0)
+        assert (f"shear {changes.shear:g} degrees" in cells["augmentation"]) == (changes.shear > 0)
+        assert (f"shift {changes.shift:g} pixel" in cells["augmentation"]) == (changes.shift > 0)
+        assert ("one image in ten mirrored" in cells["augmentation"]) == (changes.flip == 0.1)
+
+
+def test_the_number_of_mutants_is_about_what_the_page_says(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "tests" / "heart"))
+    mutation = importlib.import_module("test_mutation")
+    counts = Counter()
+    for module, name, *_ in mutation.TARGETS:
+        function = getattr(importlib.import_module(f"tinyvit.{module}"), name)
+        counts[module == "reference"] += len(list(mutation.mutants(function)))
+    text = " ".join(TEXTS["docs/results/gradients.md"].split())
+    form = r"about ([\d,]+) such mutants, about ([\d,]+) of the library's functions and ([\d,]+) of"
+    said = [int(number.replace(",", "")) for number in re.search(form, text).groups()]
+    np.testing.assert_allclose(said, [counts.total(), counts[False], counts[True]], rtol=0.1)
 
 
 def test_the_page_about_installing_names_every_extra():
