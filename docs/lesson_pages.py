@@ -1,8 +1,8 @@
-"""Sphinx extension: the lessons' Markdown for sphinx-gallery, and formulas as MathML, which needs no network.
+"""Sphinx extension: the lessons in the form that sphinx-gallery reads, and formulas as MathML.
 
-The lessons are percent-format scripts with Markdown cells, as notebooks have them. sphinx-gallery wants its text as
-reStructuredText. So before it looks for scripts, each lesson is copied with its text cells translated by pandoc.
-Formulas become MathML when the pages are built: every browser draws it by itself, from the file system too.
+The lessons are percent-format scripts with Markdown cells. sphinx-gallery reads reStructuredText. So each lesson is
+copied before sphinx-gallery runs, and pandoc translates the text cells of the copy. Formulas become MathML when the
+pages are built. Browsers draw MathML without a script and without a network.
 """
 
 import re
@@ -15,14 +15,23 @@ from docutils.nodes import SkipNode
 from math_core import LatexToMathML
 
 CELL = re.compile(r'^# %% \[markdown\]\n(r"""\n[\s\S]*?"""\n|(?:#.*\n?)+)', re.MULTILINE)
-BOUNDARY = "NEXTCELL"  # a paragraph of its own between cells, for pandoc to leave alone
+BOUNDARY = "NEXTCELL"  # a paragraph between cells, which pandoc copies unchanged
 
 
 def prepare(lessons, scripts, gallery, quick):
-    """Write what Sphinx reads: the translated lessons, their notebooks, and the syllabus.
+    """Write the files that Sphinx reads: the translated lessons, their notebooks, and the syllabus.
 
-    lessons: the folder of the lessons; scripts: where the translated ones go; gallery: where sphinx-gallery will put
-    pages; quick: whether the lessons run with --quick. The pages of the other kind are removed, so that all run anew.
+    Parameters
+    ----------
+    lessons : Path
+        The folder of the lessons.
+    scripts : Path
+        The folder for the translated lessons.
+    gallery : Path
+        The folder in which sphinx-gallery writes pages. It is removed if the last build had another value of `quick`,
+        so that all lessons run again.
+    quick : bool
+        Whether the lessons run with --quick.
     """
     scripts.mkdir(parents=True, exist_ok=True)
     mode = scripts / "mode.txt"
@@ -36,7 +45,7 @@ def prepare(lessons, scripts, gallery, quick):
         (scripts / old).unlink()
     for path in paths:
         text = path.read_text(encoding="utf-8")
-        _write_if_changed(scripts / path.name, translated(text))  # only then does sphinx-gallery run it again
+        _write_if_changed(scripts / path.name, translated(text))  # sphinx-gallery runs a changed script again
         jupytext.write(jupytext.read(path), scripts / f"{path.stem}.ipynb")
 
     syllabus = with_links_to_pages((lessons / "README.md").read_text(encoding="utf-8"), {path.stem for path in paths})
@@ -45,7 +54,7 @@ def prepare(lessons, scripts, gallery, quick):
 
 
 def translated(text):
-    """Return a lesson's script with its Markdown cells as reStructuredText ones."""
+    """Return the script of a lesson with its Markdown cells translated to reStructuredText."""
     cells = iter(to_rst(f"\n\n{BOUNDARY}\n\n".join(map(_markdown, CELL.findall(text)))).split(BOUNDARY))
 
     def cell(match):
@@ -64,12 +73,12 @@ def _markdown(cell):
 
 
 def to_rst(markdown):
-    """Return Markdown as reStructuredText."""
+    """Translate Markdown to reStructuredText."""
     return pypandoc.convert_text(markdown, "rst", format="markdown", extra_args=["--wrap=preserve"])
 
 
 def with_links_to_pages(markdown, names):
-    """Make of each link to a lesson's file a link to its page; of a lesson that is not there the title is left."""
+    """Replace each link to a lesson's file by a link to its page, or by its title if there is no such lesson."""
 
     def link(match):
         title, name = match.groups()
@@ -90,12 +99,12 @@ def _write_if_changed(path, text):
 
 
 def arguments_in_full(gallery_conf, script_vars):
-    """Return the flags that sphinx-gallery gives a lesson: none."""
+    """Return the command-line arguments of a lesson in a full build."""
     return []
 
 
 def arguments_quick(gallery_conf, script_vars):
-    """Return the flags that sphinx-gallery gives a lesson."""
+    """Return the command-line arguments of a lesson in a quick build."""
     return ["--quick"]
 
 
@@ -108,23 +117,22 @@ OWN_FOOTER = """
 Do it yourself
 --------------
 
-This page was made by running the lesson{quick}: one script, with its exercises unsolved. In the project's folder:
+This page shows the lesson as it runs{quick}, with its exercises unsolved. To run it, in the project's folder:
 
 .. code-block:: text
 
    python lessons/{name}.py
    python lessons/{name}.py --quick
 
-Its files, whose place is in ``lessons/``: :download:`the script </../lessons/{name}.py>`, the same
-:download:`as a notebook </_build/lessons/{name}.ipynb>`, and, once you have tried, :download:`the solutions
-</../lessons/solutions/{name}.py>`.
+Downloads: :download:`the script </../lessons/{name}.py>`, :download:`the notebook </_build/lessons/{name}.ipynb>`,
+and :download:`the solutions </../lessons/solutions/{name}.py>`. Save the script or the notebook in ``lessons/``.
 """
 
 
 def replace_note_and_footer(app, docname, content):
-    """Put our own words in the place of sphinx-gallery's, above and below a lesson."""
+    """Replace the text of sphinx-gallery above and below a lesson."""
     if docname.startswith("lessons/"):
-        quick = ", as ``--quick`` does, on less data" if app.tags.has("quick") else ""
+        quick = " with ``--quick``, on less data" if app.tags.has("quick") else ""
         footer = OWN_FOOTER.format(name=Path(docname).name, quick=quick)
         content[0] = FOOTER.sub("", NOTE.sub("", content[0])) + footer
 
@@ -133,7 +141,7 @@ def _mathml(latex, display):
     try:
         return LatexToMathML().convert_with_local_state(latex, displaystyle=display)
     except Exception as error:
-        raise ValueError(f"this formula cannot be made MathML: {latex!r}") from error
+        raise ValueError(f"the formula {latex!r} cannot be converted to MathML: {error}") from error
 
 
 def _inline(translator, node):
