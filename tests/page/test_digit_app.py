@@ -742,7 +742,7 @@ def command():
 def test_the_command_serves_on_loopback_until_it_is_told_to_stop(command, number):
     process = command("--no-browser", "--port", "0")
     line = process.stdout.readline()
-    port = int(re.fullmatch(r"the page is at http://127\.0\.0\.1:(\d+), until you press Ctrl-C\n", line)[1])
+    port = int(re.fullmatch(r"the page is at http://127\.0\.0\.1:(\d+); press Ctrl-C to stop the server\n", line)[1])
     with contextlib.closing(http.client.HTTPConnection("127.0.0.1", port, timeout=30)) as connection:
         connection.request("GET", "/")
         answer = connection.getresponse()
@@ -776,7 +776,7 @@ def test_a_port_that_is_taken_is_said(capsys):
     [
         (["--host", "256.1.1.1"], "error: cannot listen on 256.1.1.1"),
         (["--host", "192.0.2.1"], "error: cannot listen on 192.0.2.1"),
-        (["--model", "nowhere.safetensors"], "error: nowhere.safetensors: cannot be read"),
+        (["--model", "nowhere.safetensors"], "error: nowhere.safetensors: no such file or folder: give a model file"),
     ],
 )
 def test_what_cannot_be_served_is_said(capsys, arguments, expected):
@@ -808,7 +808,9 @@ def test_what_is_not_installed_is_said(monkeypatch, capsys):
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "fastapi", None)
     assert main(["serve"]) == 2
-    assert capsys.readouterr().err == "error: the page needs fastapi: type 'pip install fastapi uvicorn'\n"
+    assert capsys.readouterr().err == (
+        "error: the server needs fastapi, which is not installed: type 'pip install -e \".[app]\"'\n"
+    )
 
 
 def test_the_address_can_be_opened():
