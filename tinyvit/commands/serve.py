@@ -65,7 +65,7 @@ def run(options):
     # Ctrl-C stops the server, so that it is not an error.
     with listen.listen(options.host, options.port) as listener, contextlib.suppress(KeyboardInterrupt):
         address = listen.address_of(listener)
-        print(f"the page is at {address}; press Ctrl-C to stop the server", flush=True)
+        print(f"the page is at {address}, and Ctrl-C stops the server", flush=True)
         if not ipaddress.ip_address(listener.getsockname()[0]).is_loopback:
             print("every computer in the network can open it at the address of this computer", flush=True)
         if not options.no_browser:  # the socket listens already, so that the browser waits for the first answer
