@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import checkout  # noqa: F401  so that the next lines find tinyvit
 
 from tinyvit.kernels.launch import ADAM_NUMBERS, NORM_ROWS, PRECISIONS, TILE
-from tinyvit.kernels.step import SHARDS
+from tinyvit.kernels.step import PARTIALS
 from tinyvit.model import ViTConfig
 
 NUMBER = 4  # bytes of a float32
@@ -145,13 +145,13 @@ def _product(what, rows, inputs, outputs, bias=True, residual=False, gelu=False)
 
 def _gradients(what, rows, inputs, outputs, dx=True, db=True, derivative=False):
     read = rows * outputs + rows * inputs + (inputs * outputs + rows * inputs * derivative) * dx
-    written = rows * inputs * dx + SHARDS * (inputs * outputs + outputs * db)
+    written = rows * inputs * dx + PARTIALS * (inputs * outputs + outputs * db)
     input_tiles, output_tiles, row_tiles = (_tiles(size, TILE) for size in (inputs, outputs, rows))
     dx_tiles, dw_tiles = row_tiles * input_tiles * dx, input_tiles * output_tiles
     return Launch(
         name="linear_backward",
         what=what,
-        grid=(dx_tiles + SHARDS * dw_tiles,),
+        grid=(dx_tiles + PARTIALS * dw_tiles,),
         block=128,
         bytes=NUMBER * (read + written),
         operations=2 * rows * inputs * outputs * (1 + dx),
@@ -166,8 +166,8 @@ def _norm(what, rows, width):
 
 
 def _norm_gradients(what, rows, width, residual=0):
-    numbers = 3 * rows * width + rows + width + residual * width + SHARDS * 2 * width
-    grid = _tiles(rows, NORM_ROWS) + SHARDS * _tiles(width, 32)
+    numbers = 3 * rows * width + rows + width + residual * width + PARTIALS * 2 * width
+    grid = _tiles(rows, NORM_ROWS) + PARTIALS * _tiles(width, 32)
     return Launch("layer_norm_backward", what, (grid,), 256, bytes=NUMBER * numbers)
 
 
@@ -199,10 +199,10 @@ def _attention_gradients(config, batch, queries):
 
 def _update(numbers, clip, decayed, average):
     blocks = _tiles(numbers, ADAM_NUMBERS)
-    summed = NUMBER * (SHARDS * numbers + numbers + blocks + 2)
+    summed = NUMBER * (PARTIALS * numbers + numbers + blocks + 2)
     updated = NUMBER * ((7 + decayed + 2 * average) * numbers + blocks * clip + 4 + 1)
     return [
-        Launch("sum_shards", "gradient", (blocks,), 256, bytes=summed),
+        Launch("sum_partials", "gradient", (blocks,), 256, bytes=summed),
         Launch("adam_step", "weights", (blocks,), 256, bytes=updated),
     ]
 

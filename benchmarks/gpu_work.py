@@ -325,7 +325,7 @@ class KernelTimes(_OnGPU):
         for (_, _, launch), expected in zip(recorded, model, strict=True):
             key = (expected.name, expected.grid, expected.bytes, expected.operations)
             if key not in rows:
-                begin(1)  # `sum_shards` has counted, and the counter must lead to a batch and a row of the schedule
+                begin(1)  # `sum_partials` has counted, and the counter must lead to a batch and a row of the schedule
                 rows[key] = {
                     "kernel": expected.name,
                     "what": [],

@@ -1,4 +1,4 @@
-"""Train on MNIST, as `tinyvit train` does; all its flags work here too.
+"""Train on MNIST. This script accepts the flags of `tinyvit train` and does the same.
 
     python examples/train_mnist.py
     python examples/train_mnist.py --help
@@ -7,7 +7,7 @@
 import sys
 from pathlib import Path
 
-# A checkout works without an installation: its root is where Python finds tinyvit.
+# With the checkout on Python's search path, tinyvit works without an installation.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from tinyvit.commands import main

@@ -389,7 +389,7 @@ class Recorder:
         self.backend = SimpleNamespace(xp=xp, synchronise=lambda: None, asarray=np.asarray)
 
     def __getattr__(self, name):
-        return lambda *arguments: self.names.append(name)
+        return lambda **arguments: self.names.append(name)
 
 
 recorder = Recorder(config)

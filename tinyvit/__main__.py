@@ -1,4 +1,4 @@
-"""`python -m tinyvit` is the command `tinyvit`."""
+"""Run the command `tinyvit` as `python -m tinyvit`."""
 
 import sys
 

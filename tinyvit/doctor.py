@@ -1,4 +1,4 @@
-"""Can this machine train? Each check really computes, and says what to type if something is missing."""
+"""Check whether this machine can train. A line about a fault says what to type."""
 
 import contextlib
 import importlib.metadata
@@ -21,14 +21,15 @@ from tinyvit.training import TrainingConfig, available_cores
 from tinyvit.training.state import new_state
 from tinyvit.training.step import make_step
 
-NEEDED = (  # as in setup.cfg
+NEEDED = (  # equal to install_requires in setup.cfg
     "numpy>=2.0", "scipy>=1.13", "matplotlib>=3.9", "scikit-learn>=1.5", "tqdm>=4.66", "safetensors>=0.4.3",
     "threadpoolctl>=3.5", "joblib>=1.3", "pillow>=10.1",
 )  # fmt: skip
 BATCH, STEPS = 64, 8
-AGREEMENT = 2e-3  # largest relative difference between a loss on a GPU and on the CPU; TF32 stays within it
+AGREEMENT = 2e-3  # largest allowed relative difference between the losses of a GPU and of the CPU; TF32 is below
 HERE = Path(__file__).resolve().parent
 OK, FAILED, NOTED = "ok", "FAIL", "--"
+REPORT = "Type: pytest, and report what fails" if diagnosis.CHECKOUT else "Please report this line"
 
 
 class Finding(NamedTuple):
@@ -36,7 +37,7 @@ class Finding(NamedTuple):
 
     state: str  # OK, FAILED, or NOTED for a fault that does not prevent training
     name: str
-    found: str  # the result, and what to type if it is a fault
+    found: str  # the result, and what to type after a fault
 
 
 def main(device="auto"):
@@ -44,24 +45,24 @@ def main(device="auto"):
 
     Parameters
     ----------
-    device : {"auto", "cpu", "gpu"}
+    device : {"auto", "cpu", "gpu"}, optional
         "cpu" ignores GPUs, "gpu" requires one, and "auto" reports on one without requiring it.
 
     Returns
     -------
     int
-        The exit status: 0 if training works on the CPU and, with "gpu", on the GPU too, and otherwise 1.
+        The exit status: 0 if training works on the CPU and, with "gpu", also on the GPU, and 1 otherwise.
     """
     failed = False
     for finding in examine(device):
         failed |= finding.state == FAILED
         print(f"{finding.state:<4}  {finding.name:<13} {finding.found}", flush=True)
-    print("Something above needs mending first." if failed else "Ready: tinyvit train")
+    print("Not ready: see the lines marked FAIL." if failed else "Ready: tinyvit train")
     return int(failed)
 
 
 def examine(device="auto"):
-    """Yield every `Finding` of this machine, each as soon as it is known."""
+    """Yield every `Finding` of this machine as soon as its check ends."""
     yield from libraries()
     yield Finding(OK, "cores", f"this process may use {available_cores()} of {os.cpu_count()}")
     yield blas()
@@ -78,7 +79,7 @@ def examine(device="auto"):
 
 def libraries():
     """Yield a finding for tinyvit, for Python, and for each required library."""
-    yield Finding(OK, "tinyvit", f"{version('tinyvit') or 'not installed, but used from source'}, in {HERE}")
+    yield Finding(OK, "tinyvit", f"{version('tinyvit') or 'not installed, run from source'}, in {HERE}")
     yield Finding(OK, "Python", f"{platform.python_version()} on {platform.platform()}, {sys.executable}")
     for requirement in NEEDED:
         name, least = requirement.split(">=")
@@ -99,7 +100,7 @@ def version(name):
 
 
 def numbers(text):
-    """Return the leading numbers of a version, for comparisons: (2, 0, 1) for "2.0.1rc2"."""
+    """Return the leading numbers of a version for comparisons, such as (2, 0, 1) for "2.0.1rc2"."""
     return tuple(map(int, re.match(r"\d+(?:\.\d+)*", text)[0].split(".")))
 
 
@@ -108,28 +109,30 @@ def blas():
     form = "{internal_api} {version}, kernels for {architecture}, {num_threads} threads"
     pools = [pool for pool in threadpool_info() if pool["user_api"] == "blas"]
     texts = {form.format_map({"architecture": "an unknown processor"} | pool) for pool in pools}
-    return Finding(OK, "BLAS", "; ".join(sorted(texts)) or "one that threadpoolctl does not know")
+    return Finding(OK, "BLAS", "; ".join(sorted(texts)) or "a library that threadpoolctl does not recognise")
 
 
 def memory(meminfo="/proc/meminfo", group="/sys/fs/cgroup"):
-    """Return the finding for the memory of Linux or, if it is smaller, of the container with the folder `group`."""
+    """Return the finding for the memory of a Linux system, or of the container `group` if that is smaller."""
     try:
         lines = dict(line.split(":") for line in Path(meminfo).read_text().splitlines())
         free, total = (int(lines[name].split()[0]) * 1024 for name in ("MemAvailable", "MemTotal"))
     except (OSError, KeyError, ValueError):
-        return Finding(OK, "memory", "this system does not say how much is free; training takes 0.3 GB")
-    with contextlib.suppress(OSError, ValueError):  # no container, or the word "max" in place of a limit
+        return Finding(OK, "memory", "unknown on this system; training needs 0.3 GB")
+    with contextlib.suppress(OSError, ValueError):  # outside a container, or a container without a limit
         limit, used = (int((Path(group) / name).read_text()) for name in ("memory.max", "memory.current"))
         free, total = min(free, max(0, limit - used)), min(total, limit)
-    return Finding(OK, "memory", f"{free / 1e9:.1f} of {total / 1e9:.1f} GB are free; training takes 0.3 GB")
+    return Finding(OK, "memory", f"{free / 1e9:.1f} of {total / 1e9:.1f} GB are free; training needs 0.3 GB")
 
 
 def data_set():
-    """Return the data set of the package, or None, and the finding."""
+    """Return the data set in the package, or None, and the finding."""
     try:
         data = load_mnist()
     except DataError as error:
-        return None, Finding(FAILED, "data", f"{error}. Type: git checkout {HERE / 'data' / 'mnist'}")
+        files = f"git checkout {HERE / 'data' / 'mnist'}"
+        todo = files if diagnosis.CHECKOUT else "pip install --force-reinstall --no-deps tinyvit"
+        return None, Finding(FAILED, "data", f"{error}. Type: {todo}")
     counts = f"{len(data.train_images):,} training and {len(data.test_images):,} test images"
     return data, Finding(OK, "data", f"{data.name}, {counts}, all {len(SHA256)} checksums hold, in {data.source}")
 
@@ -137,13 +140,21 @@ def data_set():
 def trial(backend, data):
     """Train the default model on one batch, and return the loss of each step as a list of floats.
 
-    The steps are those of `tinyvit train`: with its workers on a CPU, with its kernels on a GPU.
+    The steps are those of `tinyvit train`, with workers on a CPU and with kernels on a GPU.
     """
     config = TrainingConfig(epochs=STEPS, batch_size=BATCH, learning_rate=1e-3, validation=0)
     state = new_state(ViTConfig(), config, backend)
     images, labels = data.train_images[:BATCH], data.train_labels[:BATCH]
     losses = []
-    with make_step(state, images, labels, ViTConfig(), config, backend) as step:
+    step = make_step(
+        state,
+        images=images,
+        labels=labels,
+        model_config=ViTConfig(),
+        config=config,
+        backend=backend,
+    )
+    with step:
         for epoch in range(STEPS):
             step.begin_epoch(epoch)
             step()
@@ -154,40 +165,40 @@ def trial(backend, data):
 def training(backend, data, fault, expected=None):
     """Return the losses of `trial`, or None, and the finding.
 
-    The finding has the state `fault` if the trial fails, if the loss does not fall, or if the losses differ from
-    `expected`.
+    The state of the finding is `fault` if the trial fails, if the loss does not fall, or if the losses differ from
+    the list `expected`.
     """
     name, began = f"train on {backend.device}", time.perf_counter()
     try:
         losses = trial(backend, data)
-    except Exception as error:  # a fault of this machine or of CuPy, of any type
-        text = f"{diagnosis.one_line(error, limit=500)}. Type: pytest, and report what fails"
+    except Exception as error:  # a broken machine or CuPy may raise any type of error
+        text = f"{diagnosis.one_line(error, limit=500)}. {REPORT}"
         return None, Finding(fault, name, text if backend.device == "cpu" else diagnosis.explain(error, backend.xp))
     text = f"loss {losses[0]:.3f} to {losses[-1]:.3f} in {STEPS} steps and {time.perf_counter() - began:.1f} s"
     if not losses[-1] < losses[0]:
-        return None, Finding(fault, name, f"does not learn: {text}. Type: pytest, and report what fails")
+        return None, Finding(fault, name, f"does not learn: {text}. {REPORT}")
     if expected is not None:
         differences = [abs(found - right) / right for found, right in zip(losses, expected, strict=True)]
-        text += f"; within {max(differences):.0e} of the CPU's losses"
+        text += f"; the losses differ from the CPU's by {max(differences):.0e}"
         if not all(difference < AGREEMENT for difference in differences):
-            text += f", which is too far. Type: pytest --device {backend.device}, and report what fails"
+            text += f", more than {AGREEMENT:.0e}. {REPORT.replace('pytest', f'pytest --device {backend.device}')}"
             return None, Finding(fault, name, text)
     return losses, Finding(OK, name, text)
 
 
 def gpu(data, expected, fault):
-    """Yield the findings for CuPy and the GPU. Each fault has the state `fault`.
+    """Yield the findings for CuPy and the GPU. A fault has the state `fault`.
 
-    With data=None there is no trial. `expected` are the losses of the CPU, or None.
+    With data=None there is no trial. expected: the losses of the CPU, or None.
     """
     try:
         cupy = import_cupy()
         driver, built = diagnosis.cuda_versions(cupy)
-        package = ", ".join(diagnosis.cupy_packages()) or "of no package"
+        package = ", ".join(diagnosis.cupy_packages()) or "not from a package"
         yield Finding(OK, "CuPy", f"{cupy.__version__} ({package}) for CUDA {built}; the driver's CUDA: {driver}")
         backend = get_backend("gpu")
     except DeviceError as error:
-        text = f"none is used, because CuPy is not installed. With an NVIDIA GPU, type {diagnosis.INSTALL}"
+        text = f"unused, because CuPy is not installed. With an NVIDIA GPU, type {diagnosis.install_cupy()}"
         harmless = isinstance(error, CuPyMissing) and fault == NOTED
         yield Finding(fault, "GPU", text if harmless else str(error))
         return
@@ -197,12 +208,12 @@ def gpu(data, expected, fault):
 
 
 def card(cuda):
-    """Return a text about the card and CUDA's libraries. `cuda` is CuPy's module; the GPU must compute."""
+    """Describe the card and CUDA's libraries. cuda: the module `cupy.cuda`, with a GPU that computes."""
     properties = cuda.runtime.getDeviceProperties(cuda.runtime.getDevice())
     free, total = cuda.runtime.memGetInfo()
     text = "{name}, compute capability {major}.{minor}".format_map(properties | {"name": properties["name"].decode()})
-    text += f", {free / 1e9:.1f} of {total / 1e9:.1f} GB free; it has "
-    text += "float32, TF32 and bfloat16" if properties["major"] >= 8 else "float32 (others need capability 8.0)"
+    text += f", {free / 1e9:.1f} of {total / 1e9:.1f} GB free; it supports "
+    text += "float32, TF32 and bfloat16" if properties["major"] >= 8 else "float32 only"
     number = cuda.cublas.getVersion(cuda.device.get_cublas_handle())
     cublas = f"{number // 10000}.{number // 100 % 100}.{number % 100}"
     return "{}; NVRTC {}.{}, cuBLAS {}".format(text, *cuda.nvrtc.getVersion(), cublas)

@@ -226,7 +226,7 @@ def position(folder):
 def test_going_on_in_another_way_is_said(whole, tmp_path):
     shutil.copytree(whole[0], tmp_path / "run")
     done = run([*TRAIN, "--resume", "run", "--epochs", "4", "--workers", "1"], tmp_path)
-    assert "note: --workers 1, not 2 as before: not the same bits" in done.stderr
+    assert "note: the run continues with --workers 1, not 2 as before:\n" in done.stderr
     assert "begin with\n--epochs 4 --stop-after N" in done.stderr
 
 
@@ -310,7 +310,8 @@ def error_within(capsys, *arguments):
         ("--lr -1", "learning_rate must be a number from 0 to below 10, not -1.0"),
         ("--lr nan", "learning_rate must be a number from 0 to below 10, not nan"),
         ("--epochs 0", "epochs must be an integer from 1 to below 4,294,967,296, not 0"),
-        ("--workers 0", "workers must be at least 1, not 0"),
+        ("--workers 0", "--workers must be from 1 to 1,024, not 0"),
+        ("--workers 100000", "--workers must be from 1 to 1,024, not 100000"),
         ("--rotation 200", "augmentation rotation must be a number from 0 to 180, not 200.0"),
         ("--train-limit 0", "--train-limit must be at least 1, not 0"),
         ("--classes 5", "train-labels-idx1-ubyte.gz: expected labels from 0 to 4, found"),
@@ -319,7 +320,10 @@ def error_within(capsys, *arguments):
         ("--stop-after 0", "--stop-after must be at least 1, not 0"),
         ("--data-dir nowhere", "nowhere: expected a folder with idx files, found no such folder"),
         ("--data-dir cut", "train-images-idx3-ubyte: expected 94080 bytes of elements for shape (120, 28, 28)"),
-        ("--out whole", "holds a run already: continue it with --resume"),
+        ("--out whole", "--out whole: this folder contains a run: continue it with --resume whole, or give another"),
+        ("--out file", "--out file: cannot create this folder (file is a file): give another folder"),
+        ("--out file/run", "--out file/run: cannot create this folder (file is a file): give another folder"),
+        ("--out /proc/run", "--out /proc/run: cannot create this folder (/proc/run: "),
     ],
 )
 def test_what_is_wrong_is_said_in_one_line(whole, tmp_path, monkeypatch, capsys, arguments, expected):
@@ -328,6 +332,7 @@ def test_what_is_wrong_is_said_in_one_line(whole, tmp_path, monkeypatch, capsys,
     broken = tmp_path / "cut" / "train-images-idx3-ubyte"
     broken.write_bytes(broken.read_bytes()[:-100])
     (tmp_path / "whole").symlink_to(whole[0])
+    (tmp_path / "file").touch()
     monkeypatch.setattr("tinyvit.gpu.diagnosis.PACKAGES", ())  # as if it were not installed, even where it is
     monkeypatch.setitem(sys.modules, "cupy", None)
     assert expected in error_within(capsys, "train", *TINY, *arguments.split())
@@ -337,8 +342,9 @@ def test_what_is_wrong_is_said_in_one_line(whole, tmp_path, monkeypatch, capsys,
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        ("--resume nowhere", "nowhere/checkpoint.safetensors: cannot be read: No such file or directory"),
-        ("--resume whole --lr 0.5", "--resume keeps --lr at 0.0015"),
+        ("--resume nowhere", "--resume nowhere: there is no such folder: give the folder of a run"),
+        ("--resume .", "--resume .: this folder has no checkpoint.safetensors: give the folder of a run"),
+        ("--resume whole --lr 0.5", "--resume keeps --lr at 0.0015, so that it cannot be 0.5: leave it out"),
         ("--resume whole --out x", "leave out --out"),
         ("--resume whole --epochs 2", "3 epochs are begun or done, which is more than 2"),
     ],
@@ -378,7 +384,7 @@ OUT_OF_MEMORY = [
 def test_a_gpu_without_memory_suggests_half_the_batch(gpu, tmp_path, monkeypatch, capsys, error):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(PlainStep, "__call__", fake_cuda.raising(error))
-    for size, expected in ((None, "--batch-size 32, half of the present 64"), (24, "--batch-size 12, half of the")):
+    for size, expected in ((None, "--batch-size 32 in place of 64"), (24, "--batch-size 12 in place of 24")):
         flags = [] if size is None else ["--batch-size", size]
         text = error_within(capsys, "train", *TINY, *ON_GPU, *flags)
         assert "error: not enough memory: try a smaller model or batch, such as " + expected in text
@@ -386,7 +392,7 @@ def test_a_gpu_without_memory_suggests_half_the_batch(gpu, tmp_path, monkeypatch
     text = error_within(capsys, "train", *TINY, *ON_GPU, "--batch-size", 1)
     assert "try a smaller model or batch (" in text  # a batch of none is no advice
     text = error_within(capsys, "train", *ON_GPU, "--resume", tmp_path / "runs" / "tuned-seed0-2")
-    assert "--batch-size 12, half of the present 24, in a new run, as --resume keeps both (" in text
+    assert "--batch-size 12 in place of 24, in a new run, because --resume keeps both (" in text
 
 
 def test_other_errors_of_a_gpu_are_not_taken_for_want_of_memory(gpu, tmp_path, monkeypatch):
@@ -406,13 +412,14 @@ def test_an_evaluation_without_memory_is_said_in_one_line(whole, monkeypatch, ca
 
 def test_what_is_wrong_with_an_evaluation_is_said_in_one_line(whole, tmp_path, capsys):
     for arguments, expected in {
-        (tmp_path / "nowhere",): "cannot be read",
+        (tmp_path / "nowhere",): "nowhere: no such file or folder: give a model file, or the folder",
+        (tmp_path,): "this folder has no model.safetensors: give a model file, or the folder of a finished run",
         (whole[0], "--test-limit", "-5"): "--test-limit must be at least 1, not -5",
-        (whole[0], "--workers", "0"): "--workers must be at least 1, not 0",
+        (whole[0], "--workers", "0"): "--workers must be from 1 to 1,024, not 0",
     }.items():
         assert expected in error_within(capsys, "evaluate", *arguments)
     write_data_set(tmp_path / "small", "-idx{}-ubyte", size=20)
-    expected = "small: the model reads images of 28 x 28 pixels, found 20 x 20"
+    expected = "small: the model expects images of 28 x 28 pixels, found 20 x 20"
     assert expected in error_within(capsys, "evaluate", whole[0], "--data-dir", tmp_path / "small")
     shutil.copytree(whole[0], tmp_path / "bad")
     for text in ("[]", "{", '{"origin": null}'):
@@ -462,6 +469,42 @@ def test_an_unknown_command_is_refused(capsys):
     assert "invalid choice: 'nurse'" in capsys.readouterr().err
 
 
+def test_what_an_option_cannot_mean_is_said(capsys):
+    for arguments, expected in {
+        ("train", "--epochs", "1.5"): "argument --epochs: expected an integer, not '1.5'",
+        ("train", "--lr", "fast"): "argument --lr: expected a number, not 'fast'",
+        ("train", "--out", ""): "argument --out: expected a path, not an empty text",
+        ("train", "--recipe", "best"): "invalid choice: 'best'",
+        ("predict", ""): "argument FILE: expected a path, not an empty text",
+    }.items():
+        with pytest.raises(SystemExit) as caught:
+            main(list(arguments))
+        assert caught.value.code == 2
+        assert expected in capsys.readouterr().err
+
+
+def test_the_version_is_that_of_the_package_or_of_the_checkout(monkeypatch, capsys):
+    def absent(name):
+        raise commands.importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr("importlib.metadata.version", lambda name: "3.2.1")
+    for expected in ("3.2.1", "0.1.0 (not installed)", "of unknown version (not installed)"):
+        with pytest.raises(SystemExit) as caught:
+            main(["--version"])
+        assert caught.value.code == 0
+        if "3.2.1" in expected:
+            monkeypatch.setattr("importlib.metadata.version", absent)
+        else:
+            monkeypatch.setattr(commands, "CHECKOUT", None)
+        assert capsys.readouterr().out == f"tinyvit {expected}\n"
+
+
+def test_a_system_error_names_the_file_and_not_a_number(monkeypatch, capsys):
+    error = OSError(28, "No space left on device", "runs/x")
+    monkeypatch.setattr(train_command, "get_backend", fake_cuda.raising(error))
+    assert error_within(capsys, "train") == "error: runs/x: No space left on device\n"
+
+
 def test_an_interrupt_ends_any_command_without_a_traceback(monkeypatch, capsys):
     monkeypatch.setattr(train_command, "get_backend", fake_cuda.raising(KeyboardInterrupt()))
     assert main(["train"]) == 130
@@ -476,7 +519,7 @@ def test_an_unexpected_error_keeps_its_traceback(monkeypatch):
 
 def test_help_names_every_flag_with_its_default():
     text = run([*TRAIN, "--help"], ROOT).stdout
-    for words in ("--resume DIR", "--data PATH, --data-dir PATH", "--recipe {tuned,note}", "training set (10)"):
+    for words in ("--resume DIR", "--data PATH, --data-dir PATH", "--recipe {tuned,note}", "set (default: 10)"):
         assert words in text
     assert "None" not in text
 
@@ -573,7 +616,7 @@ def test_a_precision_reaches_the_run_and_its_record(gpu, tmp_path, monkeypatch, 
     save_arrays(folder / "checkpoint.safetensors", arrays, info)
     capsys.readouterr()
     assert main(["train", "--resume", str(folder), "--device", "cpu"]) == 0
-    assert "note: from here on in float32, not tf32 as before" in capsys.readouterr().err
+    assert "note: the run continues in float32, not in tf32 as before" in capsys.readouterr().err
     metrics = json.loads((folder / "metrics.json").read_text())
     assert not {"precision", "kernels"} & {*metrics, *metrics["origin"]}  # they describe a GPU's kernels
 

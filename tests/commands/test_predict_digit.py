@@ -86,10 +86,13 @@ def test_what_cannot_be_is_said_in_one_line(tmp_path, capsys):
     config = ViTConfig(image_size=20, patch_size=5, width=16, depth=1, heads=2, mlp_width=8)
     save_model(tmp_path / "m.safetensors", initialise(config), config)
     for arguments, expected in {
-        ("--model", str(tmp_path / "nowhere")): "cannot be read",
+        ("--model", str(tmp_path / "nowhere")): "nowhere: no such file or folder: give a model file",
+        ("--model", str(tmp_path)): "this folder has no model.safetensors: give a model file",
         ("--model", str(tmp_path / "m.safetensors")): "expected a model for 28 x 28 pixels and 10 classes, found 20",
         ("--explain", good): "would overwrite the picture",
-        ("--explain", str(tmp_path / "nowhere" / "out.png")): "No such file or directory",
+        ("--explain", str(tmp_path / "nowhere" / "out.png")): "there is no folder",
+        ("--explain", str(tmp_path)): "expected a file, found a folder: add a file name",
+        ("--explain", "/proc/out.png"): "/proc/out.png: ",
     }.items():
         assert main(["predict", good, *arguments]) == 2
         error = capsys.readouterr().err

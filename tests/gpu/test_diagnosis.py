@@ -215,6 +215,19 @@ def test_cupy_that_is_not_installed(installed, monkeypatch):
     assert '".[gpu-cuda12]"\' if it shows CUDA 12' in str(caught.value)
 
 
+def test_an_installed_package_and_a_checkout_install_cupy_in_their_own_way(installed, monkeypatch):
+    too_old = explain(fake_cuda.TOO_OLD, fake_cuda.make(driver=12040))
+    assert "'pip install -e \".[gpu-cuda12]\"'" in too_old
+    monkeypatch.setattr(diagnosis, "CHECKOUT", None)
+    assert too_old.replace('-e ".[gpu-cuda12]"', '"tinyvit[gpu-cuda12]"') == explain(
+        fake_cuda.TOO_OLD, fake_cuda.make(driver=12040)
+    )
+    installed()
+    text = explain(ModuleNotFoundError("No module named 'cupy'"))
+    assert "Type 'pip install \"tinyvit[gpu]\"' if nvidia-smi shows CUDA 13 or newer, " in text
+    assert "'pip install \"tinyvit[gpu-cuda12]\"' if it shows CUDA 12" in text
+
+
 def test_cupy_whose_files_are_gone(installed, monkeypatch, caplog):
     absent(monkeypatch)
     with pytest.raises(DeviceError, match="needs CuPy, which cannot be imported") as caught:

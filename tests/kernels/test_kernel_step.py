@@ -216,7 +216,7 @@ def test_a_step_that_fails_while_it_is_recorded_leaves_nothing_behind(strict_gpu
     step.begin_epoch(0)
     step()
     with monkeypatch.context() as patched:
-        patched.setattr(step.kernels, "adam_step", lambda *arguments: 1 / 0)
+        patched.setattr(step.kernels, "adam_step", lambda **arguments: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             step()
     assert step._graphs == {}

@@ -105,7 +105,7 @@ def test_the_table_is_what_the_text_says(launcher):
 LINEAR = {
     "linear_forward": {"bias": booleans, "residual": booleans, "every": st.integers(1, 4)},
     "linear_gelu_forward": {},
-    "linear_backward": {"shards": st.integers(1, 9), "dx": booleans, "db": booleans, "derivative": booleans},
+    "linear_backward": {"partials": st.integers(1, 9), "dx": booleans, "db": booleans, "derivative": booleans},
 }
 
 
@@ -147,19 +147,19 @@ def test_a_precision_is_no_better_than_it_can_be(accelerator, name):
 @PRECISIONS
 def test_a_bias_has_the_gradient_of_unrounded_numbers(accelerator, precision):
     kernels = kernels_for(accelerator, "one patch", precision)
-    case = CASES["linear_backward"](kernels.config, rows=70, shards=2)
-    results = launched(accelerator, kernels, case)["shard_gradients"]
+    case = CASES["linear_backward"](kernels.config, rows=70, partials=2)
+    results = launched(accelerator, kernels, case)["partial_gradients"]
     biases = results[:, -38:-5]  # of 33 columns, with five numbers behind them
-    for shard in range(2):
-        expected = case.arrays["dout"][35 * shard : 35 * (shard + 1)].astype(np.float64).sum(axis=0)
-        np.testing.assert_allclose(biases[shard], expected, atol=1e-5)
+    for partial in range(2):
+        expected = case.arrays["dout"][35 * partial : 35 * (partial + 1)].astype(np.float64).sum(axis=0)
+        np.testing.assert_allclose(biases[partial], expected, atol=1e-5)
     assert (results[:, -5:] == UNTOUCHED).all()
 
 
-def test_more_shards_than_rows_leaves_zeros(accelerator):
-    results = check(accelerator, "linear_backward", "one patch", rows=3, shards=8)["shard_gradients"]
+def test_more_partials_than_rows_leaves_zeros(accelerator):
+    results = check(accelerator, "linear_backward", "one patch", rows=3, partials=8)["partial_gradients"]
     assert (results[3:, 3:100] == 0).all()
-    check(accelerator, "layer_norm_backward", "one patch", rows=3, shards=8)
+    check(accelerator, "layer_norm_backward", "one patch", rows=3, partials=8)
 
 
 @PRECISIONS
@@ -181,9 +181,9 @@ def test_not_a_number_goes_through_a_product(accelerator, precision):
 def test_layer_norm(accelerator, config):
     @FEW
     @given(seeds, st.integers(1, 40), st.integers(1, 9), booleans, st.integers(1, 5), st.sampled_from([0.0, 3.0]))
-    def check_all(seed, rows, shards, residual, every, offset):
+    def check_all(seed, rows, partials, residual, every, offset):
         check(accelerator, "layer_norm_forward", config, seed=seed, rows=rows, offset=offset)
-        arguments = {"shards": shards, "residual": residual, "every": every}
+        arguments = {"partials": partials, "residual": residual, "every": every}
         check(accelerator, "layer_norm_backward", config, seed=seed, rows=rows, **arguments)
 
     check_all()
@@ -376,11 +376,11 @@ def test_rows_times_the_embedding_are_the_patch_embedding(accelerator):
 # ---- clipping and Adam ----
 
 
-def test_sum_of_shards(accelerator):
+def test_sum_of_partials(accelerator):
     @FEW
     @given(seeds, st.sampled_from([1, 3, 255, 1023, 1024, 1025, 2100]), st.integers(1, 9), st.integers(0, 40))
-    def check_all(seed, count, shards, gap):
-        check(accelerator, "sum_shards", seed=seed, count=count, shards=shards, gap=gap)
+    def check_all(seed, count, partials, gap):
+        check(accelerator, "sum_partials", seed=seed, count=count, partials=partials, gap=gap)
 
     check_all()
 
@@ -402,11 +402,11 @@ def test_one_step_of_adam(accelerator):
 @pytest.mark.parametrize("decay", [0.0, 0.1])
 @pytest.mark.parametrize("averaged", [True, False])
 def test_several_steps_of_adam(accelerator, clip, decay, averaged):
-    """The shards' sum, the clipping and Adam, launched one after the other, against optim.py in float64."""
-    kernels, count, shards, steps = kernels_for(accelerator), 2100, 3, 6
+    """The sum of partial gradients, the clipping and Adam, launched in turn, equal optim.py in float64."""
+    kernels, count, partials, steps = kernels_for(accelerator), 2100, 3, 6
     rng = np.random.default_rng(0)
     weights = rng.standard_normal(count).astype(np.float32)
-    gradients = rng.standard_normal((steps, shards, count + 4)).astype(np.float32)
+    gradients = rng.standard_normal((steps, partials, count + 4)).astype(np.float32)
     gradients[:, :, 2000:2050] = 0  # whose moments stay zero
     decayed = (np.arange(count) % 3 > 0).astype(np.float32)
     rates = [0.01 / (1 + i) for i in range(steps)]
@@ -435,7 +435,7 @@ def test_several_steps_of_adam(accelerator, clip, decay, averaged):
     counter, squares = xp.zeros(1, np.int32), xp.empty(3, np.float32)
     summed = xp.empty(count, np.float32)
     for gradient in gradients:
-        kernels.sum_shards(accelerator.asarray(gradient), summed, squares, counter)
+        kernels.sum_partials(accelerator.asarray(gradient), summed, squares, counter)
         kernels.adam_step(flat, summed, mine, mean if averaged else None, squares, schedule, counter, clip)
     assert to_host(counter).tolist() == [steps]
     pairs = [(flat, plain), (mine.first_moment, adam.first_moment), (mine.second_moment, adam.second_moment)]
@@ -499,13 +499,15 @@ def test_the_reason_is_what_the_kernels_have_room_for(accelerator):
 
 
 def test_models_and_cards_that_the_kernels_cannot_serve_are_told():
-    assert "a width of 2080 is over 2048" in launch.unsupported_reason(ViTConfig(width=2080, heads=65))
+    reason = launch.unsupported_reason(ViTConfig(width=2080, heads=65))
+    assert "which allows a width of 2,048, and the model has 2,080: plain operations" in reason
     assert launch.unsupported_reason(ViTConfig(width=2048, heads=64)) is None
-    assert "labels of one byte, and there are 257 classes" in launch.unsupported_reason(ViTConfig(classes=257))
+    reason = launch.unsupported_reason(ViTConfig(classes=257))
+    assert "labels of one byte, which allow 256 classes, and the model has 257: plain operations" in reason
     assert launch.unsupported_reason(ViTConfig(classes=256)) is None
     for precision in ("tf32", "bfloat16"):
         reason = launch.unsupported_reason(ViTConfig(), precision, 75)
-        assert "compute capability 8.0 or above, and this one has 7.5: use float32" in reason
+        assert "compute capability 8.0 or above, and this one has 7.5: use precision 'float32'" in reason
         assert launch.unsupported_reason(ViTConfig(), precision, 80) is None
     assert launch.unsupported_reason(ViTConfig(), "float32", 75) is None
     with pytest.raises(ValueError, match="precision 'half' is unknown: give 'float32', 'tf32', 'bfloat16'"):
@@ -529,7 +531,7 @@ OPTIONAL = {
 }
 ANY_SIZE = {  # axes along which an array may be as long as it likes
     *(("draw_maps", "maps", 0), ("adam_step", "schedule", 0)),
-    *(("sum_shards", "shard_gradients", 0), ("sum_shards", "shard_gradients", 1)),
+    *(("sum_partials", "partial_gradients", 0), ("sum_partials", "partial_gradients", 1)),
 }
 
 
@@ -538,11 +540,11 @@ SHAPE = "must have the shape|must not be empty"
 
 def bad_arrays(launcher, name, array):
     """Yield (what, array, error, message) for all that an argument must not be; array: NumPy."""
-    yield "host", array, TypeError, "must be an array of the GPU, not ndarray"
-    yield "list", array.tolist(), TypeError, "must be an array of the GPU, not list"
-    yield "a number", 3, TypeError, "must be an array of the GPU, not int"
+    yield "host", array, TypeError, "must be an array on the GPU, not ndarray"
+    yield "list", array.tolist(), TypeError, "must be an array on the GPU, not list"
+    yield "a number", 3, TypeError, "must be an array on the GPU, not int"
     if (launcher, name) not in OPTIONAL:
-        yield "nothing", None, TypeError, "must be an array of the GPU, not NoneType"
+        yield "nothing", None, TypeError, "must be an array on the GPU, not NoneType"
     for dtype in (np.float64, np.float32, np.int32, np.int64, np.uint8, np.int8):
         if dtype != array.dtype:
             with np.errstate(invalid="ignore"):
@@ -578,7 +580,7 @@ def test_launchers_refuse_every_argument_that_does_not_fit(accelerator, launcher
         case.call(kernels, good)
     tried = 0
     for name, array in case.arrays.items():
-        if launcher.endswith("_backward") and name == "shard_gradients":
+        if launcher.endswith("_backward") and name == "partial_gradients":
             continue  # of which a launcher gets views: see below
         for what, bad, error, message in bad_arrays(launcher, name, array):
             match bad:
@@ -592,12 +594,12 @@ def test_launchers_refuse_every_argument_that_does_not_fit(accelerator, launcher
             tried += 1
         with monkeypatch.context() as patched:
             patched.setattr(launch, "LARGEST", array.size - 1)
-            with pytest.raises(ValueError, match="and a kernel counts to"):
+            with pytest.raises(ValueError, match=r"must have at most [\d,]+ numbers, not [\d,]+"):
                 case.call(kernels, good)
     assert tried >= 15
 
 
-SHARDED = {  # launcher: its arguments by place, of 35 rows; dw and db lie in `memory`
+PARTIAL_GRADIENTS = {  # launcher: its arguments by place, of 35 rows; dw and db lie in `memory`
     "linear_backward": {"dout": (35, 33), "x": (35, 40), "w": (40, 33), "dx": (35, 40), "dw": (40, 33), "db": (33,)},
     "layer_norm_backward": dict(
         zip(
@@ -609,31 +611,31 @@ SHARDED = {  # launcher: its arguments by place, of 35 rows; dw and db lie in `m
 }
 
 
-@pytest.mark.parametrize("launcher", SHARDED)
-def test_shards_must_lie_in_the_memory_that_is_given(accelerator, launcher):
+@pytest.mark.parametrize("launcher", PARTIAL_GRADIENTS)
+def test_partials_must_lie_in_the_memory_that_is_given(accelerator, launcher):
     kernels = copy.copy(kernels_for(accelerator))
     kernels._functions = {launcher: NoLaunch()}
     xp = accelerator.xp
-    arrays = {name: xp.zeros(shape, np.float32) for name, shape in SHARDED[launcher].items()}
+    arrays = {name: xp.zeros(shape, np.float32) for name, shape in PARTIAL_GRADIENTS[launcher].items()}
     dw_size, db_size = arrays["dw"].size, arrays["db"].size
     step = dw_size + db_size + 3
     memory = xp.zeros((4, step), np.float32)
     arrays["dw"] = memory[0, 1 : dw_size + 1].reshape(arrays["dw"].shape)
     arrays["db"] = memory[0, dw_size + 1 : dw_size + 1 + db_size]
 
-    def call(shards=4, shard_step=step, **others):
-        getattr(kernels, launcher)(**(arrays | others), shards=shards, shard_step=shard_step)
+    def call(partials=4, partial_step=step, **others):
+        getattr(kernels, launcher)(**(arrays | others), partials=partials, partial_step=partial_step)
 
-    for shards in (1, 3, 4):
+    for partials in (1, 3, 4):
         with pytest.raises(AssertionError, match="launched"):
-            call(shards)
-    for shards in (0, -1):
-        with pytest.raises(ValueError, match=f"{launcher}: shards must be at least 1, not {shards}"):
-            call(shards)
-    for shards, shard_step in ((5, step), (4, step + 2), (2, db_size - 1), (2, 0), (2, -step), (2, 4 * step)):
-        with pytest.raises(ValueError, match=rf"{launcher}: {shards} shards of d[wb], .* do not fit"):
-            call(shards, shard_step)
-    with pytest.raises(ValueError, match=r"2 shards of d[wb]"):  # memory of their own, for one shard
+            call(partials)
+    for partials in (0, -1):
+        with pytest.raises(ValueError, match=f"{launcher}: partials must be at least 1, not {partials}"):
+            call(partials)
+    for partials, partial_step in ((5, step), (4, step + 2), (2, db_size - 1), (2, 0), (2, -step), (2, 4 * step)):
+        with pytest.raises(ValueError, match=rf"{launcher}: {partials} partials of d[wb], .* do not fit"):
+            call(partials, partial_step)
+    with pytest.raises(ValueError, match=r"2 partials of d[wb]"):  # memory of their own, for one partial
         call(2, dw=xp.zeros(arrays["dw"].shape, np.float32), db=xp.zeros(db_size, np.float32))
     for name in ("dw", "db"):
         shape = arrays[name].shape
@@ -660,8 +662,8 @@ def test_a_residual_is_of_every_so_many_rows_at_least_one(accelerator, launcher)
             arguments = {**arrays, "residual_every": every}
         else:
             first = accelerator.xp.zeros((2, 200), np.float32)
-            arguments = {name: array for name, array in arrays.items() if name != "shard_gradients"}
-            arguments |= {"dw": first[0, :40], "db": first[0, 40:80], "shards": 1, "shard_step": 200}
+            arguments = {name: array for name, array in arrays.items() if name != "partial_gradients"}
+            arguments |= {"dw": first[0, :40], "db": first[0, 40:80], "partials": 1, "partial_step": 200}
             arguments["residual_every"] = every
         with pytest.raises(ValueError, match=f"{launcher}: residual_every must be at least 1, not {every}"):
             getattr(kernels, launcher)(**arguments)
@@ -720,7 +722,7 @@ def test_grids_that_no_gpu_has_are_refused(accelerator, monkeypatch):
         ("linear_forward", {"rows": 65}, {"rows": 64}),
         ("attention_forward", {"batch": 3}, {"batch": 2}),
     ):
-        for arguments, error, message in ((big, ValueError, "GPU has at most"), (small, AssertionError, "launched")):
+        for arguments, error, message in ((big, ValueError, "a GPU allows"), (small, AssertionError, "launched")):
             case = CASES[launcher](kernels.config, **arguments)
             with pytest.raises(error, match=message):
                 case.call(kernels, {name: accelerator.asarray(array) for name, array in case.arrays.items()})
@@ -741,8 +743,8 @@ def test_an_image_size_of_another_model_is_refused(accelerator):
 SMALL_SIZES = {  # for the sanitizers, to which every thread of every block is a thread
     "linear_forward": {"rows": 33, "inputs": 37, "outputs": 5},
     "linear_gelu_forward": {"rows": 33, "inputs": 37, "outputs": 5},
-    "linear_backward": {"rows": 33, "inputs": 33, "outputs": 5, "shards": 2},
-    "layer_norm_backward": {"rows": 9, "shards": 2},
+    "linear_backward": {"rows": 33, "inputs": 33, "outputs": 5, "partials": 2},
+    "layer_norm_backward": {"rows": 9, "partials": 2},
     "layer_norm_forward": {"rows": 9},
     "attention_forward": {"batch": 2},
     "attention_backward": {"batch": 2},

@@ -498,7 +498,7 @@ def test_headers_that_do_not_come_in_time(impatient):
             answer = everything(connection)
             assert 0.2 < time.monotonic() - began < 5
             assert answer.startswith(b"HTTP/1.1 408 Request Timeout\r\n")
-            assert "headers did not come" in json.loads(answer.split(b"\r\n\r\n")[1])["detail"]
+            assert "headers did not arrive" in json.loads(answer.split(b"\r\n\r\n")[1])["detail"]
     assert impatient.works()
 
 
@@ -534,7 +534,7 @@ def test_a_body_that_does_not_come_in_time(impatient, announced):
         connection.sendall(HEAD + announced + b"\r\n\r\n")
         answer = everything(connection)
     assert answer.startswith(b"HTTP/1.1 408 ")
-    assert b"the body did not come within 0.5 seconds" in answer
+    assert b"the body did not arrive within 0.5 seconds" in answer
     assert impatient.works()
 
 
@@ -742,7 +742,7 @@ def command():
 def test_the_command_serves_on_loopback_until_it_is_told_to_stop(command, number):
     process = command("--no-browser", "--port", "0")
     line = process.stdout.readline()
-    port = int(re.fullmatch(r"the page is at http://127\.0\.0\.1:(\d+), until you press Ctrl-C\n", line)[1])
+    port = int(re.fullmatch(r"the page is at http://127\.0\.0\.1:(\d+), and Ctrl-C stops the server\n", line)[1])
     with contextlib.closing(http.client.HTTPConnection("127.0.0.1", port, timeout=30)) as connection:
         connection.request("GET", "/")
         answer = connection.getresponse()
@@ -767,8 +767,8 @@ def test_a_port_that_is_taken_is_said(capsys):
         port = str(listener.getsockname()[1])
         assert main(["serve", "--no-browser", "--port", port]) == 2
     error = capsys.readouterr().err
-    assert error == f"error: cannot listen on 127.0.0.1, port {port}: Address already in use " \
-        "(give --port another number, or 0 for any)\n"  # fmt: skip
+    assert error == f"error: cannot listen on 127.0.0.1, port {port} (Address already in use): " \
+        "give another --port, or 0 for any free port\n"  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -776,7 +776,7 @@ def test_a_port_that_is_taken_is_said(capsys):
     [
         (["--host", "256.1.1.1"], "error: cannot listen on 256.1.1.1"),
         (["--host", "192.0.2.1"], "error: cannot listen on 192.0.2.1"),
-        (["--model", "nowhere.safetensors"], "error: nowhere.safetensors: cannot be read"),
+        (["--model", "nowhere.safetensors"], "error: nowhere.safetensors: no such file or folder: give a model file"),
     ],
 )
 def test_what_cannot_be_served_is_said(capsys, arguments, expected):
@@ -808,7 +808,9 @@ def test_what_is_not_installed_is_said(monkeypatch, capsys):
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "fastapi", None)
     assert main(["serve"]) == 2
-    assert capsys.readouterr().err == "error: the page needs fastapi: type 'pip install fastapi uvicorn'\n"
+    assert capsys.readouterr().err == (
+        "error: the server needs fastapi, which is not installed: type 'pip install -e \".[app]\"'\n"
+    )
 
 
 def test_the_address_can_be_opened():

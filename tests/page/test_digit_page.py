@@ -462,7 +462,7 @@ def test_a_server_that_is_gone_is_said_and_asked_again(open_page):
     page = open_page(expected=["ERR_FAILED"])
     page.route("**/api/predict/strokes", lambda route: route.abort())
     draw(page, serve.drawing(2))
-    expect(page.locator("#verdict")).to_have_text("The server does not answer; trying again. Is it still running?")
+    expect(page.locator("#verdict")).to_have_text("The server does not answer. Trying again. Is it still running?")
     page.unroute("**/api/predict/strokes")
     expect_answer(page, "2")
 
@@ -478,7 +478,7 @@ def test_a_page_without_its_server_says_so(open_page):
     page = open_page(expected=["ERR_FAILED"], ready=False)
     page.route("**/api/*", lambda route: route.abort())
     page.reload()
-    expect(page.locator("#verdict")).to_contain_text("start it again, and load this page anew")
+    expect(page.locator("#verdict")).to_contain_text("Start it again, and reload this page")
 
 
 def test_scripts_from_within_the_page_do_not_run(open_page):

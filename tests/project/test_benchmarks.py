@@ -17,7 +17,7 @@ import pytest
 from tinyvit.data.augment import Augmentation
 from tinyvit.kernels import Kernels, KernelStep
 from tinyvit.kernels.launch import SIGNATURES
-from tinyvit.kernels.step import SHARDS
+from tinyvit.kernels.step import PARTIALS
 from tinyvit.model import ViTConfig, initialise, loss_and_gradient, vit_logits
 from tinyvit.optim import Adam
 from tinyvit.training import TrainingConfig
@@ -380,20 +380,20 @@ def bytes_of(name, arguments, clip, batch):
         return share * sum(array.nbytes for array in parts) + counter.nbytes + sum(w.nbytes for w in written[:2])
     if name == "linear_forward" and arguments[3] is not None:  # of the residual the rows that are added
         return size - arguments[3].nbytes + arguments[4].nbytes
-    if name == "linear_backward":  # weights only if dx is wanted; dw and db once a shard
+    if name == "linear_backward":  # weights only if dx is wanted; dw and db once a partial
         _, _, w, _, dx, dw, db, *_ = arguments
-        shards = sum((SHARDS - 1) * array.nbytes for array in (dw, db) if array is not None)
-        return size + shards - (w.nbytes if dx is None else 0)
+        partials = sum((PARTIALS - 1) * array.nbytes for array in (dw, db) if array is not None)
+        return size + partials - (w.nbytes if dx is None else 0)
     if name == "layer_norm_backward":
-        return size + (SHARDS - 1) * sum(array.nbytes for array in arguments[6:8])
+        return size + (PARTIALS - 1) * sum(array.nbytes for array in arguments[6:8])
     if name in ("attention_forward", "attention_backward"):  # queries of the tokens that ask
         qkv, out = (arguments[0], arguments[1]) if name == "attention_forward" else (arguments[1], arguments[0])
         return size - (qkv.nbytes // 3 - out.nbytes)
     if name == "cross_entropy":
         return size + arguments[3].nbytes  # read and written
-    if name == "sum_shards":
+    if name == "sum_partials":
         _, gradient, squares, counter, *_ = arguments
-        return SHARDS * gradient.nbytes + gradient.nbytes + squares.nbytes + 2 * counter.nbytes
+        return PARTIALS * gradient.nbytes + gradient.nbytes + squares.nbytes + 2 * counter.nbytes
     if name == "adam_step":  # weights, moments and their average are read and written
         weights, gradient, first, second, decayed, average, squares, _, counter, *_ = arguments
         twice = sum(2 * array.nbytes for array in (weights, first, second, average) if array is not None)

@@ -119,22 +119,22 @@ def linear_gelu_forward(config, seed=0, rows=35, inputs=40, outputs=33, scale=1.
     return Case(arrays, expected, lambda kernels, a: kernels.linear_gelu_forward(*a.values()), scales)
 
 
-class Shards:
-    """Memory for `shards` gradients of some names, `step` numbers apart, with room before, between and behind them.
+class Partials:
+    """Memory for `partials` gradients of some names, `step` numbers apart, with room before, between and behind them.
 
     A launcher gets the views of the first; what must be in all the memory is told from the sums over parts of rows.
     """
 
-    def __init__(self, shards, gap=5, **shapes):
-        self.shards, self.shapes, self.places, end = shards, shapes, {}, 3
+    def __init__(self, partials, gap=5, **shapes):
+        self.partials, self.shapes, self.places, end = partials, shapes, {}, 3
         for name, shape in shapes.items():
             self.places[name] = end
             end += math.prod(shape) + gap
         self.step = end
-        self.memory = np.full((shards, end), UNTOUCHED, np.float32)
+        self.memory = np.full((partials, end), UNTOUCHED, np.float32)
 
     def first(self, memory):
-        """Views, by name, of the first shard in memory (S, step), on whatever device."""
+        """Views, by name, of the first partial in memory (S, step), on whatever device."""
         views = {}
         for name, shape in self.shapes.items():
             place = self.places[name]
@@ -142,22 +142,22 @@ class Shards:
         return views
 
     def expected(self, rows, gradients):
-        """What the memory becomes; gradients(slice of the rows) gives those of one shard, by name, or None."""
+        """What the memory becomes; gradients(slice of the rows) gives those of one partial, by name, or None."""
         expected = self.memory.astype(np.float64)
-        each = -(-rows // self.shards)
-        for shard in range(self.shards):
-            for name, gradient in gradients(slice(shard * each, (shard + 1) * each)).items():
+        each = -(-rows // self.partials)
+        for partial in range(self.partials):
+            for name, gradient in gradients(slice(partial * each, (partial + 1) * each)).items():
                 if gradient is not None:
                     place = self.places[name]
-                    expected[shard, place : place + gradient.size] = gradient.ravel()
+                    expected[partial, place : place + gradient.size] = gradient.ravel()
         return expected
 
 
 def linear_backward(
-    config, seed=0, rows=35, inputs=40, outputs=33, shards=3, dx=True, db=True, derivative=True, rounded=exact
+    config, seed=0, rows=35, inputs=40, outputs=33, partials=3, dx=True, db=True, derivative=True, rounded=exact
 ):
     dout, x, w, slope = normals(seed, (rows, outputs), (rows, inputs), (inputs, outputs), (rows, inputs))
-    memory = Shards(shards, dw=(inputs, outputs), db=(outputs,))
+    memory = Partials(partials, dw=(inputs, outputs), db=(outputs,))
 
     def backward(part, rounded):
         _, cache = reference.linear_forward(rounded(x[part]), rounded(w), np.zeros(outputs))
@@ -168,23 +168,23 @@ def linear_backward(
         _, _, db_exact = backward(part, exact)  # the bias's are summed before any rounding
         return {"dw": dw, "db": db_exact if db else None}
 
-    expected = {"shard_gradients": memory.expected(rows, gradients)}
+    expected = {"partial_gradients": memory.expected(rows, gradients)}
     if dx:
         expected["dx"] = backward(slice(None), rounded)[0] * (slope if derivative else 1)
 
     def call(kernels, a):
-        first = memory.first(a["shard_gradients"])
+        first = memory.first(a["partial_gradients"])
         kernels.linear_backward(
             *(a["dout"], a["x"], a["w"], a.get("dx"), first["dw"], first["db"] if db else None),
-            *(shards, memory.step, a.get("derivative")),
+            *(partials, memory.step, a.get("derivative")),
         )
 
-    arrays = {"dout": dout, "x": x, "w": w, "dx": unwritten(rows, inputs), "shard_gradients": memory.memory}
+    arrays = {"dout": dout, "x": x, "w": w, "dx": unwritten(rows, inputs), "partial_gradients": memory.memory}
     arrays["derivative"] = slope
     arrays = without(arrays, *["dx"] * (not dx), *["derivative"] * (not derivative))
     scales = {
         "dx": (np.abs(dout) @ np.abs(w.T) * np.abs(slope)).max(),
-        "shard_gradients": max(UNTOUCHED, (np.abs(x.T) @ np.abs(dout)).max()),
+        "partial_gradients": max(UNTOUCHED, (np.abs(x.T) @ np.abs(dout)).max()),
     }
     return Case(arrays, expected, call, scales)
 
@@ -202,12 +202,12 @@ def layer_norm_forward(config, seed=0, rows=11, offset=3.0, spread=1.0):
     return Case(arrays, expected, lambda kernels, a: kernels.layer_norm_forward(*a.values()))
 
 
-def layer_norm_backward(config, seed=0, rows=11, shards=3, residual=True, every=2):
+def layer_norm_backward(config, seed=0, rows=11, partials=3, residual=True, every=2):
     width = config.width
     dout, x, w, r = normals(seed, (rows, width), (rows, width), (width,), (-(-rows // every), width))
     normalised = (x - x.mean(1, keepdims=True)) / x.std(1, keepdims=True)
     inverse = np.exp(normals(seed + 1, (rows, 1))[0])
-    memory = Shards(shards, dw=(width,), db=(width,))
+    memory = Partials(partials, dw=(width,), db=(width,))
 
     def backward(part):
         plain_normalised, plain_inverse, plain_w = double(normalised[part], inverse[part], w)
@@ -222,16 +222,16 @@ def layer_norm_backward(config, seed=0, rows=11, shards=3, residual=True, every=
         dx[::every] += r
 
     def call(kernels, a):
-        first = memory.first(a["shard_gradients"])
+        first = memory.first(a["partial_gradients"])
         kernels.layer_norm_backward(
             *(a["dout"], a["normalised"], a["inverse_deviation"], a["w"], a["dx"], first["dw"], first["db"]),
-            *(shards, memory.step, a.get("residual"), every),
+            *(partials, memory.step, a.get("residual"), every),
         )
 
     arrays = {"dout": dout, "normalised": normalised, "inverse_deviation": inverse[:, 0].copy(), "w": w}
-    arrays |= {"dx": unwritten(rows, width), "shard_gradients": memory.memory, "residual": r}
+    arrays |= {"dx": unwritten(rows, width), "partial_gradients": memory.memory, "residual": r}
     arrays = without(arrays, *["residual"] * (not residual))
-    return Case(arrays, {"dx": dx, "shard_gradients": memory.expected(rows, gradients)}, call)
+    return Case(arrays, {"dx": dx, "partial_gradients": memory.expected(rows, gradients)}, call)
 
 
 def _heads(qkv, config):
@@ -344,14 +344,14 @@ def gather_patches(config, seed=0, images=9, batch=4, step=1, augmented=True, au
     return Case(arrays, {"rows": rows, "batch_labels": labels[chosen].astype(np.float64)}, call)
 
 
-def sum_shards(config, seed=0, count=1100, shards=3, gap=6):
-    (gradients,) = normals(seed, (shards, count + gap))
+def sum_partials(config, seed=0, count=1100, partials=3, gap=6):
+    (gradients,) = normals(seed, (partials, count + gap))
     total = gradients[:, :count].astype(np.float64).sum(axis=0)
     parts = np.add.reduceat(total**2, np.arange(0, count, 1024))
-    arrays = {"shard_gradients": gradients, "gradient": unwritten(count), "squares": unwritten(len(parts))}
+    arrays = {"partial_gradients": gradients, "gradient": unwritten(count), "squares": unwritten(len(parts))}
     arrays["counter"] = np.int32([4])
     expected = {"gradient": total, "squares": parts, "counter": np.array([5.0])}
-    return Case(arrays, expected, lambda kernels, a: kernels.sum_shards(*a.values()))
+    return Case(arrays, expected, lambda kernels, a: kernels.sum_partials(*a.values()))
 
 
 def adam_step(config, seed=0, count=1100, clip=0.7, decay=0.1, masked=True, averaged=True, step=3):
@@ -408,7 +408,7 @@ CASES = {
     for case in (
         *(draw_maps, gather_patches, linear_forward, linear_gelu_forward, linear_backward),
         *(layer_norm_forward, layer_norm_backward, attention_forward, attention_backward),
-        *(cross_entropy, sum_shards, adam_step),
+        *(cross_entropy, sum_partials, adam_step),
     )
 }
 

@@ -3,15 +3,13 @@
     tinyvit evaluate runs/tuned-seed0
     tinyvit evaluate runs/tuned-seed0 --data fashion/    on another data set
 
-The results replace those in the run's folder. Another test set or a smaller
-test gets a folder of its own inside it: RUN/on-fashion. For a model file
-without its run, the results go to a folder beside it: FILE-evaluation.
+The results replace those in the folder of the run. The results for other data
+or for fewer images go to a folder inside it, such as RUN/on-fashion. For a
+model file outside a run, they go to a folder beside it, FILE-evaluation.
 """
 
-from pathlib import Path
-
 from tinyvit.classifier import VisionTransformer
-from tinyvit.commands import require_range
+from tinyvit.commands import integer, make_folder, model_file, path, require_range
 from tinyvit.data import load_mnist
 from tinyvit.gpu import get_backend
 from tinyvit.training import CHECKPOINT
@@ -19,14 +17,15 @@ from tinyvit.training.results import METRICS, MODEL, read_metrics, versions, wri
 
 
 def add_arguments(parser):
-    text = "a run's folder, or a model file"
-    parser.add_argument("model", type=Path, metavar="MODEL", help=text)
-    parser.add_argument("--device", choices=["auto", "cpu", "gpu"], default="auto", help="where to compute (auto)")
-    parser.add_argument("--workers", type=int, metavar="N", help="threads (one per core)")
-    text = "folder with four idx files (the run's data, or MNIST)"
-    parser.add_argument("--data", "--data-dir", type=Path, metavar="PATH", help=text)
-    parser.add_argument("--test-limit", type=int, metavar="N", help="test on the first N images only")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="folder for the results")
+    parser.add_argument("model", type=path, metavar="MODEL", help="folder of a run, or model file")
+    text = "device that computes; auto: a GPU if one works, else the CPU (default: auto)"
+    parser.add_argument("--device", choices=["auto", "cpu", "gpu"], default="auto", help=text)
+    parser.add_argument("--workers", type=integer, metavar="N", help="number of threads (default: one per core)")
+    text = "folder with four idx files (default: the data of the run, or MNIST)"
+    parser.add_argument("--data", "--data-dir", type=path, metavar="PATH", help=text)
+    text = "test on only the first N test images (default: as in the run, or all)"
+    parser.add_argument("--test-limit", type=integer, metavar="N", help=text)
+    parser.add_argument("--out", type=path, metavar="DIR", help="folder for the results (default: see above)")
 
 
 def memory_advice(options):
@@ -35,30 +34,36 @@ def memory_advice(options):
 
 def run(options):
     require_range(options, "test-limit", 1)
-    require_range(options, "workers", 1)
+    require_range(options, "workers", 1, 1024)
     backend = get_backend(options.device)
-    path = options.model / MODEL if options.model.is_dir() else options.model
-    of_a_run = path.name == MODEL and any((path.parent / name).exists() for name in (METRICS, CHECKPOINT))
-    home = path.parent if of_a_run or options.model.is_dir() else path.with_name(f"{path.stem}-evaluation")
-    model = VisionTransformer.load(path, backend)
+    file = model_file(options.model)
+    of_a_run = file.name == MODEL and any((file.parent / name).exists() for name in (METRICS, CHECKPOINT))
+    home = file.parent if of_a_run or options.model.is_dir() else file.with_name(f"{file.stem}-evaluation")
+    model = VisionTransformer.load(file, backend)
     metrics = read_metrics(home) if of_a_run else {}
     origin = metrics.get("origin", {})
     data = load_mnist(options.data or origin.get("data_dir"), classes=model.config.classes)
     side = model.config.image_size
     if data.test_images.shape[1] != side:
         found = "{} x {}".format(*data.test_images.shape[1:])
-        raise ValueError(f"{data.source}: the model reads images of {side} x {side} pixels, found {found}")
+        raise ValueError(f"{data.source}: the model expects images of {side} x {side} pixels, found {found}")
     limit = options.test_limit if options.test_limit or options.data else origin.get("test_limit")
     images, labels = data.test_images[:limit], data.test_labels[:limit]
 
-    # The test set belongs to the record of a run, so that another test gets a folder and a record of its own.
+    # The record of a run names its test set, so that the results of any other test go to another folder.
     other = options.data or options.test_limit
     name = f"on-{data.name}" + (f"-first-{len(labels)}" if options.test_limit else "")
     folder = options.out or (home / name if other else home)
     if other or not metrics:
         metrics = {"run": str(options.model), "parameters": int(model.parameters.flat.size)}
-    folder.mkdir(parents=True, exist_ok=True)
-    evaluation = write_evaluation(folder, model, images, labels, options.workers)
+    make_folder("--out", folder)
+    evaluation = write_evaluation(
+        folder,
+        model=model,
+        images=images,
+        labels=labels,
+        workers=options.workers,
+    )
     metrics |= {
         "test_accuracy": evaluation.accuracy,
         "test_loss": evaluation.loss,

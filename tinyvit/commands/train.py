@@ -1,21 +1,20 @@
-"""Train a Vision Transformer on MNIST, or on any data set of the same form.
+"""Train a Vision Transformer on MNIST, or on another data set in the same format.
 
     tinyvit train                       the best recipe, 5 minutes on two cores
-    tinyvit train --recipe note         the technical note's training
+    tinyvit train --recipe note         the training of the technical note
     tinyvit train --data fashion/       a folder with the usual four idx files
     tinyvit train --resume runs/tuned-seed0     continue a run that was stopped
 
-The run's folder gets the model, a checkpoint, its history and the evaluation
-on the test set, in numbers and in pictures.
+The folder of the run contains the model, a checkpoint, the history of the
+training, and the evaluation on the test set as numbers and pictures.
 """
 
-import argparse
 import sys
 from dataclasses import replace
 from pathlib import Path
 
 from tinyvit.classifier import VisionTransformer, fitting_patch_size
-from tinyvit.commands import CommandError, require_range
+from tinyvit.commands import CommandError, integer, make_folder, number, path, require_range
 from tinyvit.data import DataError, load_mnist
 from tinyvit.data.augment import Augmentation
 from tinyvit.gpu import get_backend
@@ -26,107 +25,113 @@ from tinyvit.training.loop import TrainingDiverged, TrainingStopped
 from tinyvit.training.progress import Progress
 from tinyvit.training.step import KERNELS
 
-MODEL_SETTINGS = {  # setting of ViTConfig: what --help says
-    "patch_size": "side of a patch, pixels",
-    "width": "length of a token",
-    "depth": "blocks",
-    "heads": "attention heads",
-    "mlp_width": "hidden width of the MLPs",
-    "classes": "classes, numbered from 0",
-    "gelu": "'erf' (exact) or 'tanh'",
+# The settings of ViTConfig, TrainingConfig and Augmentation, with their texts in --help.
+MODEL_SETTINGS = {
+    "patch_size": "side of a patch in pixels; for images that 7 does not divide, a side for about 4 x 4 patches",
+    "width": "length of a token vector",
+    "depth": "number of blocks",
+    "heads": "number of attention heads per block",
+    "mlp_width": "width of the hidden layer of each MLP",
+    "classes": "number of classes; labels are integers from 0 to N - 1",
+    "gelu": "form of GELU: 'erf' (exact) or 'tanh' (approximate)",
 }
-TRAINING_SETTINGS = {  # setting of TrainingConfig
-    "epochs": "passes over the training set",
-    "batch_size": "images per step",
-    "learning_rate": "per step; the peak, if the schedule has one",
-    "schedule": "'constant', or 'cosine' down to 0",
-    "warmup_steps": "steps up to the peak",
-    "weight_decay": "decoupled, on matrices",
-    "beta1": "Adam's first decay",
-    "beta2": "Adam's second decay",
-    "clip": "largest norm of the gradient; 0 does not clip",
-    "smoothing": "share of a label that all classes get",
-    "average": "decay of the weights' average, per 4 steps; 0 for none",
-    "validation": "images at the end of the training set that only validate; of a small set a twelfth",
-    "seed": "decides everything random",
+TRAINING_SETTINGS = {
+    "epochs": "number of passes over the training set",
+    "batch_size": "number of images per step",
+    "learning_rate": "learning rate; the peak of the schedule, if it has one",
+    "schedule": "learning-rate schedule: 'constant', or 'cosine', which falls to 0",
+    "warmup_steps": "number of steps in which a cosine schedule rises to its peak",
+    "weight_decay": "decoupled weight decay of matrices, per step and unit of learning rate",
+    "beta1": "decay of Adam's first moment per step",
+    "beta2": "decay of Adam's second moment per step",
+    "clip": "largest norm of the gradient; 0 for no limit",
+    "smoothing": "share of each label that is spread evenly over all classes",
+    "average": "decay of the moving average of the weights, per 4 steps; 0 for no average",
+    "validation": "number of images at the end of the training set that are held out for validation; "
+    "the default is at most 1/12 of the set",
+    "seed": "seed of all random numbers, an integer from 0",
 }
-AUGMENTATION_SETTINGS = {  # setting of Augmentation
-    "rotation": "degrees, either way",
-    "scale": "share to grow or shrink by: 0.1 for 1/1.1 to 1.1",
-    "shear": "degrees, either way",
-    "shift": "pixels, any way",
-    "flip": "probability of a mirror image",
+AUGMENTATION_SETTINGS = {
+    "rotation": "largest rotation in degrees, in both directions",
+    "scale": "largest change of size: 0.1 for factors from 1/1.1 to 1.1",
+    "shear": "largest shear in degrees, in both directions",
+    "shift": "largest shift in pixels, along both axes",
+    "flip": "probability that an image is mirrored",
 }
 SHORT = {"learning_rate": "--lr", "smoothing": "--label-smoothing"}
 
 
 def flag(name):
-    """Return the flag of a setting."""
+    """Return the command-line flag of a setting."""
     return SHORT.get(name, "--" + name.replace("_", "-"))
-
-
-def folder_name(text):
-    if not text:
-        raise argparse.ArgumentTypeError("the name of a folder cannot be empty")
-    return Path(text)
 
 
 def add_arguments(parser):
     parser.usage = "%(prog)s [options]"
     group = parser.add_argument_group("the run")
-    group.add_argument("--recipe", choices=list(RECIPES), help="default settings, which flags override (tuned)")
-    text = "where to compute; auto is a GPU if one computes, else the CPU (auto)"
+    text = "best settings found (tuned) or those of the technical note (note); options override them (default: tuned)"
+    group.add_argument("--recipe", choices=list(RECIPES), help=text)
+    text = "device that computes; auto: a GPU if one works, else the CPU (default: auto)"
     group.add_argument("--device", choices=["auto", "cpu", "gpu"], default="auto", help=text)
-    group.add_argument("--precision", choices=PRECISIONS, help="of a GPU's matrix products (float32)")
-    text = "how a GPU takes a step: one CUDA graph, kernels one by one, or plain operations (graph)"
+    text = "precision of matrix products on a GPU (default: float32)"
+    group.add_argument("--precision", choices=PRECISIONS, help=text)
+    text = "mode of a GPU: one CUDA graph per step, single launches of kernels, or no kernels (default: graph)"
     group.add_argument("--kernels", choices=KERNELS, help=text)
-    text = "processes that share a batch (one per core, each with at least 8 images)"
-    group.add_argument("--workers", type=int, metavar="N", help=text)
-    group.add_argument("--out", type=folder_name, metavar="DIR", help="folder for the results (runs/RECIPE-seedN)")
-    group.add_argument("--resume", type=folder_name, metavar="DIR", help="continue the run in DIR, bit for bit")
-    group.add_argument("--stop-after", type=int, metavar="N", help="stop after N epochs, to resume later")
+    text = "number of processes that share a batch (default: one per core, each with at least 8 images)"
+    group.add_argument("--workers", type=integer, metavar="N", help=text)
+    text = "folder for the results (default: runs/RECIPE-seedN)"
+    group.add_argument("--out", type=path, metavar="DIR", help=text)
+    text = "continue the run in this folder, with its settings, where it stopped (default: start a new run)"
+    group.add_argument("--resume", type=path, metavar="DIR", help=text)
+    text = "stop when N epochs are done; --resume continues the run (default: do not stop)"
+    group.add_argument("--stop-after", type=integer, metavar="N", help=text)
 
     group = parser.add_argument_group("data")
-    text = "folder with four idx files, raw or .gz (MNIST)"
-    group.add_argument("--data", "--data-dir", type=folder_name, metavar="PATH", help=text)
-    group.add_argument("--train-limit", type=int, metavar="N", help="use the first N training images only")
-    group.add_argument("--test-limit", type=int, metavar="N", help="test on the first N images only")
+    text = "folder with four idx files, raw or .gz (default: MNIST in the package)"
+    group.add_argument("--data", "--data-dir", type=path, metavar="PATH", help=text)
+    text = "train on only the first N training images (default: all)"
+    group.add_argument("--train-limit", type=integer, metavar="N", help=text)
+    text = "test on only the first N test images (default: all)"
+    group.add_argument("--test-limit", type=integer, metavar="N", help=text)
 
     models = {name: ViTConfig() for name in RECIPES}
     augmentations = {name: recipe.augmentation for name, recipe in RECIPES.items()}
     for title, settings, config, defaults in (
         ("model", MODEL_SETTINGS, ViTConfig(), models),
         ("training", TRAINING_SETTINGS, TrainingConfig(), RECIPES),
-        ("augmentation (each 0 for none)", AUGMENTATION_SETTINGS, Augmentation(), augmentations),
+        ("augmentation (0 turns it off)", AUGMENTATION_SETTINGS, Augmentation(), augmentations),
     ):
         group = parser.add_argument_group(title)
         for name, text in settings.items():
             values = {recipe: getattr(default, name) for recipe, default in defaults.items()}
+            values = {recipe: f"{x:g}" if isinstance(x, float) else str(x) for recipe, x in values.items()}
             shown = ", ".join(f"{recipe} {value}" for recipe, value in values.items())
             if len(set(values.values())) == 1:
-                shown = str(values["tuned"])
-            kind = type(getattr(config, name))
-            metavar = {int: "N", float: "X", str: "WORD"}[kind]
-            group.add_argument(flag(name), dest=name, type=kind, metavar=metavar, help=f"{text} ({shown})")
+                shown = values["tuned"]
+            kinds = {int: (integer, "N"), float: (number, "X"), str: (str, "WORD")}
+            kind, metavar = kinds[type(getattr(config, name))]
+            text = f"{text} (default: {shown})"
+            group.add_argument(flag(name), dest=name, type=kind, metavar=metavar, help=text)
 
 
 def memory_advice(options):
     size = options.batch_size or RECIPES[options.recipe or "tuned"].batch_size
     text = "try a smaller model or batch"
     if size > 1:
-        text += f", such as --batch-size {size // 2}, half of the present {size}"
-    return text + (", in a new run, as --resume keeps both" if options.resume else "")
+        text += f", such as --batch-size {size // 2} in place of {size}"
+    return text + (", in a new run, because --resume keeps both" if options.resume else "")
 
 
 def run(options):
     for name in ("stop-after", "train-limit", "test-limit"):
         require_range(options, name, 1)
+    require_range(options, "workers", 1, 1024)
     backend = get_backend(options.device)
     training, data, folder = resume(options, backend) if options.resume else start(options, backend)
     options.batch_size = training.config.batch_size  # for `memory_advice`
     state, epochs, restart = training.state, training.config.epochs, f"tinyvit train --resume {folder}"
     if training.finished and (folder / results.METRICS).exists():
-        print(f"all {epochs} epochs in {folder} are done\nto test the model again: tinyvit evaluate {folder}")
+        print(f"all {epochs} epochs in {folder} are done; to test the model again: tinyvit evaluate {folder}")
         return
     print(f"model: {state.parameters.flat.size:,} parameters")
     print(f"data: {training.train_images:,} training, {len(training.validation[1]):,} validation and "
@@ -148,28 +153,27 @@ def run(options):
         raise CommandError(f"interrupted; to continue from the last checkpoint: {restart}", 130) from error
     except TrainingDiverged as error:
         kept = (folder / CHECKPOINT).exists()
-        good = f"the last good checkpoint is {folder / CHECKPOINT}" if kept else "there is no checkpoint yet"
+        good = f"the last good checkpoint is {folder / CHECKPOINT}" if kept else "there is no checkpoint"
         raise CommandError(f"error: {error}; {good}", 1) from error
     except WorkerError as error:
-        text = f"error: {error}\nonly the last seconds are lost; to continue: {restart}"
+        text = f"error: {error}\nthe steps since the last checkpoint are lost; to continue: {restart}"
         raise CommandError(text, 1) from error
 
 
 def describe(step):
-    """Return what takes the steps of a run, in words."""
+    """Return the mode of a GPU, or the number of workers on a CPU, in words."""
     if step.mode == "plain":
-        return "plain operations" if step.asynchronous else f"{step.workers} worker{'s' * (step.workers > 1)}"
-    what = "one graph of kernels" if step.mode == "graph" else "kernels one by one"
-    return f"{what} in {step.precision}, compiled in {step.compile_seconds:.1f} s"
+        return "mode plain" if step.asynchronous else f"{step.workers} worker{'s' * (step.workers > 1)}"
+    return f"mode {step.mode}, {step.precision}, kernels compiled in {step.compile_seconds:.1f} s"
 
 
 def settings_of(options, names):
-    """Return the settings among `names` that a flag sets."""
+    """Return the settings among `names` that the command line sets, as a dict."""
     return {name: getattr(options, name) for name in names if getattr(options, name) is not None}
 
 
 def start(options, backend):
-    """Return a new run, its data and its folder, which now exists."""
+    """Return a new run, its data and its folder, which it creates."""
     recipe = options.recipe or "tuned"
     model_settings = settings_of(options, MODEL_SETTINGS)
     config = replace(RECIPES[recipe], **settings_of(options, TRAINING_SETTINGS))
@@ -186,7 +190,7 @@ def start(options, backend):
     if side % ViTConfig.patch_size:
         model_settings.setdefault("patch_size", fitting_patch_size(side))
     validation = config.validation
-    if options.validation is None:  # of a small set most images are for training
+    if options.validation is None:  # a small set keeps most of its images for training
         validation = min(validation, len(data.train_images) // 12)
     training = Training(
         ViTConfig(image_size=side, **model_settings),
@@ -203,14 +207,15 @@ def start(options, backend):
         return training, data, new_folder(Path("runs") / f"{recipe}-seed{config.seed}")
     if (options.out / CHECKPOINT).exists():
         raise ValueError(
-            f"{options.out} holds a run already: continue it with --resume {options.out}, or give another --out"
+            f"--out {options.out}: this folder contains a run: continue it with --resume {options.out}, or give "
+            "another folder"
         )
-    options.out.mkdir(parents=True, exist_ok=True)
+    make_folder("--out", options.out)
     return training, data, options.out
 
 
 def load_data(origin, classes):
-    """Return the data set of a run, as its `origin` describes it."""
+    """Return the data set of a run, which its `origin` describes."""
     data = load_mnist(origin.get("data_dir"), classes=classes)
     train, test = origin.get("train_limit"), origin.get("test_limit")
     return replace(
@@ -223,19 +228,23 @@ def load_data(origin, classes):
 
 
 def new_folder(folder):
-    """Make and return `folder`, or the first of folder-2, folder-3, ... that does not exist."""
+    """Create and return `folder`, or the first of folder-2, folder-3, ... that does not exist."""
     number, candidate = 1, folder
     while True:
         try:
             candidate.mkdir(parents=True)
             return candidate
-        except FileExistsError:  # an earlier run, or one that started just now, has it
+        except FileExistsError:  # an earlier run, or a run that started in this moment, uses it
             number += 1
             candidate = folder.with_name(f"{folder.name}-{number}")
 
 
 def resume(options, backend):
-    """Return the run to continue, its data and its folder; its settings are the checkpoint's."""
+    """Return the run to continue, with the settings of its checkpoint, its data and its folder."""
+    if not options.resume.is_dir():
+        raise ValueError(f"--resume {options.resume}: there is no such folder: give the folder of a run")
+    if not (options.resume / CHECKPOINT).exists():
+        raise ValueError(f"--resume {options.resume}: this folder has no {CHECKPOINT}: give the folder of a run")
     _, info = read_checkpoint(options.resume)
     origin, before = info["origin"], info["training"]
     fixed = {**info["model"], **before, **before["augmentation"]}
@@ -243,15 +252,18 @@ def resume(options, backend):
     for name in set(fixed) - {"epochs"}:
         value = getattr(options, name, None)
         if value is not None and value != fixed[name]:
-            raise ValueError(f"--resume keeps {flag(name)} at {fixed[name]}: it cannot become {value} half-way")
+            raise ValueError(
+                f"--resume keeps {flag(name)} at {fixed[name]}, so that it cannot be {value}: leave it out, or start "
+                "a new run"
+            )
     if options.out not in (None, options.resume):
-        raise ValueError(f"--resume continues in its own folder {options.resume}: leave out --out")
+        raise ValueError(f"--resume writes its results into {options.resume}: leave out --out")
     if options.data:
         origin["data_dir"] = str(options.data.resolve())
     try:
         data = load_data(origin, info["model"]["classes"])
     except DataError as error:
-        raise ValueError(f"{error} (the data of this run; if it has moved, give --data)") from error
+        raise ValueError(f"{error}; this is the data of the run: if it has moved, give --data") from error
     earlier = origin.get("precision", "float32")
     kept = earlier if backend.device == "gpu" and options.kernels != "off" else "float32"
     origin["precision"] = options.precision or kept
@@ -267,14 +279,18 @@ def resume(options, backend):
     )
     training.state.origin = origin
     if origin["precision"] != earlier:
-        print(f"note: from here on in {origin['precision']}, not {earlier} as before", file=sys.stderr)
+        print(f"note: the run continues in {origin['precision']}, not in {earlier} as before", file=sys.stderr)
     if (workers := training.step.record["workers"]) != info["workers"]:
-        print(f"note: --workers {workers}, not {info['workers']} as before: not the same bits", file=sys.stderr)
+        print(
+            f"note: the run continues with --workers {workers}, not {info['workers']} as before:\n"
+            "the weights differ in their last digits from those of a run with one number",
+            file=sys.stderr,
+        )
     epochs = training.config.epochs
     if epochs != before["epochs"] and training.config.schedule == "cosine":
         print(
-            f"note: the learning rate was to fall over {before['epochs']} epochs and now falls over\n"
-            f"{epochs}: the weights differ from those of a run that began with {epochs} epochs.\n"
+            f"note: the learning rate falls over {epochs} epochs, not over {before['epochs']} as before:\n"
+            f"the weights differ from those of a run that begins with {epochs} epochs.\n"
             f"To stop early and resume to the same weights, begin with\n--epochs {epochs} --stop-after N",
             file=sys.stderr,
         )
@@ -282,11 +298,17 @@ def resume(options, backend):
 
 
 def finish(training, data, folder, backend):
-    """Test the model once, and write all results."""
+    """Test the model and write all results."""
     state, step, config = training.state, training.step, training.config
     model = VisionTransformer(training.model_config, state.weights)
     model.save(folder / results.MODEL, {"recipe": state.origin["recipe"], "seed": config.seed})
-    evaluation = results.write_evaluation(folder, model, data.test_images, data.test_labels, step.workers)
+    evaluation = results.write_evaluation(
+        folder,
+        model=model,
+        images=data.test_images,
+        labels=data.test_labels,
+        workers=step.workers,
+    )
     metrics = {
         "test_accuracy": evaluation.accuracy,
         "test_loss": evaluation.loss,

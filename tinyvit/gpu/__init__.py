@@ -1,3 +1,3 @@
-"""Choosing a device, and explaining in one line why a GPU does not compute."""
+"""The choice of a device, and one line that explains why a GPU does not compute."""
 
 from tinyvit.gpu.device import CuPyMissing, DeviceError, get_backend, import_cupy

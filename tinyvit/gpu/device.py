@@ -1,4 +1,4 @@
-"""Chooses the device that computes. A GPU is chosen only after it has really computed something."""
+"""Choose the device that computes. A GPU is chosen only after it has computed a correct result."""
 
 import importlib
 import logging
@@ -9,31 +9,32 @@ from tinyvit.gpu.diagnosis import cupy_packages, explain
 
 
 class DeviceError(RuntimeError):
-    """The requested device cannot compute; the message says in one line why, and what to type."""
+    """The requested device cannot compute. The message is one line with the reason and what to type."""
 
 
 class CuPyMissing(DeviceError):
-    """CuPy is not installed at all, which is normal on a machine without a GPU."""
+    """CuPy is not installed, which is normal on a machine without a GPU."""
 
 
 def get_backend(device="auto"):
     """Return the `Backend` of a device.
 
-    With "auto" a log message says in one line why a GPU is not used, unless CuPy is not installed.
+    With "auto", a log message of one line explains why a GPU is not used. There is none if CuPy is not installed.
 
     Parameters
     ----------
-    device : {"auto", "cpu", "gpu"}
-        "auto" is a GPU if one computes, and otherwise the CPU.
+    device : {"auto", "cpu", "gpu"}, optional
+        The device. "auto" is a GPU if one computes, and the CPU otherwise.
 
     Returns
     -------
     Backend
+        The backend that computes on this device.
 
     Raises
     ------
     ValueError
-        If the name is another.
+        If `device` has any other value.
     DeviceError
         If `device` is "gpu" and no GPU computes.
     """
@@ -52,37 +53,42 @@ def get_backend(device="auto"):
 
 
 def import_cupy():
-    """Return CuPy's module, which does not prove that there is a GPU.
+    """Return the module `cupy`. This does not prove that a GPU works.
+
+    Returns
+    -------
+    module
+        The imported module.
 
     Raises
     ------
     CuPyMissing
         If CuPy is not installed.
     DeviceError
-        If CuPy cannot be imported, if two of its packages are installed, or if `cupy` is another module.
+        If CuPy cannot be imported, if two of its packages are installed, or if another module has the name `cupy`.
     """
     packages = cupy_packages()
     try:
         if len(packages) > 1:
             raise ImportError(f"both {' and '.join(packages)} are installed")
         cupy = importlib.import_module("cupy")
-        if not hasattr(cupy, "ndarray"):  # a folder that an old package has left, or a user's own cupy.py
+        if not hasattr(cupy, "ndarray"):  # the rest of an uninstalled package, or a file cupy.py of the user
             place = getattr(cupy, "__file__", None) or ", ".join(getattr(cupy, "__path__", ["?"]))
             raise ImportError(f"not CuPy: {place}")
-    except Exception as error:  # a broken package raises errors of any type
+    except Exception as error:  # a broken package may raise any type of error
         missing = isinstance(error, ModuleNotFoundError) and not packages
         raise (CuPyMissing if missing else DeviceError)(explain(error)) from error
     return cupy
 
 
 def _gpu_backend():
-    """Return the GPU's backend if a kernel and a matrix product give the right result there."""
+    """Return the backend of the GPU if a kernel and a matrix product give the correct result there."""
     cupy = import_cupy()
     try:
         ones = cupy.ones((2, 2), dtype=cupy.float32)
         result, expected = float(cupy.exp(ones @ ones).sum()), 4 * math.exp(2)
         if not abs(result - expected) < 0.05:
-            raise ArithmeticError(f"{result:.6g} where {expected:.6g} is right")
-    except Exception as error:  # CuPy's errors have many types: no driver, no device, no cuBLAS, no compiler
+            raise ArithmeticError(f"the result is {result:.6g}, expected {expected:.6g}")
+    except Exception as error:  # a missing driver, device, cuBLAS or compiler each raises another type
         raise DeviceError(explain(error, cupy)) from error
     return Backend("gpu", cupy)

@@ -1,7 +1,7 @@
-"""Says in one line why a GPU does not compute: what is wrong, and what to type.
+"""Explain in one line why a GPU does not compute, with what to type.
 
-A cause is recognised by the text of CuPy's error. The texts are those of CuPy 13 and 14 and of CUDA 12 and 13. This
-file never imports CuPy: the caller passes the module.
+The text of CuPy's error shows the cause. The texts are those of CuPy 13 and 14 and of CUDA 12 and 13. This file never
+imports CuPy: the caller passes the module.
 """
 
 import contextlib
@@ -10,22 +10,22 @@ import os
 import re
 from pathlib import Path
 
-# All of these write into the same folder, `cupy`, so that only one of them can be installed.
+# All of these packages write into the same folder, `cupy`, so that only one of them can be installed.
 PACKAGES = ("cupy", *(f"cupy-cuda{major}x" for major in range(11, 16)), "cupy-rocm-7-0", "cupy-rocm-7-1", "amd-cupy")
-CUDA12 = "'pip install -e \".[gpu-cuda12]\"'"
-INSTALL = f"'pip install -e \".[gpu]\"' if nvidia-smi shows CUDA 13 or newer, {CUDA12} if it shows CUDA 12"
+HOME = Path(__file__).resolve().parents[2]
+CHECKOUT = HOME if (HOME / "setup.cfg").is_file() else None  # the checkout's folder, or None for an installed package
 TOOLKIT = "Install the CUDA Toolkit that this CuPy was built for and set CUDA_PATH to its folder"
-DRIVER = "pdate the driver from nvidia.com/drivers"  # after U or u
+DRIVER = "pdate the driver from nvidia.com/drivers"  # follows "U" or "u"
 OUT_OF_MEMORY = r"cudaErrorMemoryAllocation|CUDA_ERROR_OUT_OF_MEMORY|CUBLAS_STATUS_ALLOC_FAILED|^\w*MemoryError"
 OLD_DRIVER = "cudaError(InsufficientDriver|CallRequiresNewerDriver|UnsupportedPtxVersion)"
 
-# A pattern, what is wrong with device 'gpu', and what to do. The first pattern counts that occurs in the error or in
-# the facts that `explain` adds to it.
+# A pattern, the fault of device 'gpu', and what to do. The first pattern applies that occurs in the text of the error
+# or in the facts that `explain` appends to it.
 CAUSES = (
     (OUT_OF_MEMORY, "has no memory left{memory}", "See with nvidia-smi which programs use it, and end them or wait"),
     ("^ImportError: both cupy", "needs one CuPy package: several overwrite each other's files", "{reinstall}"),
     ("^ImportError: not CuPy", "needs CuPy, but Python imports another module under that name",
-     f"Remove or rename it, then type {INSTALL}"),
+     "Remove or rename it, then type {install}"),
     ("^ModuleNotFoundError.*<importing no package", "needs CuPy, which is not installed", "{reinstall}"),
     ("<cache", "needs a folder for CuPy's compiled kernels, and {cache!r} cannot be written",
      "Set the environment variable CUPY_CACHE_DIR to a folder that can be written"),
@@ -39,12 +39,12 @@ CAUSES = (
      "Install one from nvidia.com/drivers; in a container, start it with 'docker run --gpus all'"),
     (f"{OLD_DRIVER}.*<driver 12.*<CUDA 1[3-9]",
      "needs a newer driver: this one supports CUDA up to {driver}, and CuPy was built for CUDA {built}",
-     f"Type 'pip uninstall -y {{packages}}' and {CUDA12}, or u{DRIVER} (CUDA 13 needs version 580 or newer)"),
+     f"Type 'pip uninstall -y {{packages}}' and {{cuda12}}, or u{DRIVER} (CUDA 13 needs version 580 or newer)"),
     (OLD_DRIVER,
      "needs a newer driver: this one supports CUDA up to {driver}, and CuPy was built for CUDA {built}",
      f"U{DRIVER} (CUDA 13 needs version 580 or newer, CUDA 12 525)"),
     ("cudaErrorSystemDriverMismatch", "cannot be reached, because the parts of the NVIDIA driver differ in version",
-     "Restart the machine, as is necessary after an update of the driver"),
+     "Restart the machine, which is necessary after an update of the driver"),
     ("cudaError(NoDevice|InvalidDevice).*<hidden",
      "was not found, because the environment variable CUDA_VISIBLE_DEVICES is {visible!r}",
      "Type 'unset CUDA_VISIBLE_DEVICES', or set it to a number that 'nvidia-smi -L' shows"),
@@ -52,10 +52,10 @@ CAUSES = (
      "List the cards with 'nvidia-smi -L'; in a container, start it with 'docker run --gpus all'"),
     ("cudaErrorDevicesUnavailable", "is busy: another program has reserved it",
      "See which with nvidia-smi, and end it or wait"),
-    # CUDA 13 needs compute capability 7.5, and CUDA 12 supports older cards too.
+    # CUDA 13 needs compute capability 7.5. CUDA 12 supports older cards.
     ("(--gpu-architecture|cudaErrorNoKernelImageForDevice).*<CUDA 1[3-9]",
      "is a card that CUDA {built} does not compile for",
-     f"Type 'pip uninstall -y {{packages}}' and {CUDA12}, which may support it"),
+     "Type 'pip uninstall -y {packages}' and {cuda12}, which may support it"),
     ("--gpu-architecture|cudaErrorNoKernelImageForDevice", "is a card that CUDA {built} does not compile for",
      "Type 'pip install --upgrade {packages}', which may support it"),
     ("^ArithmeticError", "computes wrong results", f"Restart the machine and u{DRIVER}"),
@@ -64,8 +64,9 @@ CAUSES = (
 
 
 def explain(error, cupy=None):
-    """Return the message for `error`, raised by CuPy's module `cupy` or, if that is None, by importing it."""
+    """Return the message for `error`, which the module `cupy` raised, or its import if `cupy` is None."""
     packages, (driver, built), memory = cupy_packages(), cuda_versions(cupy), ask(cupy, "memGetInfo")
+    install = install_cupy()
     wheel = next((name for name in packages if name.startswith("cupy-cuda")), None)
     facts = {
         "driver": driver,
@@ -74,7 +75,11 @@ def explain(error, cupy=None):
         "cache": os.environ.get("CUPY_CACHE_DIR", os.path.expanduser("~/.cupy/kernel_cache")),
         "memory": ": {:,.0f} MB of {:,.0f} MB are free".format(*(x / 1e6 for x in memory)) if memory else "",
         "packages": " ".join(packages) or "cupy",
-        "reinstall": (f"Type 'pip uninstall -y {' '.join(packages)}', then " if packages else "Type ") + INSTALL,
+        "cuda12": pip_install("gpu-cuda12"),
+        "install": install,
+        "reinstall": f"Type 'pip uninstall -y {' '.join(packages)}', then {install}"
+        if packages
+        else f"Type {install}",
         "ctk": f"Type 'pip install --upgrade \"{wheel}[ctk]\"'" if wheel else TOOLKIT,
     }
     text = f"{type(error).__name__}: {error}\n<driver {driver}> <CUDA {built}>"
@@ -83,6 +88,17 @@ def explain(error, cupy=None):
     text += " <cache>" if _concerns_folder(error, facts["cache"]) else ""
     what, todo = next(cause[1:] for cause in CAUSES if re.search(cause[0], text, re.DOTALL))
     return f"device 'gpu' {what} ({{error}}). {todo}, or use --device cpu.".format(error=one_line(error), **facts)
+
+
+def pip_install(extra):
+    """Return the command that installs an extra of tinyvit, from the checkout if the library is in one."""
+    return f"'pip install -e \".[{extra}]\"'" if CHECKOUT else f"'pip install \"tinyvit[{extra}]\"'"
+
+
+def install_cupy():
+    """Return the commands that install CuPy, one for each version of CUDA."""
+    cuda13, cuda12 = pip_install("gpu"), pip_install("gpu-cuda12")
+    return f"{cuda13} if nvidia-smi shows CUDA 13 or newer, {cuda12} if it shows CUDA 12"
 
 
 def cupy_packages():
@@ -96,32 +112,32 @@ def cupy_packages():
 
 
 def is_out_of_memory(error):
-    """Return whether an exception says, in any of the ways that CuPy knows, that memory is short."""
+    """Return whether an exception, of any type that CuPy raises, means that the memory is exhausted."""
     return isinstance(error, MemoryError) or re.search(OUT_OF_MEMORY, str(error)) is not None
 
 
 def one_line(error, limit=160):
-    """Return an exception's type and text on one line, shortened to `limit` characters."""
+    """Return the type and the text of an exception on one line, cut after `limit` characters."""
     text = " ".join(f"{type(error).__name__}: {error}".split()).rstrip(": ")
     return text if len(text) <= limit else text[:limit].rstrip() + "..."
 
 
 def ask(cupy, name):
-    """Return the result of a function of CUDA's runtime, or None if CuPy lacks it or it fails."""
+    """Return the result of a function of CUDA's runtime, or None if it is missing or fails."""
     try:
         return getattr(cupy.cuda.runtime, name)()
-    except Exception:  # any type of error: the caller asks when something is broken already
+    except Exception:  # CUDA is often broken when this is called, and may raise any type of error
         return None
 
 
 def cuda_versions(cupy):
-    """Return the newest CUDA that the driver supports, and the CUDA that CuPy was built for: "13.2", or "none"."""
+    """Return the newest CUDA that the driver supports and the CUDA of CuPy, such as "13.2", or "none" for each."""
     numbers = ask(cupy, "driverGetVersion"), ask(cupy, "runtimeGetVersion")
     return tuple(f"{number // 1000}.{number % 1000 // 10}" if number else "none" for number in numbers)
 
 
 def _concerns_folder(error, folder):
-    """Return whether a system error names a folder, a parent of it or a file in it."""
+    """Return whether a system error names a folder, one of its parents or a file in it."""
     if not isinstance(error, OSError) or not isinstance(error.filename, str):
         return False
     return Path(error.filename).is_relative_to(folder) or Path(folder).is_relative_to(error.filename)

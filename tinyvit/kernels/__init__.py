@@ -1,7 +1,8 @@
-"""Fused CUDA twins of the operations, as `.cu` text beside their launchers.
+"""CUDA kernels for the operations of a training step, and the Python code that launches them.
 
-Read the operation in `reference.py` first: a kernel computes the same function and has its name. `launch.py` compiles
-the text and launches it. `step.py` makes a training step of the launches, and one CUDA graph of the step.
+Read an operation in `reference.py` first. Its kernel computes the same function under the same name. `launch.py`
+compiles the `.cu` files and launches their kernels. `step.py` builds a training step from the launches and records it
+as one CUDA graph. `README.md` describes the folder.
 """
 
 from tinyvit.kernels.launch import PRECISIONS, Kernels, unsupported_reason

@@ -1,11 +1,12 @@
-// Twins of clip_by_global_norm, Adam and ExponentialMovingAverage in optim.py, over the flat array.
+// Adam with clipping and weight averaging on flat arrays, as adam_step in reference.py and the classes of optim.py.
 
 #include "warp.cuh"
 
 const int THREADS = 256;
 const int WARPS = THREADS / 32;
-const int EACH = 4;  // numbers that a thread adds up or updates
+const int EACH = 4;  // numbers per thread
 
+// The sum of `value` over the threads of a block. Every thread gets it. parts: one number per warp in shared memory.
 __device__ __forceinline__ float block_sum(float value, float* parts) {
     value = warp_sum(value);
     if (threadIdx.x % 32 == 0) parts[threadIdx.x / 32] = value;
@@ -15,16 +16,17 @@ __device__ __forceinline__ float block_sum(float value, float* parts) {
     return sum;
 }
 
-//     gradient = sum over the shards of shard_gradients
-//     squares[block] = sum over the block's numbers of gradient**2
+//     gradient = partial_gradients.sum(axis=0)
+//     squares[block] = sum of gradient**2 over the numbers of the block
 //     counter += 1
 //
-// shard_gradients: `shards` arrays that begin shard_step numbers apart; gradient: (count,); squares: one per block;
-// counter: (1,), the number of steps that this epoch has taken. grid: ceil(count / 1024) blocks.
-extern "C" __global__ void __launch_bounds__(256) sum_shards(const float* __restrict__ shard_gradients,
+// partial_gradients: `partials` arrays of `count` numbers, which begin partial_step numbers apart.
+// gradient: (count,). squares: (blocks,). counter: (1,), the number of steps taken in this epoch.
+// grid: ceil(count / 1024).
+extern "C" __global__ void __launch_bounds__(256) sum_partials(const float* __restrict__ partial_gradients,
                                                              float* __restrict__ gradient, float* __restrict__ squares,
-                                                             int* __restrict__ counter, int count, int shards,
-                                                             int shard_step) {
+                                                             int* __restrict__ counter, int count, int partials,
+                                                             int partial_step) {
     __shared__ float parts[WARPS];
     float square = 0.0f;
 #pragma unroll
@@ -32,8 +34,8 @@ extern "C" __global__ void __launch_bounds__(256) sum_shards(const float* __rest
         int place = ((int)blockIdx.x * EACH + i) * THREADS + (int)threadIdx.x;
         if (place < count) {
             float sum = 0.0f;
-            for (int shard = 0; shard < shards; shard++) {
-                sum += shard_gradients[(size_t)shard * (size_t)shard_step + (size_t)place];
+            for (int partial = 0; partial < partials; partial++) {
+                sum += partial_gradients[(size_t)partial * (size_t)partial_step + (size_t)place];
             }
             gradient[place] = sum;
             square += sum * sum;
@@ -45,14 +47,15 @@ extern "C" __global__ void __launch_bounds__(256) sum_shards(const float* __rest
 }
 
 //     m = beta1 * m + (1 - beta1) * g,  v = beta2 * v + (1 - beta2) * g**2
-//     weights -= learning_rate * m_hat / (sqrt(v_hat) + epsilon), after learning_rate * weight_decay * weights
+//     weights -= learning_rate * weight_decay * weights * decayed
+//     weights -= learning_rate * m_hat / (sqrt(v_hat) + epsilon),  average += (weights - average) * average_share
 //
-// g is the gradient, scaled so that its norm is at most `clip` (0: any norm).
-// schedule: (steps, 4), one row per step of the epoch, of which row counter[0] - 1 applies: the learning rate, the
-// learning rate over 1 - beta1**t, 1 / sqrt(1 - beta2**t), and the share of the weights in their new average.
+// g: gradient * min(1, clip / norm(gradient)), or the gradient itself if clip is 0. squares: from sum_partials.
+// schedule: (steps, 4), one row per step of the epoch: learning_rate, learning_rate / (1 - beta1**t),
+// 1 / sqrt(1 - beta2**t) and average_share, for step t. Row counter[0] - 1 applies.
 // rest1, rest2: 1 - beta1 and 1 - beta2, computed in float64, because the difference of two float32 is inaccurate.
-// decayed: (count,) ones and zeros, or null if all weights decay; average: (count,), or null.
-// grid: as for sum_shards, whose squares are added up here.
+// decayed: (count,) ones and zeros, or null if all weights decay. average: (count,), or null.
+// grid: ceil(count / 1024), as for sum_partials.
 extern "C" __global__ void __launch_bounds__(256) adam_step(float* __restrict__ weights, const float* __restrict__ gradient,
                                                             float* __restrict__ first_moment,
                                                             float* __restrict__ second_moment,
@@ -68,8 +71,8 @@ extern "C" __global__ void __launch_bounds__(256) adam_step(float* __restrict__ 
         for (int i = (int)threadIdx.x; i < (int)gridDim.x; i += THREADS) square += squares[i];
         float norm = sqrtf(block_sum(square, parts));
         scale = fminf(1.0f, clip / fmaxf(norm, 1e-12f));
-        // An infinite norm would scale everything to zero, and fmaxf ignores NaN. Both make the weights NaN here, so
-        // that the loss of the next step shows it.
+        // An infinite norm would scale every g to zero, and fmaxf ignores NaN. Here both make the weights NaN, so that
+        // the loss of the next step is NaN too.
         if (!(norm <= LARGEST)) scale = nanf("");
     }
     const float* row = schedule + 4 * (counter[0] - 1);

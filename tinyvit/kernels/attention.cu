@@ -1,8 +1,8 @@
-// Twins of attention_forward and attention_backward in ops/attention.py, for all heads: one block per image and head.
+// Attention in several heads, as attention_forward and attention_backward in reference.py. A block computes one head.
 //
-// A head of the note's model has 17 tokens of width 32, so queries, keys and values fit into shared memory together, and
-// only the weights and the result go back to global memory. The rows of a table are one number longer than a head is wide,
-// so that lanes that read down a column read from different banks (if the width of a head is even).
+// In the default model a head has 17 tokens of width 32, so that its queries, keys and values fit into shared memory
+// together. Only the weights and the result are written to global memory. A row of a table in shared memory is one
+// number longer than the head is wide. If this width is even, lanes that read a column then read from different banks.
 
 #include "warp.cuh"
 
@@ -13,12 +13,12 @@
 #define HEAD_WIDTH 32
 #endif
 
-const int WARPS = 4;  // of a block
+const int WARPS = 4;  // per block
 const int THREADS = 32 * WARPS;
 const int ROW = HEAD_WIDTH + 1;
-const int KEYS_A_LANE = (TOKENS + 31) / 32;
+const int KEYS_PER_LANE = (TOKENS + 31) / 32;
 
-// One head's part of the tokens of an image, from x (tokens, step) into a table (tokens, ROW).
+// Copy the columns of one head from x, whose rows are `step` numbers apart, into a table (tokens, ROW).
 __device__ __forceinline__ void load_table(const float* x, int tokens, int step, float* table) {
     for (int i = (int)threadIdx.x; i < tokens * HEAD_WIDTH; i += THREADS) {
         table[i / HEAD_WIDTH * ROW + i % HEAD_WIDTH] = x[i / HEAD_WIDTH * step + i % HEAD_WIDTH];
@@ -36,8 +36,8 @@ __device__ __forceinline__ float dot(const float* a, const float* b) {
 //     weights = softmax(scores)
 //     out = weights @ v
 //
-// The queries are all tokens or the class token, which is the first one. scale: 1 / sqrt(K).
-// qkv: (B, T, 3, H, K); out: (B, queries, H, K); weights: (B, H, queries, T). grid: (H, B).
+// qkv: (B, T, 3, H, K). out: (B, queries, H, K). weights: (B, H, queries, T). scale: 1 / sqrt(K).
+// queries: T for all tokens, or 1 for the class token only, which is the first token. grid: (H, B).
 extern "C" __global__ void __launch_bounds__(128) attention_forward(const float* __restrict__ qkv, float* __restrict__ out,
                                                                     float* __restrict__ weights, int heads, int queries,
                                                                     float scale) {
@@ -53,45 +53,45 @@ extern "C" __global__ void __launch_bounds__(128) attention_forward(const float*
     load_table(start + 2 * width, TOKENS, 3 * width, v);
     __syncthreads();
 
-    float* mine = row_weights + warp * TOKENS;
+    float* own_weights = row_weights + warp * TOKENS;
     for (int s = warp; s < queries; s += WARPS) {  // one warp per query, one lane per key
-        float scores[KEYS_A_LANE], largest = LEAST, sum = 0.0f;
+        float scores[KEYS_PER_LANE], largest = LEAST, sum = 0.0f;
 #pragma unroll
-        for (int i = 0; i < KEYS_A_LANE; i++) {
+        for (int i = 0; i < KEYS_PER_LANE; i++) {
             int t = lane + 32 * i;
             scores[i] = t < TOKENS ? scale * dot(q + s * ROW, k + t * ROW) : LEAST;
             largest = fmaxf(largest, scores[i]);
         }
         largest = warp_max(largest);
 #pragma unroll
-        for (int i = 0; i < KEYS_A_LANE; i++) {
-            scores[i] = expf(scores[i] - largest);  // exp(LEAST) is 0, the weight beyond the last token
+        for (int i = 0; i < KEYS_PER_LANE; i++) {
+            scores[i] = expf(scores[i] - largest);  // exp(LEAST) is 0, the weight after the last token
             sum += scores[i];
         }
         sum = warp_sum(sum);
 #pragma unroll
-        for (int i = 0; i < KEYS_A_LANE; i++) {
+        for (int i = 0; i < KEYS_PER_LANE; i++) {
             int t = lane + 32 * i;
             if (t < TOKENS) {
-                mine[t] = scores[i] / sum;
-                weights[((image * heads + head) * queries + s) * TOKENS + t] = mine[t];
+                own_weights[t] = scores[i] / sum;
+                weights[((image * heads + head) * queries + s) * TOKENS + t] = own_weights[t];
             }
         }
         __syncwarp();
         for (int c = lane; c < HEAD_WIDTH; c += 32) {  // one lane per column
             float value = 0.0f;
-            for (int t = 0; t < TOKENS; t++) value += mine[t] * v[t * ROW + c];
+            for (int t = 0; t < TOKENS; t++) value += own_weights[t] * v[t * ROW + c];
             out[(image * queries + s) * width + head * HEAD_WIDTH + c] = value;
         }
-        __syncwarp();  // before the next query's weights
+        __syncwarp();  // the next query overwrites these weights
     }
 }
 
 //     dweights = dout @ v.T,  dv = weights.T @ dout
-//     dscores = weights * (dweights - sum over t of dweights * weights) / sqrt(K)
-//     dq = dscores @ k,  dk = dscores.T @ q
+//     dscores = weights * (dweights - (dweights * weights).sum(axis=-1)),  dproducts = dscores / sqrt(K)
+//     dq = dproducts @ k,  dk = dproducts.T @ q
 //
-// dqkv: (B, T, 3, H, K); dout: (B, queries, H, K). A token that was no query has a dq of zero. grid: (H, B).
+// dout: (B, queries, H, K). dqkv: (B, T, 3, H, K). A token that is not a query gets a dq of zero. grid: (H, B).
 extern "C" __global__ void __launch_bounds__(128) attention_backward(const float* __restrict__ dout,
                                                                      const float* __restrict__ qkv,
                                                                      const float* __restrict__ weights,
@@ -102,7 +102,7 @@ extern "C" __global__ void __launch_bounds__(128) attention_backward(const float
     __shared__ float v[TOKENS * ROW];
     __shared__ float dout_table[TOKENS * ROW];
     __shared__ float weight_table[TOKENS * TOKENS];
-    __shared__ float dscores[TOKENS * TOKENS];
+    __shared__ float dproducts[TOKENS * TOKENS];
     int head = (int)blockIdx.x, image = (int)blockIdx.y, warp = (int)threadIdx.x / 32, lane = (int)threadIdx.x % 32;
     int width = heads * HEAD_WIDTH;
     const float* start = qkv + image * TOKENS * 3 * width + head * HEAD_WIDTH;
@@ -116,18 +116,18 @@ extern "C" __global__ void __launch_bounds__(128) attention_backward(const float
     __syncthreads();
 
     for (int s = warp; s < queries; s += WARPS) {
-        float dweights[KEYS_A_LANE], along = 0.0f;
+        float dweights[KEYS_PER_LANE], sum = 0.0f;
 #pragma unroll
-        for (int i = 0; i < KEYS_A_LANE; i++) {
+        for (int i = 0; i < KEYS_PER_LANE; i++) {
             int t = lane + 32 * i;
             dweights[i] = t < TOKENS ? dot(dout_table + s * ROW, v + t * ROW) : 0.0f;
-            if (t < TOKENS) along += dweights[i] * weight_table[s * TOKENS + t];
+            if (t < TOKENS) sum += dweights[i] * weight_table[s * TOKENS + t];
         }
-        along = warp_sum(along);
+        sum = warp_sum(sum);
 #pragma unroll
-        for (int i = 0; i < KEYS_A_LANE; i++) {
+        for (int i = 0; i < KEYS_PER_LANE; i++) {
             int t = lane + 32 * i;
-            if (t < TOKENS) dscores[s * TOKENS + t] = (dweights[i] - along) * weight_table[s * TOKENS + t] * scale;
+            if (t < TOKENS) dproducts[s * TOKENS + t] = (dweights[i] - sum) * weight_table[s * TOKENS + t] * scale;
         }
     }
     __syncthreads();
@@ -137,10 +137,10 @@ extern "C" __global__ void __launch_bounds__(128) attention_backward(const float
         int t = i / HEAD_WIDTH, c = i % HEAD_WIDTH;
         float dq = 0.0f, dk = 0.0f, dv = 0.0f;
         if (t < queries) {
-            for (int other = 0; other < TOKENS; other++) dq += dscores[t * TOKENS + other] * k[other * ROW + c];
+            for (int other = 0; other < TOKENS; other++) dq += dproducts[t * TOKENS + other] * k[other * ROW + c];
         }
         for (int s = 0; s < queries; s++) {
-            dk += dscores[s * TOKENS + t] * q[s * ROW + c];
+            dk += dproducts[s * TOKENS + t] * q[s * ROW + c];
             dv += weight_table[s * TOKENS + t] * dout_table[s * ROW + c];
         }
         float* place = dstart + t * 3 * width + c;

@@ -1,17 +1,18 @@
-// Twin of cross_entropy_forward and cross_entropy_backward in ops/cross_entropy.py, in one.
+// Softmax cross-entropy, forward and backward in one kernel, as cross_entropy_forward and _backward in reference.py.
 
 #include "warp.cuh"
 
 const int WARPS = 8;
 
-//     loss = -sum over the classes of target * log(softmax(logits))
+//     losses = -(target * log_softmax).sum(axis=1), with log_softmax = log(softmax(logits))
 //     dlogits = (softmax(logits) - target) / batch
-//     totals += (sum of the losses, number of correct images)
+//     totals += (losses.sum(), number of images classified correctly)
 //
-// target is 1 - smoothing at the label, plus smoothing / classes everywhere. totals are float64, since an epoch has many
-// images. logits, dlogits: (batch, classes); labels: (batch,), from 0 to classes - 1. Another label makes the loss and
-// its row of dlogits NaN, as in ops/cross_entropy.py, so that training notices it.
-// One warp per image, one lane per 32nd class. grid: one block, so that the order of the sums is always the same.
+// target: smoothing / classes for every class, plus 1 - smoothing for the label.
+// logits, dlogits: (batch, classes). totals: (2,) float64, because an epoch adds up many images.
+// labels: (batch,), from 0 to classes - 1. Any other label makes its loss and its row of dlogits NaN.
+// One warp computes an image, and each of its lanes every 32nd class.
+// grid: one block, so that the order of the sums is always the same.
 extern "C" __global__ void __launch_bounds__(256) cross_entropy(const float* __restrict__ logits,
                                                                 const int* __restrict__ labels, float* __restrict__ dlogits,
                                                                 double* __restrict__ totals, int batch, int classes,
@@ -27,7 +28,7 @@ extern "C" __global__ void __launch_bounds__(256) cross_entropy(const float* __r
         float largest = LEAST, sum = 0.0f, total = 0.0f;
         for (int c = lane; c < classes; c += 32) largest = fmaxf(largest, row[c]);
         largest = warp_max(largest);
-        int first = classes;  // the first class with the largest logit, as argmax has it
+        int first = classes;  // the first class with the largest logit, as argmax returns it
         for (int c = lane; c < classes; c += 32) {
             sum += expf(row[c] - largest);
             total += row[c] - largest;
@@ -38,7 +39,7 @@ extern "C" __global__ void __launch_bounds__(256) cross_entropy(const float* __r
         for (int distance = 16; distance > 0; distance /= 2) {
             first = min(first, __shfl_xor_sync(0xffffffffu, first, distance));
         }
-        // log(softmax(logits))[c] = logits[c] - largest - log(sum)
+        // log_softmax[c] = logits[c] - largest - log(sum)
         float log_sum = logf(sum);
         bool known = label >= 0 && label < classes;
         float at_label = known ? row[label] - largest - log_sum : nanf(""), at_all = total - classes * log_sum;

@@ -1,33 +1,34 @@
-"""Compiles the `.cu` files for a model and launches their kernels, after every argument is checked against a table.
+"""Compile the `.cu` files for a model and launch their kernels, after checking every argument against a table.
 
-A kernel does not know how long its arrays are: it reads and writes wherever its arguments point. So a launch happens
-only if all arguments are what `TABLE` says.
+A kernel does not check the length of its arrays. It reads and writes wherever its arguments point. `TABLE` therefore
+states the shape, the dtype and the range of every argument, and a launch with any other argument is an error.
 """
 
 import re
-from math import ceil  # noqa: F401 - the table calls it
+from math import ceil  # noqa: F401  TABLE uses it
 from pathlib import Path
 
 import numpy as np
 
 FOLDER = Path(__file__).parent
-PRECISIONS = ("float32", "tf32", "bfloat16")  # of matrix products; every sum and everything else is float32
-SHARED_MEMORY = 48 * 1024  # bytes that any block may have
-LARGEST = 2**31 - 1  # numbers in an array, since kernels count in 32 bits
-MOST_BLOCKS = (2**31 - 1, 65535, 65535)  # along the axes of a grid
+PRECISIONS = ("float32", "tf32", "bfloat16")  # of the operands of matrix products; everything else is float32
+SHARED_MEMORY = 48 * 1024  # bytes that one block may use on every GPU
+LARGEST = 2**31 - 1  # numbers in an array: kernels count in 32 bits
+MOST_BLOCKS = (2**31 - 1, 65535, 65535)  # along the three axes of a grid
 
-TILE = 32  # rows and columns of a product per block of linear.cu
-NORM_ROWS = 8  # rows per block of layer_norm.cu
-ADAM_NUMBERS = 1024  # numbers per block of adam.cu
-COUNTS = ("batch_size", "residual_every", "shards")  # arguments that must be at least 1
+TILE = 32  # rows and columns of the product that one block of linear.cu computes
+NORM_ROWS = 8  # rows that one block of layer_norm.cu normalises
+ADAM_NUMBERS = 1024  # numbers that one block of adam.cu updates
+COUNTS = ("batch_size", "residual_every", "partials")  # arguments that must be at least 1
 
-# One entry per kernel: its file, its threads per block, its grid, and its parameters in the order of the file.
+# One entry per kernel: its file, its threads per block, its grid, and its parameters in the order of the `.cu` file.
 #
-# * An array is written `name: dtype (shape)`, and its dtype is float32 if none is written. A name in a shape is a
-#   symbol of `Kernels._symbols`, an argument of the method or a new size. The first array that has a new size defines
-#   it, and the others must agree. A condition on the sizes follows "where".
-# * An array "or None" may be missing. The kernel then gets a null pointer.
-# * An array "per shard" is the first of `shards` arrays, which begin `shard_step` numbers apart in the same memory.
+# * An array is written `name: dtype (shape)`. The dtype is float32 if none is written. A name in a shape is a symbol
+#   of `Kernels._symbols`, an argument of the method, or a new size. The first array with a new size defines it, and
+#   the other arrays must agree. A condition on the sizes follows "where".
+# * An array "or None" is optional. For None the kernel receives a null pointer.
+# * An array "per partial" is the first of `partials` arrays of this shape, one per partial gradient. They begin
+#   `partial_step` numbers apart in the same memory.
 # * Numbers are written `dtype expression, expression`.
 TABLE = {
     "draw_maps": """patches.cu; threads 128; grid ceil(count / 128)
@@ -46,17 +47,17 @@ TABLE = {
         x: (rows, inputs); w: (inputs, outputs); b: (outputs); out: (rows, outputs); derivative: (rows, outputs)
         int32 rows, inputs, outputs""",
     "linear_backward": """linear.cu; threads 128
-        grid ceil(inputs / TILE) * ((dx is not None) * ceil(rows / TILE) + shards * ceil(outputs / TILE))
+        grid ceil(inputs / TILE) * ((dx is not None) * ceil(rows / TILE) + partials * ceil(outputs / TILE))
         dout: (rows, outputs); x: (rows, inputs); w: (inputs, outputs); derivative: (rows, inputs) or None
-        dx: (rows, inputs) or None; dw: (inputs, outputs) per shard; db: (outputs) per shard or None
-        int32 rows, inputs, outputs, ceil(rows / shards), shard_step""",
+        dx: (rows, inputs) or None; dw: (inputs, outputs) per partial; db: (outputs) per partial or None
+        int32 rows, inputs, outputs, ceil(rows / partials), partial_step""",
     "layer_norm_forward": """layer_norm.cu; threads 256; grid ceil(rows / NORM_ROWS)
         x: (rows, D); w: (D); b: (D); out: (rows, D); normalised: (rows, D); inverse_deviation: (rows)
         int32 rows; float32 config.epsilon""",
-    "layer_norm_backward": """layer_norm.cu; threads 256; grid ceil(rows / NORM_ROWS) + shards * ceil(D / 32)
+    "layer_norm_backward": """layer_norm.cu; threads 256; grid ceil(rows / NORM_ROWS) + partials * ceil(D / 32)
         dout: (rows, D); normalised: (rows, D); inverse_deviation: (rows); w: (D)
-        residual: (ceil(rows / residual_every), D) or None; dx: (rows, D); dw: (D) per shard; db: (D) per shard
-        int32 rows, residual_every, ceil(rows / shards), shard_step""",
+        residual: (ceil(rows / residual_every), D) or None; dx: (rows, D); dw: (D) per partial; db: (D) per partial
+        int32 rows, residual_every, ceil(rows / partials), partial_step""",
     "attention_forward": """attention.cu; threads 128; grid H, batch
         qkv: (batch, T, 3 * D); out: (batch, queries, D) where queries in (1, T); weights: (batch, H, queries, T)
         int32 H, queries; float32 (D // H) ** -0.5""",
@@ -66,9 +67,9 @@ TABLE = {
     "cross_entropy": """cross_entropy.cu; threads 256; grid 1
         logits: (batch, classes); labels: int32 (batch); dlogits: (batch, classes); totals: float64 (2)
         int32 batch, classes; float32 smoothing""",
-    "sum_shards": """adam.cu; threads 256; grid ceil(count / ADAM_NUMBERS)
-        shard_gradients: (shards, shard_step); gradient: (count) where count <= shard_step
-        squares: (ceil(count / ADAM_NUMBERS)); counter: int32 (1); int32 count, shards, shard_step""",
+    "sum_partials": """adam.cu; threads 256; grid ceil(count / ADAM_NUMBERS)
+        partial_gradients: (partials, partial_step); gradient: (count) where count <= partial_step
+        squares: (ceil(count / ADAM_NUMBERS)); counter: int32 (1); int32 count, partials, partial_step""",
     "adam_step": """adam.cu; threads 256; grid ceil(count / ADAM_NUMBERS)
         weights: (count); gradient: (count); adam.first_moment: (count); adam.second_moment: (count)
         adam.decayed: (count) or None; average: (count) or None; squares: (ceil(count / ADAM_NUMBERS))
@@ -78,15 +79,21 @@ TABLE = {
 
 
 def unsupported_reason(config, precision="float32", capability=None):
-    """Return why the kernels cannot compute a model, in one line, or None if they can.
+    """Return the reason why the kernels cannot compute a model, in one line, or None if they can.
 
     Parameters
     ----------
     config : ViTConfig
-    precision : str
-        One of `PRECISIONS`.
+        The settings of the model.
+    precision : {"float32", "tf32", "bfloat16"}, optional
+        The precision of the operands of matrix products.
     capability : int, optional
-        The compute capability of the GPU, such as 90 for 9.0.
+        The compute capability of the GPU, such as 90 for 9.0. By default it is not checked.
+
+    Returns
+    -------
+    str or None
+        The reason and what to do.
 
     Raises
     ------
@@ -98,31 +105,39 @@ def unsupported_reason(config, precision="float32", capability=None):
     if capability is not None and precision != "float32" and capability < 80:
         return (
             f"precision {precision!r} needs a GPU of compute capability 8.0 or above, and this one has "
-            f"{capability // 10}.{capability % 10}: use float32"
+            f"{capability // 10}.{capability % 10}: use precision 'float32'"
         )
     tokens, head_width = config.tokens, config.width // config.heads
     needed = 4 * (4 * tokens * (head_width + 1) + 2 * tokens**2)  # tables of attention_backward
     if needed > SHARED_MEMORY:
         return (
-            f"a head of {tokens} tokens of width {head_width} needs {needed:,} bytes of shared memory in the "
-            f"attention kernel, which has {SHARED_MEMORY:,}: use larger patches or more heads"
+            f"the attention kernel needs {needed:,} bytes of shared memory for a head of {tokens} tokens of width "
+            f"{head_width}, and a block has {SHARED_MEMORY:,}: use larger patches or more heads"
         )
     if config.classes > 256:
-        return f"the kernels read labels of one byte, and there are {config.classes} classes"
+        return (
+            f"the kernels read labels of one byte, which allow 256 classes, and the model has {config.classes}: "
+            "plain operations (--kernels off) can compute it"
+        )
     if config.width > 2048:
-        return f"the layer norm kernel keeps a row in registers: a width of {config.width} is over 2048"
+        return (
+            "the layer norm kernel keeps a row in registers, which allows a width of 2,048, and the model has "
+            f"{config.width:,}: plain operations (--kernels off) can compute it"
+        )
     return None
 
 
 def source(name):
-    """Return the text of `name`.cu with its own headers in the place of their #include lines.
+    """Return the text of `name`.cu in which every #include line of a `.cuh` file is replaced by that file.
 
-    One self-contained text: CuPy's cache of compiled kernels does not look into headers.
+    CuPy's cache of compiled kernels compares this text only, so that it must contain the headers.
     """
     return _with_headers((FOLDER / f"{name}.cu").read_text(encoding="utf-8"), set())
 
 
 def _with_headers(text, seen):
+    """Insert each header at its first #include line, and add its name to the set `seen`."""
+
     def header(match):
         if match[1] in seen:
             return ""
@@ -133,7 +148,7 @@ def _with_headers(text, seen):
 
 
 def macros(config, precision):
-    """Return what the kernels of a model are compiled with, as options for a compiler."""
+    """Return the compiler options that define the sizes of a model and the precision of its products."""
     options = [
         f"-DPRECISION={PRECISIONS.index(precision)}",
         f"-DWIDTH={config.width}",
@@ -144,24 +159,24 @@ def macros(config, precision):
 
 
 class _Array:
-    """An array of the table."""
+    """An array parameter of a kernel, as `TABLE` describes it."""
 
     def __init__(self, kernel, text):
-        form = r"([\w.]+): (?:(\w+) )?(\((.*?)\)(?: where (.*?))?)( per shard)?( or None)?"
-        argument, dtype, self.shape, axes, condition, per_shard, optional = re.fullmatch(form, text).groups()
+        form = r"([\w.]+): (?:(\w+) )?(\((.*?)\)(?: where (.*?))?)( per partial)?( or None)?"
+        argument, dtype, self.shape, axes, condition, per_partial, optional = re.fullmatch(form, text).groups()
         self.kernel, self.name = kernel, argument.split(".")[-1]
         self.label, self.dtype = f"{kernel}: {self.name}", np.dtype(dtype or "float32")
         self.argument, self.axes = _code(argument), axes.split(", ")
         self.expected = _code(f"({axes},) if {condition or True} else None")
-        self.per_shard, self.optional = bool(per_shard), bool(optional)
+        self.per_partial, self.optional = bool(per_partial), bool(optional)
 
     def checked(self, sizes, ndarray):
-        """Return the argument, or a null pointer for None, and put the new sizes of its shape into `sizes`."""
+        """Return the argument, or a null pointer for None. Add the new sizes of its shape to `sizes`."""
         array = _evaluate(self.argument, sizes)
         if array is None and self.optional:
             return np.uint64(0)
         if not isinstance(array, ndarray):
-            raise TypeError(f"{self.label} must be an array of the GPU, not {type(array).__name__}")
+            raise TypeError(f"{self.label} must be an array on the GPU, not {type(array).__name__}")
         if array.dtype != self.dtype:
             raise TypeError(f"{self.label} must be {self.dtype}, not {array.dtype}")
         shape, size = array.shape, array.size
@@ -176,36 +191,37 @@ class _Array:
             expected = f"{self.shape} for {known}" if known else self.shape
             raise ValueError(f"{self.label} must have the shape {expected}, not {shape}")
         if size == 0:
-            raise ValueError(f"{self.label} must not be empty, and its shape is {shape}")
+            raise ValueError(f"{self.label} must not be empty, but its shape is {shape}")
         if not array.flags.c_contiguous:
-            raise ValueError(f"{self.label} must be C-contiguous, and its strides are {array.strides}")
+            raise ValueError(f"{self.label} must be C-contiguous, but its strides are {array.strides}")
         if size > LARGEST:
-            raise ValueError(f"{self.label} has {size:,} numbers, and a kernel counts to {LARGEST:,}")
-        if self.per_shard:
-            self._check_shards(array, sizes["shards"], sizes["shard_step"])
+            raise ValueError(f"{self.label} must have at most {LARGEST:,} numbers, not {size:,}")
+        if self.per_partial:
+            self._check_partials(array, sizes["partials"], sizes["partial_step"])
         return array
 
-    def _check_shards(self, array, shards, shard_step):
-        """Raise `ValueError` unless the memory of the first shard has room for all shards."""
+    def _check_partials(self, array, partials, partial_step):
+        """Raise `ValueError` unless all partial gradients fit into the memory that contains the first one."""
         owner = array if array.base is None else array.base
         start = (array.data.ptr - owner.data.ptr) // array.itemsize
-        end = start + (shards - 1) * shard_step + array.size
-        if end > owner.size or (shards > 1 and shard_step < array.size):
+        end = start + (partials - 1) * partial_step + array.size
+        if end > owner.size or (partials > 1 and partial_step < array.size):
             raise ValueError(
-                f"{self.kernel}: {shards} shards of {self.name}, {array.size} numbers each and {shard_step} apart, "
-                f"do not fit into the {owner.size} numbers of their memory, in which the first begins at {start}"
+                f"{self.kernel}: {partials} partials of {self.name}, with {array.size} numbers each and "
+                f"{partial_step} apart, do not fit into memory of {owner.size} numbers, where the first one begins "
+                f"at number {start}"
             )
 
 
 class _Number:
-    """A number of the table."""
+    """A number parameter of a kernel, as `TABLE` describes it."""
 
     def __init__(self, kernel, dtype, expression):
         self.label, self.dtype, self.code = f"{kernel}: {expression}", np.dtype(dtype), _code(expression)
         self.bounds = np.iinfo(dtype) if self.dtype.kind in "iu" else None
 
     def checked(self, sizes):
-        """Return the number as the kernel takes it."""
+        """Return the number with the dtype of the kernel's parameter."""
         value, bounds = _evaluate(self.code, sizes), self.bounds
         if bounds and not (isinstance(value, int | np.integer) and bounds.min <= value <= bounds.max):
             raise ValueError(f"{self.label} must be an integer of {self.dtype}, not {value!r}")
@@ -213,7 +229,7 @@ class _Number:
 
 
 class _Signature:
-    """An entry of the table."""
+    """A kernel's entry in `TABLE`: file, threads, grid, arrays and numbers."""
 
     def __init__(self, kernel, text):
         file, *entries = re.split(r"[;\n] *", text)
@@ -231,41 +247,43 @@ class _Signature:
 
 
 def _code(expression):
+    """Compile an expression of `TABLE`; a plain name stays text, which is quicker to look up."""
     return expression if expression.isidentifier() else compile(expression, "<TABLE>", "eval")
 
 
 def _evaluate(code, sizes):
-    """Return the value of an expression of the table: the text of this file, and no other, reaches `eval`."""
+    """Return the value of an expression of `TABLE`. Only the text of this file reaches `eval`."""
     return sizes[code] if isinstance(code, str) else eval(code, globals(), sizes)
 
 
 SIGNATURES = {kernel: _Signature(kernel, text) for kernel, text in TABLE.items()}
-FUNCTIONS = {}  # file: its kernels
+FUNCTIONS = {}  # name of a .cu file: the names of its kernels
 for _kernel, _signature in SIGNATURES.items():
     FUNCTIONS.setdefault(_signature.file, []).append(_kernel)
 
 
 class Kernels:
-    """The kernels, compiled for one model and one precision of its matrix products.
+    """The CUDA kernels, compiled for one model and one precision of its matrix products.
 
-    Every method launches one kernel on the current stream and does not wait for it. The shapes and dtypes of its
-    arguments are in `TABLE`.
+    Every method launches one kernel on the current stream and does not wait for it. `TABLE` states the shapes and
+    dtypes of its arguments.
 
     Parameters
     ----------
     backend : Backend
-        Of a GPU.
+        The backend of a GPU.
     config : ViTConfig
-    precision : str
-        One of `PRECISIONS`.
+        The settings of the model.
+    precision : {"float32", "tf32", "bfloat16"}, optional
+        The precision of the operands of matrix products.
 
     Raises
     ------
     ValueError
-        If the kernels cannot compute this model, or a method gets an array of another shape, an array that is not
-        C-contiguous, or a number out of its range.
+        If the kernels cannot compute this model. A method raises it for an array of another shape, for an array that
+        is not C-contiguous, and for a number out of range.
     TypeError
-        If a method gets an array of another dtype, or one that is not on the device.
+        If a method receives an array of another dtype, or one that is not on the GPU.
     """
 
     def __init__(self, backend, config, precision="float32"):
@@ -280,17 +298,17 @@ class Kernels:
             self._functions |= {name: module.get_function(name) for name in kernels}
 
     def draw_maps(self, maps, key, first, augmentation):
-        """Fill maps with what `augmentation.draw` returns for a Philox generator.
+        """Fill maps with the affine maps that `augmentation.draw` returns for a Philox generator.
 
-        key: its key, two integers below 2**64; first: which 64-bit word of its stream comes next.
+        key: the generator's key, two integers below 2**64; first: the index of the next 64-bit word of its stream.
         """
         self._launch("draw_maps", locals())
 
     def gather_patches(self, images, labels, order, maps, counter, batch_size, rows, batch_labels):
-        """Fill rows and batch_labels with the batch that begins at place counter * batch_size of the order.
+        """Fill rows and batch_labels with the batch that begins at position counter * batch_size of the order.
 
-        maps belong to the places of the order, and None changes no image. The counter and the order are on the
-        device and are not checked: the caller ensures that they lie inside.
+        maps[i] is for the image at position i of the order; with maps=None no image is augmented. The values of
+        counter and order are on the device, so that nothing checks them here: the caller must keep them in range.
         """
         self._launch("gather_patches", locals())
 
@@ -302,8 +320,11 @@ class Kernels:
         """out = gelu(x @ w + b), and derivative = gelu'(x @ w + b)"""
         self._launch("linear_gelu_forward", locals())
 
-    def linear_backward(self, dout, x, w, dx, dw, db, shards, shard_step, derivative=None):
-        """dx = dout @ w.T * derivative; and for each shard of the rows dw = x.T @ dout and db = dout.sum(axis=0)"""
+    def linear_backward(self, dout, x, w, dx, dw, db, partials, partial_step, derivative=None):
+        """dx = dout @ w.T * derivative, and dw = x.T @ dout and db = dout.sum(axis=0) for each part of the rows
+
+        dw and db are the first of `partials` partial gradients, which begin partial_step numbers apart.
+        """
         self._launch("linear_backward", locals())
 
     def layer_norm_forward(self, x, w, b, out, normalised, inverse_deviation):
@@ -311,47 +332,62 @@ class Kernels:
         self._launch("layer_norm_forward", locals())
 
     def layer_norm_backward(
-        self, dout, normalised, inverse_deviation, w, dx, dw, db, shards, shard_step, residual=None, residual_every=1
+        self,
+        dout,
+        normalised,
+        inverse_deviation,
+        w,
+        dx,
+        dw,
+        db,
+        partials,
+        partial_step,
+        residual=None,
+        residual_every=1,
     ):
-        """Fill dx, and dw and db for each shard of the rows, and add residual to dx[::residual_every].
+        """Fill dx, fill dw and db for each part of the rows, and add residual to dx[::residual_every].
 
-        residual is the gradient that reaches x through the residual branch.
+        residual is the gradient that reaches x through the residual branch. dw and db are as in `linear_backward`.
         """
         self._launch("layer_norm_backward", locals())
 
     def attention_forward(self, qkv, out, weights):
-        """weights = softmax(q @ k.T / sqrt(K)) and out = weights @ v per head, for the first tokens as queries"""
+        """weights = softmax(q @ k.T / sqrt(K)) and out = weights @ v for each head
+
+        The queries are all tokens, or the class token only, as the shape of out says.
+        """
         self._launch("attention_forward", locals())
 
     def attention_backward(self, dout, qkv, weights, dqkv):
-        """Fill dqkv for the gradient `dout` of the out of `attention_forward`."""
+        """Fill dqkv, given dout, the gradient with respect to the out of `attention_forward`."""
         self._launch("attention_backward", locals())
 
     def cross_entropy(self, logits, labels, dlogits, totals, smoothing):
         """Fill dlogits, and add the sum of the losses and the number of correct images to totals.
 
-        A label outside the classes makes its row of dlogits and the sum of the losses NaN.
+        A label that is not a class makes its row of dlogits and the sum of the losses NaN.
         """
         self._launch("cross_entropy", locals())
 
-    def sum_shards(self, shard_gradients, gradient, squares, counter):
-        """gradient = shard_gradients.sum(axis=0), squares = parts of its squared norm, and counter += 1"""
-        self._launch("sum_shards", locals())
+    def sum_partials(self, partial_gradients, gradient, squares, counter):
+        """gradient = partial_gradients.sum(axis=0), squares = its squared norm over each block, and counter += 1"""
+        self._launch("sum_partials", locals())
 
     def adam_step(self, weights, gradient, adam, average, squares, schedule, counter, clip):
         """Update weights, the moments of `adam` and average in place.
 
-        Row counter - 1 of the schedule applies. squares come from `sum_shards`, and a clip of 0 clips nothing.
+        squares is the output of `sum_partials`. Row counter - 1 of the schedule applies. clip=0 means no clipping.
         """
         self._launch("adam_step", locals())
 
     def _symbols(self):
-        """Return what the table may name besides a method's arguments."""
+        """Return the names that `TABLE` may use in addition to a method's arguments."""
         config = self.config
         symbols = {"T": config.tokens, "D": config.width, "H": config.heads, "P": config.patch_size}
         return symbols | {"side": config.image_size, "classes": config.classes, "config": config}
 
     def _launch(self, kernel, arguments):
+        """Check the arguments, a dict by name, and launch the kernel."""
         signature, sizes = SIGNATURES[kernel], self._symbols() | arguments
         for name in COUNTS:
             if sizes.get(name, 1) < 1:
@@ -360,5 +396,5 @@ class Kernels:
         numbers = [number.checked(sizes) for number in signature.numbers]
         grid = _evaluate(signature.grid, sizes)
         if any(blocks > most for blocks, most in zip(grid, MOST_BLOCKS, strict=False)):
-            raise ValueError(f"{kernel}: arrays so large need {grid} blocks, and a GPU has at most {MOST_BLOCKS}")
+            raise ValueError(f"{kernel}: the arrays need a grid of {grid} blocks, and a GPU allows {MOST_BLOCKS}")
         self._functions[kernel](grid, (signature.threads,), (*pointers, *numbers))

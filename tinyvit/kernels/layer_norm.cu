@@ -1,4 +1,4 @@
-// Twins of ops/layer_norm.py: each row of x (rows, WIDTH) to mean 0 and variance 1, then times w and plus b.
+// Layer normalisation over the last axis, as layer_norm_forward and layer_norm_backward in reference.py.
 
 #include "warp.cuh"
 
@@ -6,21 +6,22 @@
 #define WIDTH 128
 #endif
 
-const int PER_LANE = (WIDTH + 31) / 32;  // numbers of a row in the registers of a lane
+const int PER_LANE = (WIDTH + 31) / 32;  // numbers of a row that a lane keeps in registers
 const int WARPS = 8;                     // per block
 
 //     deviation = sqrt(var(x) + epsilon)
 //     normalised = (x - mean(x)) / deviation
 //     out = normalised * w + b
 //
-// x, out, normalised: (rows, WIDTH); w, b: (WIDTH,); inverse_deviation: (rows,). One warp per row. grid: ceil(rows / 8).
+// x, out, normalised: (rows, WIDTH). w, b: (WIDTH,). inverse_deviation: (rows,), 1 / deviation.
+// One warp computes a row. grid: ceil(rows / 8).
 extern "C" __global__ void __launch_bounds__(256) layer_norm_forward(const float* __restrict__ x, const float* __restrict__ w,
                                                                      const float* __restrict__ b, float* __restrict__ out,
                                                                      float* __restrict__ normalised,
                                                                      float* __restrict__ inverse_deviation, int rows,
                                                                      float epsilon) {
     int row = (int)blockIdx.x * WARPS + (int)threadIdx.x / 32, lane = (int)threadIdx.x % 32;
-    if (row >= rows) return;  // with its whole warp, so that no lane is missing below
+    if (row >= rows) return;  // all lanes of a warp have the same row, so that they return together
     float kept[PER_LANE], sum = 0.0f, squares = 0.0f;
 #pragma unroll
     for (int i = 0; i < PER_LANE; i++) {
@@ -47,17 +48,18 @@ extern "C" __global__ void __launch_bounds__(256) layer_norm_forward(const float
     if (lane == 0) inverse_deviation[row] = inverse;
 }
 
-//     dw = sum over the rows of dout * normalised,  db = sum over the rows of dout,  dnormalised = dout * w
+//     dw = (dout * normalised).sum(axis=0),  db = dout.sum(axis=0),  dnormalised = dout * w
 //     through_mean = mean(dnormalised),  through_deviation = normalised * mean(dnormalised * normalised)
 //     dx = (dnormalised - through_mean - through_deviation) / deviation + residual
 //
-// dout, dx: (rows, WIDTH); dw, db: one per shard of the rows, as in linear.cu. residual: the gradient that reaches x
-// through the residual branch, or null. Row r of it is added to row r * residual_every of dx: to every row, or to the
-// class tokens. grid: ceil(rows / 8) blocks for dx, then shards * ceil(WIDTH / 32) for dw and db.
+// dout, normalised, dx: (rows, WIDTH). w: (WIDTH,). inverse_deviation: (rows,). dw, db: (WIDTH,), partial gradients as
+// in linear.cu. residual: null, or the gradient that reaches x through the residual branch, whose row i is added to row
+// i * residual_every of dx. residual_every: 1 for all tokens, or T for the class tokens only.
+// grid: ceil(rows / 8) blocks for dx, then ceil(WIDTH / 32) blocks for each partial gradient.
 extern "C" __global__ void __launch_bounds__(256) layer_norm_backward(
     const float* __restrict__ dout, const float* __restrict__ normalised, const float* __restrict__ inverse_deviation,
     const float* __restrict__ w, const float* __restrict__ residual, float* __restrict__ dx, float* __restrict__ dw,
-    float* __restrict__ db, int rows, int residual_every, int shard_rows, int shard_step) {
+    float* __restrict__ db, int rows, int residual_every, int partial_rows, int partial_step) {
     __shared__ float dw_parts[WARPS * 32];
     __shared__ float db_parts[WARPS * 32];
     int warp = (int)threadIdx.x / 32, lane = (int)threadIdx.x % 32;
@@ -90,10 +92,10 @@ extern "C" __global__ void __launch_bounds__(256) layer_norm_backward(
         return;
     }
 
-    int part = (int)blockIdx.x - row_blocks;
+    int block = (int)blockIdx.x - row_blocks;
     const int column_groups = (WIDTH + 31) / 32;
-    int shard = part / column_groups, column = part % column_groups * 32 + lane;
-    int first_row = min(rows, shard * shard_rows), end_row = min(rows, first_row + shard_rows);
+    int partial = block / column_groups, column = block % column_groups * 32 + lane;
+    int first_row = min(rows, partial * partial_rows), end_row = min(rows, first_row + partial_rows);
     float dw_sum = 0.0f, db_sum = 0.0f;
     if (column < WIDTH) {
         for (int row = first_row + warp; row < end_row; row += WARPS) {
@@ -110,7 +112,7 @@ extern "C" __global__ void __launch_bounds__(256) layer_norm_backward(
             dw_sum += dw_parts[other * 32 + lane];
             db_sum += db_parts[other * 32 + lane];
         }
-        size_t place = (size_t)shard * (size_t)shard_step + (size_t)column;
+        size_t place = (size_t)partial * (size_t)partial_step + (size_t)column;
         dw[place] = dw_sum;
         db[place] = db_sum;
     }

@@ -1,6 +1,6 @@
-// Twins of ops/linear.py: out = x @ w + b with what follows it, and its three gradients.
+// The linear layer and the GELU or the addition that follows it, as linear_forward and gelu_forward in reference.py.
 //
-// Every matrix is float32 and row-major. A block computes a tile of 32 x 32.
+// Every matrix is float32 and row-major. A block computes a tile of 32 x 32 numbers of a product.
 
 #include "matmul.cuh"
 
@@ -13,8 +13,9 @@ __device__ __forceinline__ void forward_tile(const float* x, const float* w, int
 
 //     out = x @ w + b + residual
 //
-// x: (rows, inputs); w: (inputs, outputs); b: (outputs,) or null; out: (rows, outputs); residual: null, or rows that
-// begin residual_step numbers apart. grid: (tiles of columns, tiles of rows).
+// x: (rows, inputs). w: (inputs, outputs). b: (outputs,) or null. out: (rows, outputs).
+// residual: null, or (rows, outputs) with rows that begin residual_step numbers apart.
+// grid: (ceil(outputs / 32), ceil(rows / 32)).
 extern "C" __global__ void __launch_bounds__(128) linear_forward(const float* __restrict__ x, const float* __restrict__ w,
                                                                  const float* __restrict__ b,
                                                                  const float* __restrict__ residual, float* __restrict__ out,
@@ -37,9 +38,10 @@ extern "C" __global__ void __launch_bounds__(128) linear_forward(const float* __
 
 //     h = x @ w + b
 //     out = h * cdf(h)
-//     derivative = cdf(h) + h * density(h), by which gelu_backward multiplies
+//     derivative = cdf(h) + h * density(h)
 //
-// Shapes and grid as in linear_forward. With GELU_TANH defined, it is gelu_tanh_forward that follows the product.
+// derivative: (rows, outputs), the factor of gelu_backward. Other shapes and grid: as for linear_forward.
+// With the macro GELU_TANH it computes gelu_tanh_forward of ops/gelu.py instead.
 extern "C" __global__ void __launch_bounds__(128) linear_gelu_forward(const float* __restrict__ x,
                                                                       const float* __restrict__ w,
                                                                       const float* __restrict__ b, float* __restrict__ out,
@@ -73,19 +75,19 @@ extern "C" __global__ void __launch_bounds__(128) linear_gelu_forward(const floa
 
 //     dx = dout @ w.T * derivative
 //     dw = x.T @ dout
-//     db = sum over the rows of dout
+//     db = dout.sum(axis=0)
 //
-// dout: (rows, outputs); x, dx: (rows, inputs); w, dw: (inputs, outputs); db: (outputs,); derivative: (rows, inputs), or
-// null in place of ones. dw and db are sums per shard: shard s has the rows from s * shard_rows and writes to
-// dw + s * shard_step and db + s * shard_step, since one block alone would take long for all rows. sum_shards in adam.cu
-// adds the shards. dx and db may be null and are then not computed.
-// grid: (tiles of dx, none if it is null) + (tiles of dw) * shards.
+// dout: (rows, outputs). w: (inputs, outputs). derivative: (rows, inputs), or null for a factor of 1.
+// x, dx: (rows, inputs). dw: (inputs, outputs). db: (outputs,). A null dx or db is not computed.
+// dw and db are partial gradients, so that no block has to sum over all rows. Partial gradient i covers partial_rows
+// rows from row i * partial_rows and is at dw + i * partial_step and db + i * partial_step. sum_partials adds them up.
+// grid: tiles of dx + tiles of dw * number of partial gradients.
 extern "C" __global__ void __launch_bounds__(128) linear_backward(const float* __restrict__ dout, const float* __restrict__ x,
                                                                   const float* __restrict__ w,
                                                                   const float* __restrict__ derivative,
                                                                   float* __restrict__ dx, float* __restrict__ dw,
                                                                   float* __restrict__ db, int rows, int inputs, int outputs,
-                                                                  int shard_rows, int shard_step) {
+                                                                  int partial_rows, int partial_step) {
     __shared__ __align__(16) Word a_slab[SLAB];
     __shared__ __align__(16) Word b_slab[SLAB];
     __shared__ float column_sums[TILE_THREADS];
@@ -110,25 +112,25 @@ extern "C" __global__ void __launch_bounds__(128) linear_backward(const float* _
     }
 
     int tile = (int)blockIdx.x - dx_tiles;
-    int shard = tile / (input_tiles * output_tiles);
+    int partial = tile / (input_tiles * output_tiles);
     int first_input = tile / output_tiles % input_tiles * TILE, first_output = tile % output_tiles * TILE;
-    int first_row = min(rows, shard * shard_rows), end_row = min(rows, first_row + shard_rows);
+    int first_row = min(rows, partial * partial_rows), end_row = min(rows, first_row + partial_rows);
     Operand a = {x, inputs, 1, inputs};       // a(m, k) = x[k, m]
     Operand b = {dout, outputs, 1, outputs};  // b(k, n) = dout[k, n]
     float part = tile_product(a, b, first_row, end_row, first_input, first_output, a_slab, b_slab, sums);
-    size_t shard_start = (size_t)shard * (size_t)shard_step;
+    size_t partial_start = (size_t)partial * (size_t)partial_step;
 #pragma unroll
     for (int i = 0; i < TILE_SUMS; i++) {
         int input = first_input + tile_row(i), output = first_output + tile_column(i);
-        if (input < inputs && output < outputs) dw[shard_start + (size_t)(input * outputs + output)] = sums[i];
+        if (input < inputs && output < outputs) dw[partial_start + (size_t)(input * outputs + output)] = sums[i];
     }
-    if (db && first_input == 0) {  // one of the tiles that read these columns is enough
+    if (db && first_input == 0) {  // every tile with these outputs has their sums, and one writes them
         column_sums[threadIdx.x] = part;
         __syncthreads();
         int output = first_output + (int)threadIdx.x;
         if ((int)threadIdx.x < TILE && output < outputs) {
             const float* four = column_sums + threadIdx.x;
-            db[shard_start + (size_t)output] = four[0] + four[TILE] + four[2 * TILE] + four[3 * TILE];
+            db[partial_start + (size_t)output] = four[0] + four[TILE] + four[2 * TILE] + four[3 * TILE];
         }
     }
 }

@@ -1,14 +1,16 @@
-// One tile of a matrix product, 32 x 32, by the 128 threads of a block: what all linear layers are made of.
+// A tile of 32 x 32 numbers of a matrix product, computed by the 128 threads of a block.
 //
-//     sums(m, n) = sum over k of a(m, k) b(k, n)
+//     sums(m, n) = sum over k of a(m, k) * b(k, n)
 //
-// Both operands come 32 steps of k at a time from global into shared memory, where each number is read by 32 others.
-// While a slab is multiplied, the next one is fetched into registers. In shared memory a slab lies as [k][m] and
-// [k][n], with rows 40 words apart, so that the lanes of a warp read from different banks. (They write to different ones
-// too, but for the operand whose k lies side by side, where two lanes share a bank.)
+// A slab is 32 steps of k of one operand. The block copies a slab of both operands from global into shared memory,
+// where each number is used 32 times. While it multiplies two slabs, it loads the next two into registers. In shared
+// memory the slabs have the axes [k][m] and [k][n], and their rows begin 40 words apart, so that the lanes of a warp
+// read from different banks. They also write to different banks, except for an operand whose k is its last axis, where
+// two lanes share a bank.
 //
-// PRECISION: 0 float32, by the ordinary units; 1 TF32 and 2 bfloat16, by tensor cores (from compute capability 8.0).
-// Operands are float32 in global memory and are rounded on their way into shared memory; sums are float32 always.
+// PRECISION 0 is float32 on the ordinary units. PRECISION 1 is TF32 and 2 is bfloat16, both on tensor cores, which need
+// compute capability 8.0. Operands are float32 in global memory and are rounded when they are written to shared memory.
+// The sums are float32 in every precision.
 
 #pragma once
 
@@ -24,8 +26,8 @@
 
 const int TILE = 32;           // rows and columns of a tile
 const int DEPTH = 32;          // steps of k in a slab
-const int TILE_THREADS = 128;  // of a block; four warps
-const int TILE_SUMS = 8;       // sums that a thread owns: 128 threads times 8 are 32 x 32
+const int TILE_THREADS = 128;  // threads of a block, which are four warps
+const int TILE_SUMS = 8;       // sums per thread: 128 threads have 32 x 32
 
 #if PRECISION == 2
 const int WORD = 2;  // numbers in a word
@@ -38,21 +40,22 @@ typedef float Word;
 typedef unsigned int Word;
 #endif
 const int PITCH = TILE + 8;                               // words from one row of a slab to the next
-const int SLAB = DEPTH / WORD * PITCH;                    // words
-const int LOADS = DEPTH * TILE / (WORD * TILE_THREADS);   // words that a thread carries of a slab
+const int SLAB = DEPTH / WORD * PITCH;                    // words of a slab
+const int LOADS = DEPTH * TILE / (WORD * TILE_THREADS);   // words of a slab that one thread copies
 
-// An operand: the number at step k of the summed axis and at place j of the other one lies at k * k_step + j * j_step.
+// An operand of the product. The number at position k of the summed axis and at position j of the other axis is
+// numbers[k * k_step + j * j_step].
 struct Operand {
     const float* numbers;
     int k_step, j_step;
-    int j_count;  // places there are; beyond them is zero
+    int j_count;  // length of the other axis; numbers after it count as zero
 };
 
-// The word that a thread carries in round i: which step of k it begins with and which place j it has. Neighbouring
-// lanes take what is next to each other in global memory.
+// Set k and j to the position of the word that this thread copies in round i. Neighbouring lanes copy numbers that are
+// adjacent in global memory.
 __device__ __forceinline__ void carried(const Operand& operand, int i, int& k, int& j) {
     int e = i * TILE_THREADS + (int)threadIdx.x;
-    if (operand.j_step != 1) {  // eight numbers along k from each of four places or more
+    if (operand.j_step != 1) {  // k is the last axis: lanes copy eight adjacent numbers for each of several j
         const int lanes = 8 / WORD;
         j = e / lanes % TILE;
         k = (e % lanes + e / (lanes * TILE) * lanes) * WORD;
@@ -62,6 +65,7 @@ __device__ __forceinline__ void carried(const Operand& operand, int i, int& k, i
     }
 }
 
+// Load this thread's numbers of a slab from global memory into registers.
 __device__ __forceinline__ void fetch(const Operand& operand, int first_k, int end_k, int first_j,
                                       float carry[LOADS * WORD]) {
 #pragma unroll
@@ -78,6 +82,7 @@ __device__ __forceinline__ void fetch(const Operand& operand, int first_k, int e
     }
 }
 
+// Round this thread's numbers to words and write them to shared memory.
 __device__ __forceinline__ void store_slab(const Operand& operand, const float carry[LOADS * WORD], Word* slab) {
 #pragma unroll
     for (int i = 0; i < LOADS; i++) {
@@ -94,7 +99,7 @@ __device__ __forceinline__ void store_slab(const Operand& operand, const float c
     }
 }
 
-// Which row and column of the tile the sum i of this thread belongs to.
+// The row and the column of the tile to which sum i of this thread belongs.
 __device__ __forceinline__ int tile_row(int i) {
 #if PRECISION == 0
     return (int)threadIdx.x / 8 * 2 + i / 4;
@@ -111,6 +116,7 @@ __device__ __forceinline__ int tile_column(int i) {
 #endif
 }
 
+// Add the product of two slabs to the sums.
 __device__ __forceinline__ void multiply(const Word* a_slab, const Word* b_slab, float sums[TILE_SUMS]) {
 #if PRECISION == 0
     const Word* a = a_slab + tile_row(0);
@@ -129,7 +135,7 @@ __device__ __forceinline__ void multiply(const Word* a_slab, const Word* b_slab,
         sums[7] += two.y * four.w;
     }
 #else
-    // a warp has 16 rows and 16 columns, as two fragments of 16 x 8
+    // A warp computes 16 rows and 16 columns, as two fragments of 16 x 8.
     int group = (int)threadIdx.x % 32 / 4, place = (int)threadIdx.x % 4;
     const Word* a = a_slab + (int)threadIdx.x / 64 * 16 + group;
     const Word* b = b_slab + (int)threadIdx.x / 32 % 2 * 16 + group;
@@ -152,9 +158,9 @@ __device__ __forceinline__ void multiply(const Word* a_slab, const Word* b_slab,
 #endif
 }
 
-// The sums of one tile over the steps first_k to end_k, for the rows from first_m and the columns from first_n. All
-// threads of the block must call it together. Returns the sum of b over the k that this thread carried, unrounded:
-// if b's columns lie side by side that is a part of the sum of column threadIdx.x % 32.
+// Compute the sums of one tile over k from first_k to end_k - 1, for rows from first_m and columns from first_n. All
+// threads of the block must call it together. Return the sum of the numbers of b that this thread copied, before
+// rounding. If the columns are the last axis of b, these numbers belong to column threadIdx.x % 32 of the tile.
 __device__ __forceinline__ float tile_product(const Operand& a, const Operand& b, int first_k, int end_k, int first_m,
                                               int first_n, Word* a_slab, Word* b_slab, float sums[TILE_SUMS]) {
     float a_carry[LOADS * WORD], b_carry[LOADS * WORD], carried_sum = 0.0f;

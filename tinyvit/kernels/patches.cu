@@ -1,8 +1,8 @@
-// Twins of Augmentation.draw, warp and the pixels of patch_embedding_forward: from stored images to normalised patches.
+// Bytes to augmented and normalised patches, as data/augment.py and as patch_embedding_forward in reference.py.
 
-// Philox4x64-10 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3", section 3.3): ten rounds turn a
-// counter and a key into four random words, for any counter and without a state. It is the generator of
-// numpy.random.Philox, so that both backends draw the same numbers.
+// Philox4x64-10 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3", section 3.3) computes four random
+// words from a counter and a key in ten rounds. It has no state, so that every thread can draw its own numbers.
+// numpy.random.Philox is the same generator: the CPU and the GPU draw the same numbers.
 typedef unsigned long long word64;
 
 struct Words {
@@ -22,16 +22,18 @@ __device__ __forceinline__ Words philox(word64 counter, word64 key0, word64 key1
     return c;
 }
 
-// Number `index` of the stream, uniform in [-1, 1), as numpy.random.Generator.uniform(-1, 1) draws it.
+// Number `index` of the stream, uniform in [-1, 1), equal to that of numpy.random.Generator.uniform(-1, 1).
 __device__ __forceinline__ double uniform(word64 index, word64 key0, word64 key1) {
     Words words = philox(index / 4, key0, key1);
     return -1.0 + 2.0 * ((double)(words.word[index % 4] >> 11) * (1.0 / 9007199254740992.0));
 }
 
-//     map = rotate(angle) @ shear(lean) @ mirror / zoom, and then the shift, as in Augmentation.draw
+//     map[:, :2] = rotate(angle) @ shear(lean) @ mirror / zoom
+//     map[:, 2] = shift
 //
-// maps: (count, 2, 3) float32; key0, key1: Philox's key; first: which word of its stream comes next; rotation and shear
-// in radians; log_scale: log1p of the scale. One thread per image. grid: ceil(count / 128) blocks.
+// The parts are random numbers in the ranges of Augmentation.draw. maps: (count, 2, 3).
+// key0, key1: the key of Philox. first: the index of the next word of its stream. rotation, shear: radians.
+// log_scale: log(1 + scale). shift: pixels. flip: a probability. One thread computes a map. grid: ceil(count / 128).
 extern "C" __global__ void __launch_bounds__(128) draw_maps(float* __restrict__ maps, int count, word64 key0, word64 key1,
                                                             word64 first, double rotation, double log_scale, double shear,
                                                             double shift, double flip) {
@@ -53,21 +55,25 @@ extern "C" __global__ void __launch_bounds__(128) draw_maps(float* __restrict__ 
     map[5] = (float)(shift * drawn[4]);
 }
 
+// A pixel from 0 to 255. Pixels outside the image are black.
 __device__ __forceinline__ float pixel_at(const unsigned char* image, int side, int row, int column) {
     bool inside = row >= 0 && row < side && column >= 0 && column < side;
     return inside ? (float)image[row * side + column] : 0.0f;
 }
 
-//     rows @ (w, b, class_token, positions) = patch_embedding_forward(warp(images, maps))
+//     pixels = (patches_forward(warp(images[order], maps), P) - PIXEL_MEAN) / PIXEL_DEVIATION
+//     rows = concatenate([pixels, is_patch, is_class, identity(T)], axis=-1)
+//     tokens = rows @ concatenate([w, b, class_token, positions])
 //
-// The next batch, in a form in which one matrix product is the whole patch embedding. Row (image, token) of `rows`,
-// (batch, T, P * P + 2 + T), has the normalised pixels of that token's patch, then 1 for a patch and 0 for the class
-// token, then the reverse, then a one at the token's place and zeros elsewhere. The other matrix is the embedding's
-// weight, its bias, the class token and the positions, one under the other as they lie in the flat array. The backward
-// pass of the embedding is then that of the product. (In TF32 and bfloat16 all of them are rounded.)
+// The kernel computes `rows` for the next batch. The third line is one product of linear_forward. It is the whole patch
+// embedding, and its backward pass is that of the product. w, b, class_token and positions are adjacent in the flat
+// array and form one matrix. In TF32 and bfloat16 all of them are rounded.
 //
-// images: (N, side, side); labels: (N,); order: (N,), of the epoch; maps: (N, 2, 3) at the places of the order, or null to
-// change no image; counter[0]: the number of steps that the epoch has taken. grid: one block per image of the batch.
+// rows: (batch, T, P * P + 2 + T). The class token has no pixels: its part is zero. is_patch is 1 for a patch and 0 for
+// the class token, and is_class is 1 - is_patch.
+// images: (N, side, side). labels: (N,). order: (N,), the order of the epoch. maps: (N, 2, 3), where maps[i] is for
+// image order[i], or null for no augmentation. counter: (1,), the number of steps taken in this epoch. patch: P.
+// grid: one block per image of the batch.
 extern "C" __global__ void __launch_bounds__(256) gather_patches(
     const unsigned char* __restrict__ images, const unsigned char* __restrict__ labels, const int* __restrict__ order,
     const float* __restrict__ maps, const int* __restrict__ counter, float* __restrict__ rows,
@@ -94,7 +100,7 @@ extern "C" __global__ void __launch_bounds__(256) gather_patches(
             int row = (token - 1) / across * patch + j / patch, column = (token - 1) % across * patch + j % patch;
             float brightness;
             if (maps) {
-                // two pixels around the image are black, and a place beyond them is moved onto them
+                // Pixels outside the image are black, so that a position far outside may be moved next to the border.
                 float y = (float)row - centre, x = (float)column - centre, limit = (float)side;
                 float from_row = fminf(fmaxf(map[0] * y + map[1] * x + map[2] + centre, -1.0f), limit);
                 float from_column = fminf(fmaxf(map[3] * y + map[4] * x + map[5] + centre, -1.0f), limit);

@@ -1,10 +1,12 @@
-"""A whole training step in kernels: augmentation, forward, backward, clipping and Adam, and one CUDA graph of it.
+"""A whole training step in CUDA kernels, from augmentation to Adam, which one CUDA graph records.
 
-The model is that of `model.py`, whose forward and backward passes are read here as launches: down `forward`, and up
-`backward`. Three things differ. The embedding is one product (`patches.cu` says how). The weights' gradients are
-summed over `SHARDS` parts of the batch each, because a sum over all rows in one block would be the longest thing in
-the step. And every buffer is made once and keeps its address, so that the launches of a step are the same every time
-and can be recorded as a graph: what changes from step to step, the kernels read from memory.
+`forward` and `backward` launch the passes of `model.py` in the same order. Three things differ from the plain step:
+
+* The patch embedding is one matrix product, which `patches.cu` explains.
+* A weight gradient is computed as `PARTIALS` partial gradients, each a sum over one part of the rows. In a single sum
+  over all rows, one block would work for longer than all the others.
+* Every buffer is allocated once and keeps its address, so that all steps consist of the same launches and a graph can
+  record them. Values that change from step to step, such as the learning rate, are in the memory of the GPU.
 """
 
 import math
@@ -15,16 +17,30 @@ from tinyvit.backend import to_host
 from tinyvit.data.batches import draw_order, stream_of
 from tinyvit.kernels.launch import ADAM_NUMBERS
 
-SHARDS = 8  # parts of a batch whose weight gradients are summed apart
-LINE = 32  # numbers: where a shard begins in memory
+PARTIALS = 8  # partial gradients per weight
+LINE = 32  # numbers in 128 bytes; each partial gradient begins at a multiple
 
 
 class KernelStep:
-    """Takes training steps on a GPU and never waits for it: what an epoch gives stays there until `totals` reads it.
+    """A training step on a GPU that never waits for the GPU; only `totals` does.
 
-    It answers the same calls as `tinyvit.training.step.PlainStep`. kernels: `Kernels`; state: the `State` that is
-    updated, on the device; images: (N, S, S) uint8; labels: (N,) integers in 0..classes-1; config: `TrainingConfig`;
-    graph: whether a step is recorded as a CUDA graph after its first time, or launched every time.
+    It has the same interface as `tinyvit.training.step.PlainStep`.
+
+    Parameters
+    ----------
+    kernels : Kernels
+        The compiled kernels of the model.
+    state : State
+        The state on the GPU that a step updates in place.
+    images : ndarray of shape (N, S, S) and dtype uint8
+        The training images.
+    labels : ndarray of shape (N,)
+        Integers from 0 to classes - 1.
+    config : TrainingConfig
+        The settings of the training.
+    graph : bool, optional
+        Whether to record a CUDA graph of a step and replay it (mode "graph"), or to launch the kernels one by one in
+        every step (mode "launches").
     """
 
     asynchronous = True  # `totals` waits for the device
@@ -38,25 +54,25 @@ class KernelStep:
         self.images, self.labels = to_device(images), to_device(labels).astype(np.uint8)
         self.mode = "graph" if graph else "launches"
         self.workers, self.record = 1, {"workers": 1}
-        self.steps = -(-len(images) // config.batch_size)  # of an epoch
-        self.stream = xp.cuda.Stream()  # it waits for the (legacy) default stream, and that one for it
-        self._graphs, self._buffers = {}, {}  # by the number of images in the batch
+        self.steps = -(-len(images) // config.batch_size)  # per epoch
+        self.stream = xp.cuda.Stream()  # this stream and the legacy default stream wait for each other
+        self._graphs, self._buffers = {}, {}  # keys: numbers of images in a batch
 
         parameters = self.parameters = state.parameters
         count = parameters.flat.size
-        self.shard_step = -(-count // LINE) * LINE
-        self._shard_gradients = xp.zeros((SHARDS, self.shard_step), np.float32)
-        self._first_shard = parameters.with_flat(self._shard_gradients[0, :count])
+        self.partial_step = -(-count // LINE) * LINE
+        self._partial_gradients = xp.zeros((PARTIALS, self.partial_step), np.float32)
+        self._first_partial = parameters.with_flat(self._partial_gradients[0, :count])
         self.gradient = xp.empty(count, np.float32)
         self._squares = xp.empty(-(-count // ADAM_NUMBERS), np.float32)
 
-        self._totals = xp.zeros(2, np.float64)  # the losses' sum, and the images classified correctly
+        self._totals = xp.zeros(2, np.float64)  # sum of the losses, number of images classified correctly
         self._order = xp.empty(len(images), np.int32)
         self._maps = xp.empty((len(images), 2, 3), np.float32) if config.augmentation else None
         self._schedule = xp.empty((self.steps, 4), np.float32)
         self._counter = xp.zeros(1, np.int32)
         self._done = self.steps  # no epoch has begun
-        kernels.backend.synchronise()  # all that was made is there before another stream reads it
+        kernels.backend.synchronise()  # `self.stream` reads these arrays: they must be complete
 
     def __enter__(self):
         return self
@@ -65,9 +81,16 @@ class KernelStep:
         pass
 
     def begin_epoch(self, epoch, done=0, totals=(0.0, 0)):
-        """Begin an epoch, or resume it: put on the device what the steps that are left will need.
+        """Begin or resume an epoch: copy its order, its learning rates and its totals to the GPU.
 
-        epoch: its number, from 0; done: how many of its steps are done; totals: what `totals` gave after them.
+        Parameters
+        ----------
+        epoch : int
+            The number of the epoch, from 0.
+        done : int, optional
+            The number of its steps that have been taken already.
+        totals : tuple, optional
+            The result of `totals` after those steps.
         """
         if not 0 <= done <= self.steps:
             raise ValueError(f"an epoch has {self.steps} steps: {done} of them cannot be done")
@@ -84,7 +107,7 @@ class KernelStep:
                 self.kernels.draw_maps(self._maps, *stream_of(rng), config.augmentation)
 
     def _schedule_rows(self, epoch, done):
-        """Return (steps, 4) float32, what the kernel `adam_step` reads for each step of the epoch."""
+        """Return the schedule of `adam_step`, (steps, 4) float32, with one row per step of the epoch."""
         adam, average = self.state.adam, self.state.average
         rows = np.zeros((self.steps, 4))
         averaged = average.steps if average else 0
@@ -100,7 +123,7 @@ class KernelStep:
         return rows.astype(np.float32)
 
     def __call__(self):
-        """Take the next step and return its number of images. Raises `IndexError` after the end of the epoch."""
+        """Take the next step and return its number of images. Raise `IndexError` if the epoch has no step left."""
         if self._done == self.steps:
             raise IndexError("the epoch has no step left: call begin_epoch first")
         batch_size = self.config.batch_size
@@ -113,22 +136,23 @@ class KernelStep:
         return count
 
     def totals(self):
-        """Return the sum of the losses and the number of images classified correctly in the epoch so far.
+        """Return the sum of the losses and the number of images classified correctly in this epoch so far.
 
-        This waits for the device. After it, the arrays of the state may be read.
+        It waits for the GPU. Afterwards, the arrays of the state are up to date.
         """
         self.stream.synchronize()
         loss_sum, correct = to_host(self._totals)
         return float(loss_sum), int(correct)
 
     def _launch_or_replay(self, count):
+        """Take a step with `count` images: launch the first one, record the second one, and replay the record."""
         with self.stream:
             graph = self._graphs.get(count)
             if graph is not None:
                 graph.launch(self.stream)
                 return
             buffers = self._buffers.get(count)
-            if buffers is None:  # the first step of its size is launched: a driver loads kernels when they first run
+            if buffers is None:  # the driver loads a kernel at its first launch, which no graph may record
                 buffers = self._buffers[count] = _Buffers(self.xp, self.model_config, count)
                 self._launch(buffers)
             elif self.mode == "graph":
@@ -143,95 +167,170 @@ class KernelStep:
                 self._launch(buffers)
 
     def _launch(self, buffers):
+        """Launch all kernels of one step."""
         kernels, state, config = self.kernels, self.state, self.config
         kernels.gather_patches(
-            self.images,
-            self.labels,
-            self._order,
-            self._maps,
-            self._counter,
-            config.batch_size,
-            buffers.pixels,
-            buffers.labels,
+            images=self.images,
+            labels=self.labels,
+            order=self._order,
+            maps=self._maps,
+            counter=self._counter,
+            batch_size=config.batch_size,
+            rows=buffers.pixels,
+            batch_labels=buffers.labels,
         )
         self.forward(buffers)
-        kernels.cross_entropy(buffers.logits, buffers.labels, buffers.dlogits, self._totals, config.smoothing)
+        kernels.cross_entropy(
+            logits=buffers.logits,
+            labels=buffers.labels,
+            dlogits=buffers.dlogits,
+            totals=self._totals,
+            smoothing=config.smoothing,
+        )
         self.backward(buffers)
-        kernels.sum_shards(self._shard_gradients, self.gradient, self._squares, self._counter)
+        kernels.sum_partials(
+            partial_gradients=self._partial_gradients,
+            gradient=self.gradient,
+            squares=self._squares,
+            counter=self._counter,
+        )
         kernels.adam_step(
-            self.parameters.flat,
-            self.gradient,
-            state.adam,
-            state.average.average if state.average else None,
-            self._squares,
-            self._schedule,
-            self._counter,
-            config.clip,
+            weights=self.parameters.flat,
+            gradient=self.gradient,
+            adam=state.adam,
+            average=state.average.average if state.average else None,
+            squares=self._squares,
+            schedule=self._schedule,
+            counter=self._counter,
+            clip=config.clip,
         )
 
     def forward(self, buffers):
         """Launch the forward pass from `buffers.pixels` to `buffers.logits`."""
-        kernels, parameters, config = self.kernels, self.parameters, self.model_config
-        kernels.linear_forward(buffers.pixel_rows, _embedding(parameters, config), None, buffers.tokens)
+        kernels, config = self.kernels, self.model_config
+
+        def linear(name, x, out, **residual):
+            w, b = self.parameters.pair(name)
+            kernels.linear_forward(x=x, w=w, b=b, out=out, **residual)
+
+        def norm(name, x, results):
+            w, b = self.parameters.pair(name)
+            kernels.layer_norm_forward(x=x, w=w, b=b, **vars(results))
+
+        kernels.linear_forward(
+            x=buffers.pixel_rows,
+            w=_embedding(self.parameters, config),
+            b=None,
+            out=buffers.tokens,
+        )
         x = buffers.tokens
         for i, block in enumerate(buffers.blocks):
             name = f"blocks.{i}"
-            kernels.layer_norm_forward(x, *parameters.pair(f"{name}.norm1"), *block.norm1)
-            kernels.linear_forward(block.norm1[0], *parameters.pair(f"{name}.attention.qkv"), block.qkv_rows)
-            kernels.attention_forward(block.qkv, block.attended, block.weights)
-            # the last block lets the class token ask alone, and only its rows of x go on
-            projection = parameters.pair(f"{name}.attention.projection")
-            kernels.linear_forward(block.attended_rows, *projection, block.residual, x, block.every)
-            kernels.layer_norm_forward(block.residual, *parameters.pair(f"{name}.norm2"), *block.norm2)
-            kernels.linear_gelu_forward(
-                block.norm2[0], *parameters.pair(f"{name}.mlp.fc1"), block.active, block.derivative
+            norm(f"{name}.norm1", x, block.norm1)
+            linear(f"{name}.attention.qkv", block.norm1.out, block.qkv_rows)
+            kernels.attention_forward(qkv=block.qkv, out=block.attended, weights=block.weights)
+            # In the last block only the class token is a query, so that only its rows of x are added here.
+            linear(
+                f"{name}.attention.projection",
+                block.attended_rows,
+                block.residual,
+                residual=x,
+                residual_every=block.every,
             )
-            kernels.linear_forward(block.active, *parameters.pair(f"{name}.mlp.fc2"), block.out, block.residual)
+            norm(f"{name}.norm2", block.residual, block.norm2)
+            w, b = self.parameters.pair(f"{name}.mlp.fc1")
+            kernels.linear_gelu_forward(x=block.norm2.out, w=w, b=b, out=block.active, derivative=block.derivative)
+            linear(f"{name}.mlp.fc2", block.active, block.out, residual=block.residual)
             x = block.out
-        kernels.layer_norm_forward(x, *parameters.pair("norm"), *buffers.norm)
-        kernels.linear_forward(buffers.norm[0], *parameters.pair("head"), buffers.logits)
+        norm("norm", x, buffers.norm)
+        linear("head", buffers.norm.out, buffers.logits)
 
     def backward(self, buffers):
-        """Launch the backward pass from `buffers.dlogits` to the gradients of all shards."""
-        config, first = self.model_config, self._first_shard
+        """Launch the backward pass from `buffers.dlogits` to all partial gradients."""
+        kernels, config, first = self.kernels, self.model_config, self._first_partial
+        partials = {"partials": PARTIALS, "partial_step": self.partial_step}
 
         def linear(name, dout, x, dx, derivative=None):
             w, _ = self.parameters.pair(name)
-            shards = (*first.pair(name), SHARDS, self.shard_step)
-            self.kernels.linear_backward(dout, x, w, dx, *shards, derivative)
+            dw, db = first.pair(name)
+            kernels.linear_backward(dout=dout, x=x, w=w, dx=dx, dw=dw, db=db, derivative=derivative, **partials)
 
-        def norm(name, dout, cache, dx, residual=None, every=1):
+        def norm(name, dout, cache, dx, **residual):
             w, _ = self.parameters.pair(name)
-            shards = (*first.pair(name), SHARDS, self.shard_step)
-            _, normalised, inverse_deviation = cache
-            self.kernels.layer_norm_backward(dout, normalised, inverse_deviation, w, dx, *shards, residual, every)
+            dw, db = first.pair(name)
+            kernels.layer_norm_backward(
+                dout=dout,
+                normalised=cache.normalised,
+                inverse_deviation=cache.inverse_deviation,
+                w=w,
+                dx=dx,
+                dw=dw,
+                db=db,
+                **partials,
+                **residual,
+            )
 
         last = buffers.blocks[-1]
-        linear("head", buffers.dlogits, buffers.norm[0], last.dnormed)
-        norm("norm", last.dnormed, buffers.norm, last.dout)
+        linear("head", dout=buffers.dlogits, x=buffers.norm.out, dx=last.dnormed)
+        norm("norm", dout=last.dnormed, cache=buffers.norm, dx=last.dout)
         for i in reversed(range(config.depth)):
             block, name = buffers.blocks[i], f"blocks.{i}"
             dx = buffers.blocks[i - 1].dout if i else buffers.dtokens
-            linear(f"{name}.mlp.fc2", block.dout, block.active, block.dhidden, block.derivative)
-            linear(f"{name}.mlp.fc1", block.dhidden, block.norm2[0], block.dnormed)
-            norm(f"{name}.norm2", block.dnormed, block.norm2, block.dresidual, block.dout)
-            linear(f"{name}.attention.projection", block.dresidual, block.attended_rows, block.dattended_rows)
-            self.kernels.attention_backward(block.dattended, block.qkv, block.weights, block.dqkv)
-            linear(f"{name}.attention.qkv", block.dqkv_rows, block.norm1[0], buffers.dnormed)
-            norm(f"{name}.norm1", buffers.dnormed, block.norm1, dx, block.dresidual, block.every)
-        w = _embedding(self.parameters, config)
-        dw = _embedding(first, config)
-        self.kernels.linear_backward(buffers.dtokens, buffers.pixel_rows, w, None, dw, None, SHARDS, self.shard_step)
+            linear(
+                f"{name}.mlp.fc2",
+                dout=block.dout,
+                x=block.active,
+                dx=block.dhidden,
+                derivative=block.derivative,
+            )
+            linear(f"{name}.mlp.fc1", dout=block.dhidden, x=block.norm2.out, dx=block.dnormed)
+            norm(
+                f"{name}.norm2",
+                dout=block.dnormed,
+                cache=block.norm2,
+                dx=block.dresidual,
+                residual=block.dout,
+            )
+            linear(
+                f"{name}.attention.projection",
+                dout=block.dresidual,
+                x=block.attended_rows,
+                dx=block.dattended_rows,
+            )
+            kernels.attention_backward(
+                dout=block.dattended,
+                qkv=block.qkv,
+                weights=block.weights,
+                dqkv=block.dqkv,
+            )
+            linear(f"{name}.attention.qkv", dout=block.dqkv_rows, x=block.norm1.out, dx=buffers.dnormed)
+            norm(
+                f"{name}.norm1",
+                dout=buffers.dnormed,
+                cache=block.norm1,
+                dx=dx,
+                residual=block.dresidual,
+                residual_every=block.every,
+            )
+        kernels.linear_backward(
+            dout=buffers.dtokens,
+            x=buffers.pixel_rows,
+            w=_embedding(self.parameters, config),
+            dx=None,
+            dw=_embedding(first, config),
+            db=None,
+            **partials,
+        )
 
 
 def _embedding(parameters, config):
-    """View the embedding's weight, bias, class token and positions, which lie one after the other, as one matrix."""
+    """View the embedding's weight and bias, the class token and the positions, which are adjacent, as one matrix."""
     rows = config.patch_size**2 + 2 + config.tokens
     return parameters.flat[: rows * config.width].reshape(rows, config.width)
 
 
 class _Buffers:
-    """Everything between the pixels and the gradients, for one number of images."""
+    """All arrays between the pixels and the gradients, for one number of images."""
 
     def __init__(self, xp, config, images):
         def empty(*shape, dtype=np.float32):
@@ -243,30 +342,34 @@ class _Buffers:
         self.pixels = empty(images, tokens, config.patch_size**2 + 2 + tokens)
         self.pixel_rows = self.pixels.reshape(rows, -1)
         self.tokens, self.dtokens, self.dnormed = (empty(rows, width) for _ in range(3))
-        self.blocks = [_Block(empty, config, images, i == config.depth - 1) for i in range(config.depth)]
-        self.norm = _norm_buffers(empty, images, width)
+        self.blocks = [_Block(empty, config, images=images, last=i == config.depth - 1) for i in range(config.depth)]
+        self.norm = _Norm(empty, images, width)
         self.logits, self.dlogits = empty(images, config.classes), empty(images, config.classes)
 
 
 class _Block:
-    """What one block of the model computes, forward and backward; only the class token leaves the last one."""
+    """The arrays of one block of the model. The last block outputs the class token only."""
 
     def __init__(self, empty, config, images, last):
         tokens, width, heads = config.tokens, config.width, config.heads
-        self.every = tokens if last else 1  # one row of x in so many leaves the block
-        asking = 1 if last else tokens
-        rows = images * asking
-        self.norm1 = _norm_buffers(empty, images * tokens, width)
+        self.every = tokens if last else 1  # one in `every` rows of x leaves the block
+        queries = 1 if last else tokens
+        rows = images * queries
+        self.norm1 = _Norm(empty, images * tokens, width)
         self.qkv, self.dqkv = empty(images, tokens, 3 * width), empty(images, tokens, 3 * width)
-        self.weights = empty(images, heads, asking, tokens)
-        self.attended, self.dattended = empty(images, asking, width), empty(images, asking, width)
+        self.weights = empty(images, heads, queries, tokens)
+        self.attended, self.dattended = empty(images, queries, width), empty(images, queries, width)
         self.qkv_rows, self.dqkv_rows = (x.reshape(images * tokens, 3 * width) for x in (self.qkv, self.dqkv))
         self.attended_rows, self.dattended_rows = (x.reshape(rows, width) for x in (self.attended, self.dattended))
         self.residual, self.dresidual = empty(rows, width), empty(rows, width)  # between attention and MLP
-        self.norm2, self.dnormed = _norm_buffers(empty, rows, width), empty(rows, width)
+        self.norm2, self.dnormed = _Norm(empty, rows, width), empty(rows, width)
         self.active, self.derivative, self.dhidden = (empty(rows, config.mlp_width) for _ in range(3))
         self.out, self.dout = empty(rows, width), empty(rows, width)
 
 
-def _norm_buffers(empty, rows, width):
-    return empty(rows, width), empty(rows, width), empty(rows)  # out, normalised, inverse deviation
+class _Norm:
+    """The result and the cache of one layer norm."""
+
+    def __init__(self, empty, rows, width):
+        self.out, self.normalised = empty(rows, width), empty(rows, width)
+        self.inverse_deviation = empty(rows)

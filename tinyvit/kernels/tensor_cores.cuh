@@ -1,7 +1,7 @@
-// The three instructions of PTX that tensor cores need, as functions. (PTX ISA 8.0, "mma" and "cvt".)
+// The PTX instructions for tensor cores as functions (PTX ISA 8.0, "mma" and "cvt").
 //
-// A product takes three fragments, spread over the 32 lanes of a warp: with group = lane / 4 and place = lane % 4, a lane
-// has of the matrices a (16, 8 words), b (8 words, 8) and c (16, 8)
+// A product c += a @ b has the matrices a (16, 8 words), b (8 words, 8) and c (16, 8), which are distributed over the
+// 32 lanes of a warp. With group = lane / 4 and place = lane % 4, a lane holds
 //
 //     a[0] = a(group,     place)      a[1] = a(group + 8, place)
 //     a[2] = a(group,     place + 4)  a[3] = a(group + 8, place + 4)
@@ -9,8 +9,8 @@
 //     c[0] = c(group,     2 place)    c[1] = c(group,     2 place + 1)
 //     c[2] = c(group + 8, 2 place)    c[3] = c(group + 8, 2 place + 1)
 //
-// where a word is one TF32 number, or two bfloat16 numbers that follow each other along the summed axis. So both
-// precisions read the same places. The sums are float32.
+// A word is one TF32 number or two bfloat16 numbers that are adjacent along the summed axis, so that both precisions
+// have the same layout. The sums c are float32.
 
 #pragma once
 
@@ -18,7 +18,7 @@
 
 #if PRECISION == 1
 
-// Keeps 10 bits of the mantissa, rounded to nearest.
+// Round to 10 bits of mantissa, to nearest.
 __device__ __forceinline__ unsigned int to_tf32(float x) {
     unsigned int word;
     asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(word) : "f"(x));
@@ -34,7 +34,7 @@ __device__ __forceinline__ void mma_tf32(float c[4], const unsigned int a[4], co
 
 #elif PRECISION == 2
 
-// Keeps 7 bits of the mantissa of each, rounded to nearest; `low` goes into the lower half of the word.
+// Round two numbers to 7 bits of mantissa, to nearest, and put `low` into the lower half of the word.
 __device__ __forceinline__ unsigned int to_bfloat16_pair(float low, float high) {
     unsigned int word;
     asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(high), "f"(low));
@@ -49,4 +49,4 @@ __device__ __forceinline__ void mma_bfloat16(float c[4], const unsigned int a[4]
 }
 
 #endif
-#endif  // EMULATED; there emulate.h has the twins
+#endif  // not EMULATED: tests/support/emulate.h defines these functions for the CPU

@@ -1,18 +1,18 @@
-// The page: keeps the strokes, asks the server while one draws, and shows what comes back.
+// The page stores the strokes, sends them to the server during the drawing, and shows the answers.
 "use strict";
 
 const $ = (id) => document.getElementById(id);
-const PEN = 0.05;              // of the drawing's side: what one sees; the server draws with MNIST's pen
-const LEAST_MOVE = 0.004;      // of the side: nearer points say nothing new
-const LEAST_PAUSE = 16;        // milliseconds from one question to the next: no screen shows more
+const PEN = 0.05;              // width of the visible pen, as a share of the side; the server draws with MNIST's pen
+const LEAST_MOVE = 0.004;      // least distance between two points, as a share of the side
+const LEAST_PAUSE = 16;        // milliseconds between two requests, which is one frame of a screen
 const FRAME_OF_IMAGE = { left: 0, top: 0, side: 1 };
 
-// ---- what is drawn: a history of states, each { strokes, sample }, so that undo takes back clear and samples, too
+// ---- the drawing: a history of states { strokes, sample }, so that undo also works after clear and after samples
 
 let history = [{ strokes: [], sample: null }];
-let limits = { strokes: 100, points_per_stroke: 2000, body_bytes: 65536 };  // until the server has said its own
-let answer = null;             // the last one that is about what is drawn
-let generation = 0;            // rises whenever what is drawn is not a continuation: older answers are then dropped
+let limits = { strokes: 100, points_per_stroke: 2000, body_bytes: 65536 };  // until the server sends its limits
+let answer = null;             // the last answer for the present drawing
+let generation = 0;            // number of drawings; the page ignores answers for earlier ones
 
 const now = () => history[history.length - 1];
 const article = (digit, a = "a") => (digit === 8 ? `${a}n` : a);
@@ -23,49 +23,49 @@ function change(state) {
   if (history.length > 200) history.shift();
 }
 
-function startAnew(when) {
+function startDrawing(when) {
   generation += 1;
   if (isEmpty()) forget();
-  else ask(when);
+  else send(when);
   paint();
 }
 
 function forget() {
   answer = null;
-  wanted = null;
+  next = null;
   show();
 }
 
-// ---- asking: one question at a time, and after it the newest; what was drawn in between is in that
+// ---- requests: one at a time; the next one contains everything that was drawn meanwhile
 
-let wanted = null;
-let asking = false;
+let next = null;
+let sending = false;
 
-function ask(when) {
+function send(when) {
   const { strokes, sample } = now();
-  const question = sample === null
+  const request = sample === null
     ? ["api/predict/strokes", { strokes: thinned(strokes).map((points) => points.map((p) => p.map(rounded))) }]
     : ["api/predict/pixels", { pixels: sample.pixels }];
-  wanted = { question, generation, when };
-  if (!asking) askAll();
+  next = { request, generation, when };
+  if (!sending) sendAll();
 }
 
 const rounded = (value) => Math.round(value * 1e4) / 1e4;
 
-function thinned(strokes) {  // so that the longest scribble is a body that the server takes
-  const most = limits.body_bytes / 20;  // a point is written in 16 bytes at most
+function thinned(strokes) {  // leaves out points, so that the body of a request keeps to the limits of the server
+  const most = limits.body_bytes / 20;  // a point takes at most 16 bytes
   const count = strokes.reduce((total, points) => total + points.length, 0);
   const longest = Math.max(...strokes.map((points) => points.length));
   const step = Math.max(1, Math.ceil(count / most), Math.ceil(longest / (limits.points_per_stroke - 1)));
   return strokes.map((points) => points.filter((_, i) => i % step === 0 || i === points.length - 1));
 }
 
-async function askAll() {
-  asking = true;
-  while (wanted) {
-    const asked = wanted;
-    wanted = null;
-    const [address, body] = asked.question;
+async function sendAll() {
+  sending = true;
+  while (next) {
+    const sent = next;
+    next = null;
+    const [address, body] = sent.request;
     const began = performance.now();
     let pause = LEAST_PAUSE;
     try {
@@ -76,29 +76,29 @@ async function askAll() {
         signal: AbortSignal.timeout(10000),
       });
       const found = await response.json();
-      if (asked.generation !== generation) continue;  // cleared, taken back or replaced meanwhile
+      if (sent.generation !== generation) continue;  // the drawing was cleared, undone or replaced meanwhile
       if (response.ok) {
         answer = found;
         show();
-        $("latency").textContent = `Answered ${Math.max(1, Math.round(performance.now() - asked.when))} ms after the pen moved.`;
+        $("latency").textContent = `Answered ${Math.max(1, Math.round(performance.now() - sent.when))} ms after the pen moved.`;
       } else if (response.status === 503) {
         pause = performance.now() - began + 1000 * Number(response.headers.get("retry-after") || 1);
-        complain("Many are drawing at the moment; trying again.");
-        wanted = wanted || asked;
+        complain("The server is busy. Trying again.");
+        next = next || sent;
       } else {
         complain(`The server says: ${found.detail}`);
       }
     } catch {
       pause = performance.now() - began + 1500;
-      if (asked.generation === generation) {
-        complain("The server does not answer; trying again. Is it still running?");
-        wanted = wanted || asked;
+      if (sent.generation === generation) {
+        complain("The server does not answer. Trying again. Is it still running?");
+        next = next || sent;
       }
     }
     const rest = pause - (performance.now() - began);
     if (rest > 0) await new Promise((resolve) => setTimeout(resolve, rest));
   }
-  asking = false;
+  sending = false;
 }
 
 function complain(text) {
@@ -109,7 +109,7 @@ function complain(text) {
 // ---- the pen
 
 const ink = $("ink");
-let stroke = null;             // the one under way, which is the last of now().strokes
+let stroke = null;             // the unfinished stroke, the last one of now().strokes
 let pointer = null;
 let cursor = { x: 0.3, y: 0.2, down: false };
 
@@ -123,14 +123,14 @@ function place(event) {
 function begin(point, when) {
   const { strokes, sample } = now();
   if (sample === null && strokes.length >= limits.strokes) {
-    complain(`A drawing may have ${limits.strokes} strokes: clear it, or take some back.`);
+    complain(`A drawing can have at most ${limits.strokes} strokes. Clear it, or undo some strokes.`);
     return;
   }
   stroke = [point];
   const continued = sample === null && strokes.length > 0;
   change({ strokes: sample === null ? [...strokes, stroke] : [stroke], sample: null });
   if (continued) extendDone(when);
-  else startAnew(when);
+  else startDrawing(when);
 }
 
 function extend(points, when) {
@@ -143,7 +143,7 @@ function extend(points, when) {
 }
 
 function extendDone(when) {
-  ask(when);
+  send(when);
   paint();
 }
 
@@ -175,7 +175,7 @@ ink.addEventListener("keydown", (event) => {
     event.preventDefault();
     held.add(event.key);
     const step = event.shiftKey ? 0.08 : 0.025;
-    for (const key of held) {  // two keys at once go diagonally
+    for (const key of held) {  // two keys together move the pen diagonally
       cursor.x = clamped(cursor.x + ARROWS[key][0] * step);
       cursor.y = clamped(cursor.y + ARROWS[key][1] * step);
     }
@@ -187,7 +187,7 @@ ink.addEventListener("keydown", (event) => {
     cursor.down = !cursor.down;
     if (cursor.down) begin([cursor.x, cursor.y], event.timeStamp);
     else stroke = null;
-    cursor.down = stroke !== null;  // there may be as many strokes already as may be
+    cursor.down = stroke !== null;  // `begin` starts no stroke after the last one that the limits allow
     announce(cursor.down ? "Pen down" : "Pen up");
     paint();
   } else if (event.key === "Escape") {
@@ -211,7 +211,7 @@ function undo(when) {
   liftPen();
   stroke = null;
   history.pop();
-  startAnew(when);
+  startDrawing(when);
 }
 
 function clear(when) {
@@ -219,7 +219,7 @@ function clear(when) {
   liftPen();
   stroke = null;
   change({ strokes: [], sample: null });
-  startAnew(when);
+  startDrawing(when);
   announce("Cleared");
 }
 
@@ -233,9 +233,9 @@ document.addEventListener("keydown", (event) => {
 });
 
 const KINDS = {
-  "plain": "Plain",
-  "barely read": "Barely read",
-  "misread": "Misread by the model in the box",
+  "plain": "Easy digits",
+  "barely read": "Read with little certainty",
+  "misread": "Misread by the model in the package",
 };
 
 function showSamples(samples) {
@@ -268,7 +268,7 @@ function sampleButton(sample) {
     liftPen();
     stroke = null;
     change({ strokes: [], sample });
-    startAnew(event.timeStamp);
+    startDrawing(event.timeStamp);
   });
   return button;
 }
@@ -290,12 +290,12 @@ function prepared(canvas, pixels) {
   return [context, side];
 }
 
-function rgb(colour) {  // of "#rrggbb" or "#rgb"
+function rgb(colour) {  // "#rrggbb" or "#rgb" to three integers
   const digits = colour.length === 4 ? [...colour.slice(1)].map((digit) => digit + digit).join("") : colour.slice(1);
   return [0, 2, 4].map((i) => parseInt(digits.slice(i, i + 2), 16));
 }
 
-function pixelCanvas(pixels, canvas) {  // ink of the page's colour, as opaque as the pixel is white
+function pixelCanvas(pixels, canvas) {  // draws pixels in the page's ink colour; the grey level is the opacity
   canvas.width = pixels[0].length;
   canvas.height = pixels.length;
   const context = canvas.getContext("2d");
@@ -312,7 +312,7 @@ function paintHeat(context, shares, frame, side, grid) {
   const most = Math.max(...shares, 1e-9);
   shares.forEach((share, i) => {
     context.fillStyle = `rgb(${colours.heat} / ${(0.85 * share) / most})`;
-    // whole pixels, or neighbours would overlap in a line
+    // The corners are whole pixels, because neighbouring patches would overlap otherwise.
     const [x0, y0] = [(i % count), Math.floor(i / count)];
     const left = Math.round(frame.left * side + x0 * step), right = Math.round(frame.left * side + (x0 + 1) * step);
     const top = Math.round(frame.top * side + y0 * step), bottom = Math.round(frame.top * side + (y0 + 1) * step);
@@ -392,7 +392,7 @@ function paintOver() {
 
 const patchesPerSide = () => Math.round(Math.sqrt(answer.rollout.length));
 
-// ---- what comes back
+// ---- the answer
 
 function chosenLook() {
   const value = document.querySelector("input[name=look]:checked").value;
@@ -405,7 +405,7 @@ function chosenLook() {
 
 const sum = (values) => values.reduce((total, value) => total + value, 0);
 
-function percent(share) {  // never rounded up to a certainty, nor down to an impossibility
+function percent(share) {  // only 1 is shown as 100 %, and only 0 as 0 %
   if (share > 0.9995 && share < 1) return "> 99.9\u00a0%";
   if (share > 0 && share < 0.0005) return "< 0.1\u00a0%";
   return `${(100 * share).toFixed(1)}\u00a0%`;
@@ -464,7 +464,7 @@ function showSeen() {
   $("meaning").textContent = meaning(look);
   if (!answer) {
     shares.replaceChildren();
-    $("seen").setAttribute("aria-label", "Nothing yet");
+    $("seen").setAttribute("aria-label", "Nothing drawn yet");
     return;
   }
   if (look.shares) paintHeat(context, look.shares, FRAME_OF_IMAGE, side, false);
@@ -498,16 +498,17 @@ function description(look) {
 }
 
 function meaning(look) {
-  if (look.value === "none") return "What the model reads: your ink, scaled and centred as MNIST’s digits were.";
+  if (look.value === "none") return "The input of the model: your drawing, scaled and centred like the digits of MNIST.";
   if (look.value === "rollout") {
-    const own = answer ? ` The remaining ${percent(Math.max(0, look.own))} is what the class token began with.` : "";
-    return "How much of what the class token, which gives the answer, holds in the end came from each patch: " +
-      `attention of all heads, multiplied through the layers. It is a rule of thumb, not a proof.${own}`;
+    const own = answer ? ` The remaining ${percent(Math.max(0, look.own))} comes from the class token itself.` : "";
+    return "The model computes its answer from the class token. This is an estimate of how much each patch contributed " +
+      `to that token: the attention, averaged over the heads and multiplied over the layers.${own}`;
   }
   const [layer, head] = look.value.split("-").map(Number);
-  const own = answer ? ` It keeps ${percent(look.own)} for itself.` : "";
-  return `Where the class token looks in head ${head + 1} of layer ${layer + 1}.${own}` +
-    (layer ? " By then a patch’s token holds news from other patches, too." : " Here a patch’s token still is that patch alone.");
+  const own = answer ? ` It gives ${percent(look.own)} to itself.` : "";
+  return `The attention of the class token in head ${head + 1} of layer ${layer + 1}.${own} ` + (layer
+    ? "The token of a patch already contains information from other patches here."
+    : "The token of a patch contains only that patch here.");
 }
 
 function showThumbnails() {
@@ -519,7 +520,7 @@ function showThumbnails() {
   }
 }
 
-// ---- for those who listen: the answer when the pen rests, and not sixty times a second
+// ---- for screen readers: the answer when the pen rests, and not sixty times per second
 
 let announcement = null;
 
@@ -586,11 +587,11 @@ function buildMatrix({ layers, heads }) {
 
 function describeModel(model) {
   limits = model.limits;
-  const read = model.test_accuracy === null ? "" : ` and reads ${(100 * model.test_accuracy).toFixed(2)} % of MNIST’s test digits rightly`;
-  $("about").textContent = `This is ${model.name}: it has ${model.parameters.toLocaleString("en")} parameters` +
-    `${read}. Every forward and backward pass of it is written by hand, on NumPy.`;
+  const read = model.test_accuracy === null ? "" : ` and reads ${(100 * model.test_accuracy).toFixed(2)} % of MNIST’s test digits correctly`;
+  $("about").textContent = `This is ${model.name}. It has ${model.parameters.toLocaleString("en")} parameters` +
+    `${read}. Its forward and backward passes are written by hand, on NumPy.`;
   const count = model.patches_per_side;
-  $("caption").textContent = `28 × 28 pixels in ${count * count} patches; the stronger the colour, the more attention.`;
+  $("caption").textContent = `28 × 28 pixels in ${count * count} patches. A stronger colour means more attention.`;
 }
 
 $("heads").addEventListener("change", () => {
@@ -628,4 +629,4 @@ readColours();
 buildBars();
 show();
 paint();
-load().catch(() => complain("The server does not answer: start it again, and load this page anew."));
+load().catch(() => complain("The server does not answer. Start it again, and reload this page."));

@@ -1,4 +1,4 @@
-"""The server of the digit page and its JSON API: socket, guard, application, and the thread that reads digits.
+"""The server of the digit page and of its JSON API: socket, guard, application, and the thread that reads digits.
 
-Its libraries come with the extra `app`; the page's files are in tinyvit/page/.
+It needs the libraries of the extra `app`. The files of the page are in tinyvit/page/.
 """

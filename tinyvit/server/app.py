@@ -1,4 +1,4 @@
-"""The web application: the requests that it takes, their form, and its answers."""
+"""The web application: its requests and answers, and their validation."""
 
 import contextlib
 import importlib.resources
@@ -16,28 +16,28 @@ from tinyvit.server.guard import MOST_BYTES, Guard
 from tinyvit.server.reader import Busy, Reader
 
 PAGE = importlib.resources.files("tinyvit") / "page"
-FILES = {  # address: file of the page and its type; the server reads them once, at its start
+FILES = {  # address: file of the page and its content type; all are read once, when the server starts
     "/": ("index.html", "text/html; charset=utf-8"),
     "/api": ("api.html", "text/html; charset=utf-8"),
     "/app.css": ("app.css", "text/css; charset=utf-8"),
     "/app.js": ("app.js", "text/javascript; charset=utf-8"),
     "/favicon.svg": ("favicon.svg", "image/svg+xml"),
 }
-MOST_STROKES, MOST_POINTS = 100, 2000  # points: of one stroke
+MOST_STROKES, MOST_POINTS = 100, 2000  # strokes per drawing, points per stroke
 
 # ---- requests ----
-# FailFast: of twenty thousand wrong points only the first is reported, so that there are not as many errors.
+# FailFast stops at the first wrong element of a list. Without it twenty thousand wrong points give as many errors.
 
 Coordinate = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
-Point = Annotated[list[Coordinate], Field(min_length=2, max_length=2, description="x and y; y runs downwards")]
+Point = Annotated[list[Coordinate], Field(min_length=2, max_length=2, description="x and y, where y points down")]
 Stroke = Annotated[
-    list[Point], Field(min_length=1, max_length=MOST_POINTS, description="one point is a dot"), FailFast()
+    list[Point], Field(min_length=1, max_length=MOST_POINTS, description="a single point is a dot"), FailFast()
 ]
 Level = Annotated[int, Field(ge=0, le=255)]
 
 
 def whole(row):
-    """Return a row with 7.0 as 7, the same number in JSON; validation reports what is not a row."""
+    """Return a row in which floats such as 7.0 are integers, because JSON does not distinguish them."""
     if not isinstance(row, list):
         return row
     return [int(level) if isinstance(level, float) and level.is_integer() else level for level in row]
@@ -47,7 +47,7 @@ Row = Annotated[list[Level], Field(min_length=28, max_length=28), FailFast(), Be
 
 
 class Strict(BaseModel):
-    """A body in which a string is not a number, and an unknown name is an error."""
+    """A body without conversions of types, in which an unknown name is an error."""
 
     model_config = ConfigDict(strict=True, extra="forbid")
 
@@ -59,7 +59,7 @@ class Drawing(Strict):
 
 
 class Image(Strict):
-    """An image as MNIST has them: 28 rows of 28 grey levels, 0 is background. It is read as it is."""
+    """An image like those of MNIST: 28 rows of 28 grey levels, where 0 is background. It is not changed."""
 
     pixels: Annotated[list[Row], Field(min_length=28, max_length=28), FailFast()]
 
@@ -68,7 +68,7 @@ class Image(Strict):
 
 
 class Frame(BaseModel):
-    """Where in the drawing, whose side is 1, the square of 28 x 28 pixels lies; it may reach beyond."""
+    """The position of the 28 x 28 pixels in the drawing, whose side is 1. They may extend beyond the drawing."""
 
     left: float
     top: float
@@ -76,19 +76,19 @@ class Frame(BaseModel):
 
 
 class Reading(BaseModel):
-    """The model's answer, its input, and where it looked."""
+    """The model's answer, its input, and its attention."""
 
     digit: int = Field(description="the most probable digit")
-    probabilities: list[float] = Field(description="of the digits 0 to 9; they sum to 1")
-    pixels: list[list[int]] = Field(description="the 28 x 28 grey levels, 0 to 255, that the model read")
+    probabilities: list[float] = Field(description="probabilities of the digits 0 to 9, which sum to 1")
+    pixels: list[list[int]] = Field(description="the input of the model, 28 x 28 grey levels from 0 to 255")
     frame: Frame
     attention: list[list[list[float]]] = Field(
-        description="of every layer and every head: how the class token shares its attention between itself, which "
-        "comes first, and the patches, row by row; a head's shares sum to 1"
+        description="for every layer and every head, the attention of the class token to itself (the first number) "
+        "and to the patches, row by row; the numbers of a head sum to 1"
     )
     rollout: list[float] = Field(
-        description="attention rollout (Abnar and Zuidema 2020): how much of what the class token holds in the end "
-        "came from each patch, row by row; what lacks of 1 is its own beginning"
+        description="attention rollout (Abnar and Zuidema 2020): an estimate of the share of each patch in the final "
+        "class token, row by row; the rest of 1 is the share of the class token itself"
     )
 
 
@@ -106,38 +106,38 @@ class Model(BaseModel):
     layers: int
     heads: int
     patches_per_side: int
-    test_accuracy: float | None = Field(description="share of MNIST's test images that it reads rightly, if known")
+    test_accuracy: float | None = Field(description="share of MNIST's test images read correctly, if known")
     limits: Limits
 
 
 class Sample(BaseModel):
-    """A digit of MNIST's test set to try."""
+    """A digit of MNIST's test set."""
 
-    index: int = Field(description="its place in the test set, from 0")
+    index: int = Field(description="index in the test set, from 0")
     label: int
-    kind: str = Field(description="'plain', 'barely read' or 'misread', by the model that comes with the package")
+    kind: str = Field(description="'plain', 'barely read' or 'misread' by the model in the package")
     pixels: list[list[int]]
 
 
 class Problem(BaseModel):
-    detail: str = Field(description="what is wrong, in a sentence")
+    detail: str = Field(description="the error, in one sentence")
 
 
 REFUSALS = {
     400: "the body is not JSON",
-    408: "the body did not come in time",
+    408: "the body did not arrive in time",
     413: f"the body has more than {MOST_BYTES:,} bytes",
     415: "the content-type is not application/json",
-    422: "JSON, but not of this form",
-    503: "too many digits are waiting: try again after as many seconds as Retry-After says",
+    422: "the JSON does not have the specified form",
+    503: "too many digits are waiting: try again after the number of seconds in Retry-After",
 }
 
 
 def create_app(model, name="model", test_accuracy=None, samples=(), most_at_once=16, most_waiting=256):
-    """Return the application, a FastAPI behind a `Guard`.
+    """Return the application, a FastAPI application inside a `Guard`.
 
-    model: a `VisionTransformer` on the CPU for 28 x 28 pixels and ten classes; name, test_accuracy: what the page
-    says of it; samples: `Sample`s; most_at_once, most_waiting: as `Reader` takes them.
+    model: a `VisionTransformer` on the CPU for 28 x 28 pixels and ten classes; name, test_accuracy: texts about it on
+    the page; samples: a list of `Sample`; most_at_once, most_waiting: parameters of `Reader`.
     """
     reader = Reader(model, most_at_once, most_waiting)
 
@@ -148,12 +148,12 @@ def create_app(model, name="model", test_accuracy=None, samples=(), most_at_once
 
     app = FastAPI(
         title="tinyvit reads digits",
-        description="Send pen strokes or an image; get the digit, its probabilities, and where the model looked.",
+        description="Send pen strokes or an image, and get the digit, its probabilities and the model's attention.",
         version="1",
         lifespan=lifespan,
-        docs_url=None,  # those pages load scripts from other servers; /api is the page of this server
+        docs_url=None,  # FastAPI's pages load scripts from other servers; this server has its own page, /api
         redoc_url=None,
-        redirect_slashes=False,  # a redirect would lead to any host that a request names
+        redirect_slashes=False,  # a redirect would send the browser to any host that the request names
     )
     for address, (file, kind) in FILES.items():
         respond = partial(Response, (PAGE / file).read_bytes(), media_type=kind)
@@ -175,7 +175,7 @@ def create_app(model, name="model", test_accuracy=None, samples=(), most_at_once
         try:
             return Response(await reader.read(prepare), media_type="application/json")
         except Busy:
-            text = "too many digits are waiting to be read: try again in a second"
+            text = "too many digits are waiting: try again in a second"
             raise HTTPException(503, text, {"Retry-After": "1"}) from None
         except PictureError as error:
             raise HTTPException(422, str(error)) from error
@@ -185,12 +185,12 @@ def create_app(model, name="model", test_accuracy=None, samples=(), most_at_once
 
     @app.post("/api/predict/strokes", responses=answers, response_class=Response, summary="Read pen strokes")
     async def predict_strokes(drawing: Drawing):
-        """Pen strokes are drawn, scaled and centred as MNIST's digits were, and read."""
+        """Draw pen strokes, scale and centre them like the digits of MNIST, and read the digit."""
         return await read(partial(prepare_strokes, drawing.strokes))
 
     @app.post("/api/predict/pixels", responses=answers, response_class=Response, summary="Read an image")
     async def predict_pixels(image: Image):
-        """An image of 28 x 28 pixels is read as it is: white ink on black, already scaled and centred."""
+        """Read an image of 28 x 28 pixels with white ink on black, already scaled and centred."""
         prepared = Prepared(np.array(image.pixels, np.uint8), (0.0, 0.0, 1.0))
         return await read(lambda: prepared)
 
@@ -198,9 +198,9 @@ def create_app(model, name="model", test_accuracy=None, samples=(), most_at_once
     async def describe_model() -> Model:
         return about
 
-    @app.get("/api/samples", summary="Digits to try")
+    @app.get("/api/samples", summary="Sample digits")
     async def list_samples() -> list[Sample]:
-        """Digits of MNIST's test set: the first of each class, and some that the model reads barely or wrongly."""
+        """Return the first digit of each class in MNIST's test set, and some that are hard for the model."""
         return samples
 
     app.add_exception_handler(RequestValidationError, _say_what_is_wrong)
@@ -216,7 +216,7 @@ def _page(respond):
 
 
 async def _say_what_is_wrong(request: Request, error: RequestValidationError):
-    """Answer in one sentence; FastAPI's own answer repeats the input, and JSON has no NaN."""
+    """Answer in one sentence. FastAPI's own answer repeats the input, which may contain NaN, unlike JSON."""
     first, *others = error.errors()
     if first["type"] == "json_invalid":
         return JSONResponse({"detail": "the body is not JSON"}, 400)
@@ -227,9 +227,9 @@ async def _say_what_is_wrong(request: Request, error: RequestValidationError):
 
 
 def choose_samples(data, misread, barely, each=5):
-    """Return `Sample`s of an `ImageDataset`: the first of each class, and `each` of the two kinds of hard ones.
+    """Return a list of `Sample` from an `ImageDataset`: the first of each class, and `each` of both hard kinds.
 
-    misread, barely: indices of test images, the most telling first.
+    misread, barely: indices of test images, with the best examples first.
     """
     plain = [int((data.test_labels == digit).argmax()) for digit in range(10)]
     kinds = {"plain": plain, "barely read": list(barely)[:each], "misread": list(misread)[:each]}

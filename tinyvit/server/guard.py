@@ -1,7 +1,7 @@
-"""Limits on bodies, time and connections, and headers that isolate the page from others.
+"""Limits on bodies, times and connections, and headers that isolate the page from other pages.
 
-`Guard` wraps the application and sees whole requests. `PatientProtocol` is below it and sees connections, some of
-which have not even sent their headers yet.
+`Guard` wraps the application and limits requests. `PatientProtocol` limits connections, including those that have not
+sent the headers of a request yet.
 """
 
 import asyncio
@@ -9,13 +9,13 @@ import json
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-MOST_BYTES = 64 * 2**10  # of a body; a long drawing takes 20 KiB
-MOST_DRAINED = 8 * 2**20  # of a body that is refused: its sender sees the reason only if the server reads so far
-MOST_AHEAD = 2**20  # bytes of requests that a client sends before it has the last answer
-BODY_SECONDS = 5.0  # from a request's headers to the last byte of its body
-HEADER_SECONDS = 5.0  # from a connection to the last of its request's headers
-EXCHANGE_SECONDS = 20.0  # from the first byte of a request to the last of its answer
-MOST_CONNECTIONS = 500  # at a time; most systems allow a process 1,024 open files
+MOST_BYTES = 64 * 2**10  # of a body; a long drawing needs 20 KiB
+MOST_DRAINED = 8 * 2**20  # bytes to read of a body that is too large, because most clients read no answer before
+MOST_AHEAD = 2**20  # bytes of further requests that a client may send before the answer to the first
+BODY_SECONDS = 5.0  # from the headers of a request to the last byte of its body
+HEADER_SECONDS = 5.0  # from the start of a connection to the last header of a request
+EXCHANGE_SECONDS = 20.0  # from the first byte of a request to the last byte of its answer
+MOST_CONNECTIONS = 500  # at the same time; most systems allow a process 1,024 open files
 HEADERS = {
     "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
@@ -29,13 +29,13 @@ HEADERS = {
 
 
 class TooLarge(Exception):
-    """A body has more than `MOST_BYTES`."""
+    """A body is larger than the limit."""
 
 
 class Guard:
-    """An ASGI application around another: it reads the whole body, or says in time why not, and adds `HEADERS`.
+    """An ASGI application that wraps another one: it limits bodies and adds `HEADERS` to every answer.
 
-    A body is to be JSON, and to say so.
+    It reads the whole body first. A body that is too large, too slow or not declared as JSON is refused.
     """
 
     def __init__(self, app, most_bytes=MOST_BYTES, body_seconds=BODY_SECONDS):
@@ -55,28 +55,29 @@ class Guard:
         try:
             body = await asyncio.wait_for(self._read(scope, receive), self.body_seconds)
         except TooLarge:
-            text = f"the body has more than {self.most_bytes:,} bytes: send a shorter drawing"
+            text = f"the body has more than {self.most_bytes:,} bytes: send fewer points"
             await refuse(send_with_headers, 413, text)
         except asyncio.TimeoutError:
-            await refuse(send_with_headers, 408, f"the body did not come within {self.body_seconds:g} seconds")
+            text = f"the body did not arrive within {self.body_seconds:g} seconds: try again"
+            await refuse(send_with_headers, 408, text)
         else:
             kind = content_type(scope)
-            if body is None:  # the client has gone
+            if body is None:  # the client has closed the connection
                 return
-            if scope["method"] == "POST" and kind != "application/json":  # which no form of another page can send
-                await refuse(
-                    send_with_headers, 415, f"expected the content-type application/json, not {kind[:50]!r}"
-                )
+            # A form on another page cannot send this type, so that other pages cannot use the server.
+            if scope["method"] == "POST" and kind != "application/json":
+                text = f"expected the content-type application/json, not {kind[:50]!r}"
+                await refuse(send_with_headers, 415, text)
                 return
             await self.app(scope, replay(body, receive), send_with_headers)
 
     async def _read(self, scope, receive):
-        """Return the body, or None if the client goes. Raises `TooLarge`, after reading on for a while."""
+        """Return the body, or None if the client disconnects. Raise `TooLarge` after reading most of a large body."""
         headers = dict(scope["headers"])
         announced = headers.get(b"content-length", b"0")
         large = not announced.isdigit() or len(announced) > 18 or int(announced) > self.most_bytes
         if large and headers.get(b"expect", b"").lower() == b"100-continue":
-            raise TooLarge  # it asked before it sent
+            raise TooLarge  # the client waits for permission and has not sent the body
         parts, size, more = [], 0, True
         while more:
             message = await receive()
@@ -97,13 +98,13 @@ class Guard:
 
 
 def content_type(scope):
-    """Return the content type that a request names, without parameters, in small letters; "" if it names none."""
+    """Return the content type of a request in lower case, without parameters, or "" if it has none."""
     named = dict(scope["headers"]).get(b"content-type", b"")
     return named.decode("latin-1").partition(";")[0].strip().lower()
 
 
 def replay(body, receive):
-    """Return a `receive` that gives `body`, and after it what the real one gives: that the client has gone."""
+    """Return a `receive` function that returns `body` first, and then the messages of the original one."""
     messages = [{"type": "http.request", "body": body, "more_body": False}]
 
     async def replayed():
@@ -113,7 +114,7 @@ def replay(body, receive):
 
 
 async def refuse(send, status, text):
-    """Answer with a status and a sentence, and end the connection: its next bytes would be the body's rest."""
+    """Answer with a status and a sentence, and close the connection, because part of the body may be unread."""
     body = json.dumps({"detail": text}).encode()
     headers = [
         (b"content-type", b"application/json"),
@@ -125,16 +126,16 @@ async def refuse(send, status, text):
 
 
 class PatientProtocol(H11Protocol):
-    """Uvicorn's HTTP/1.1 with a deadline for every connection, and a limit to their number.
+    """Uvicorn's HTTP/1.1 protocol with a deadline for every connection and a limit on their number.
 
-    Uvicorn closes connections that are idle after an answer. It waits without a limit for slow headers and for a
-    client that does not read its answer, and it accepts any number of connections. Here only progress moves a
-    connection's deadline.
+    Uvicorn closes idle connections after an answer. But it waits without limit for slow headers and for a client that
+    does not read its answer, and it accepts any number of connections. In this class a connection must complete each
+    stage of a request before a deadline.
     """
 
     header_seconds, exchange_seconds, most_connections = HEADER_SECONDS, EXCHANGE_SECONDS, MOST_CONNECTIONS
-    _end = None  # the timer
-    _waiting = True  # for the first byte of a request
+    _end = None  # the timer of the deadline
+    _waiting = True  # whether no byte of the next request has arrived
 
     def connection_made(self, transport):
         super().connection_made(transport)
@@ -150,21 +151,21 @@ class PatientProtocol(H11Protocol):
             return
         if self._waiting:
             self._waiting = False
-            if self.cycle is not None:  # the first request's time runs since the connection
+            if self.cycle is not None:  # the time of the first request began with the connection
                 self._end_in(self.header_seconds)
         cycle = self.cycle
         super().data_received(data)
-        if self.cycle is not cycle:  # the headers are all there
+        if self.cycle is not cycle:  # the headers are complete
             self._end_in(self.exchange_seconds)
-        if len(self.conn.trailing_data[0]) > MOST_AHEAD:  # requests sent ahead of their answers: uvicorn keeps them
+        if len(self.conn.trailing_data[0]) > MOST_AHEAD:  # uvicorn stores requests that arrive early
             self.transport.abort()
 
     def on_response_complete(self):
         cycle = self.cycle
         self._waiting = True
-        self._end_in(self.timeout_keep_alive + 5)  # by when even a close that waits for a slow reader has to be over
+        self._end_in(self.timeout_keep_alive + 5)  # a close may wait for a slow reader
         super().on_response_complete()
-        if self.cycle is not cycle:  # the next request had come already
+        if self.cycle is not cycle:  # the next request has already arrived
             self._waiting = False
             self._end_in(self.exchange_seconds)
 
@@ -181,14 +182,14 @@ class PatientProtocol(H11Protocol):
     def _give_up(self):
         between_requests = self.cycle is None or self.cycle.response_complete
         if between_requests and not self.transport.is_closing() and not self.transport.get_write_buffer_size():
-            self._say(408, f"the headers did not come within {self.header_seconds:g} seconds")
-            self.transport.close()  # the answer fits the system's buffer; what does not is dropped below
+            self._say(408, f"the headers did not arrive within {self.header_seconds:g} seconds: try again")
+            self.transport.close()  # sends the buffered answer first; the timer aborts a client that does not read it
             self._end_in(1)
         else:
             self.transport.abort()
 
     def _say(self, status, text, headers=b""):
-        """Write an answer below HTTP's own bookkeeping, which has no request to answer yet."""
+        """Write an answer to the connection directly, because there is no complete request to answer."""
         body = json.dumps({"detail": text}).encode()
         phrase = {408: b"Request Timeout", 503: b"Service Unavailable"}[status]
         self.transport.write(

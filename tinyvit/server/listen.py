@@ -1,4 +1,4 @@
-"""The server's socket, and the loop that serves an application on it."""
+"""The socket of the server, and the loop that serves an application on it."""
 
 import errno
 import ipaddress
@@ -11,21 +11,23 @@ from tinyvit.server.guard import PatientProtocol
 
 
 def listen(host, port):
-    """Return a socket that listens. Raises `ValueError` with what to do if it cannot."""
+    """Return a listening socket. Raise `ValueError` with what to do if the address cannot be used."""
     try:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         listener = socket.create_server((host, port), family=family, backlog=2048)
     except OSError as error:
         reason = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror or error
-        hint = " (give --port another number, or 0 for any)" if error.errno == errno.EADDRINUSE else ""
-        raise ValueError(f"cannot listen on {host}, port {port}: {reason}{hint}") from error
-    # Connections inherit this. With Nagle's algorithm every answer comes 40 ms late.
+        hint = "give another --port, or 0 for any free port"
+        if error.errno not in (errno.EADDRINUSE, errno.EACCES):
+            hint = "give the --host of this computer, such as 127.0.0.1"
+        raise ValueError(f"cannot listen on {host}, port {port} ({reason}): {hint}") from error
+    # Connections inherit this option. With Nagle's algorithm every answer would be 40 ms later.
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return listener
 
 
 def address_of(listener):
-    """Return the address to open in a browser on this computer."""
+    """Return the address of the page for a browser on this computer."""
     host, port = listener.getsockname()[:2]
     if ipaddress.ip_address(host).is_unspecified:
         host = "127.0.0.1"
@@ -33,12 +35,12 @@ def address_of(listener):
 
 
 def serve(app, listener):
-    """Serve `app` on a socket that listens, until Ctrl-C or SIGTERM."""
+    """Serve `app` on a listening socket until Ctrl-C or SIGTERM."""
     config = uvicorn.Config(
         app,
         http=PatientProtocol,
         ws="none",
-        log_level="error",  # a flood of bad requests fills no log
+        log_level="error",  # many bad requests must not fill a log
         access_log=False,
         server_header=False,
         proxy_headers=False,

@@ -1,7 +1,7 @@
-"""The model behind the page: a bounded queue of digits to read, and a thread that reads all that wait at once.
+"""The model behind the page: a bounded queue of digits, and a thread that reads all waiting digits as one batch.
 
-One digit takes the model 1 ms alone and 0.4 ms among sixteen. Digits that arrive while the model is at work wait for
-it, so the thread then takes all of them, up to a limit, as one batch. It never waits for a batch to fill.
+The model needs 1 ms for a single digit and 0.4 ms per digit of a batch of sixteen. Digits that arrive while the model
+computes wait in the queue. The thread then takes all of them, up to a limit. It never waits for a batch to fill.
 """
 
 import asyncio
@@ -18,8 +18,8 @@ from tinyvit.evaluate import rollout_of_attention
 from tinyvit.model import block_attention, vit_forward
 from tinyvit.ops import softmax_forward
 
-MOST_SECONDS = 8.0  # in the queue: less than the page waits (10) and a connection may take (20)
-DIGITS = 5  # of a probability or a share of attention, in an answer
+MOST_SECONDS = 8.0  # in the queue; less than the time limits of the page (10) and of a connection (20)
+DIGITS = 5  # decimal places of the numbers in an answer
 
 
 class Busy(Exception):
@@ -28,17 +28,16 @@ class Busy(Exception):
 
 @dataclass(eq=False)
 class Job:
-    """One digit to be read: how to prepare it, and the future that gets the answer."""
+    """A digit in the queue."""
 
-    prepare: object  # a function without arguments that returns a `Prepared`
+    prepare: object  # function without arguments that returns a `Prepared`
     answer: asyncio.Future
 
 
 class Reader:
-    """Reads digits for a web server, in the order in which they come.
+    """Reads digits for a web server in the order of their arrival. It is an asynchronous context manager.
 
-    model: a `VisionTransformer` on the CPU; most_at_once: digits per batch; most_waiting: digits in the queue, beyond
-    which `read` raises `Busy`. Use it as an asynchronous context: it owns a thread.
+    model: a `VisionTransformer` on the CPU; most_at_once: the largest batch; most_waiting: the length of the queue.
     """
 
     def __init__(self, model, most_at_once=16, most_waiting=256):
@@ -50,7 +49,7 @@ class Reader:
 
     async def __aenter__(self):
         self._exits = contextlib.ExitStack()
-        self._exits.enter_context(one_blas_thread())  # the second core is the server's own
+        self._exits.enter_context(one_blas_thread())  # the server uses the other cores
         self._pool = self._exits.enter_context(ThreadPoolExecutor(1, thread_name_prefix="reader"))
         self._came = asyncio.Event()
         self._task = asyncio.create_task(self._serve())
@@ -66,10 +65,9 @@ class Reader:
         self._exits.close()
 
     async def read(self, prepare):
-        """Return the answer, JSON in bytes as `describe` makes it, for what `prepare()` gives in the reader's thread.
+        """Return the answer for the digit of `prepare()`, which runs in the reader's thread, as JSON in bytes.
 
-        Raises `Busy` at once if the queue is full, or after `MOST_SECONDS`, and what `prepare` raises, `PictureError`
-        above all.
+        Raises `Busy` if the queue is full or after `MOST_SECONDS`, and every exception of `prepare`.
         """
         if len(self._jobs) >= self.most_waiting:
             raise Busy
@@ -89,16 +87,16 @@ class Reader:
             jobs = [self._jobs.popleft() for _ in range(count)]
             if not self._jobs:
                 self._came.clear()
-            jobs = [job for job in jobs if not job.answer.cancelled()]  # their clients have waited too long
+            jobs = [job for job in jobs if not job.answer.cancelled()]  # jobs in the queue for too long are cancelled
             if not jobs:
                 continue
             try:
                 answers = await loop.run_in_executor(self._pool, read_batch, self.model, [j.prepare for j in jobs])
-            except asyncio.CancelledError:  # the server stops
+            except asyncio.CancelledError:  # the server is stopping
                 for job in jobs:
                     job.answer.cancel()
                 raise
-            except Exception as error:  # every job gets an answer, and the next batch may work
+            except Exception as error:  # becomes the answer of every job, so that the next batch can follow
                 answers = [error] * len(jobs)
             for job, answer in zip(jobs, answers, strict=True):
                 if job.answer.done():
@@ -110,12 +108,12 @@ class Reader:
 
 
 def read_batch(model, preparations):
-    """Return for each function in `preparations` the answer to what it gives, JSON in bytes, or what it raised."""
+    """Return the answer, as JSON in bytes, for each function in `preparations`, or the exception that it raised."""
     answers = []
     for prepare in preparations:
         try:
             answers.append(prepare())
-        except Exception as error:  # a bad drawing or a bug affects one digit: the others are read
+        except Exception as error:  # affects this digit only
             answers.append(error)
     sound = [i for i, prepared in enumerate(answers) if not isinstance(prepared, Exception)]
     if sound:
@@ -124,17 +122,22 @@ def read_batch(model, preparations):
         probabilities, _ = softmax_forward(logits.astype(np.float64))
         blocks = block_attention(cache)
         rollout = rollout_of_attention(blocks)
-        asking = np.stack([weights[:, :, 0] for weights in blocks], axis=1)  # (B, depth, H, T): the class token's
+        attention = np.stack([weights[:, :, 0] for weights in blocks], axis=1)  # of the class token, (B, depth, H, T)
         for place, i in enumerate(sound):
-            answers[i] = describe(answers[i], probabilities[place], asking[place], rollout[place])
+            answers[i] = describe(
+                answers[i],
+                probabilities=probabilities[place],
+                attention=attention[place],
+                rollout=rollout[place],
+            )
     return answers
 
 
 def describe(prepared, probabilities, attention, rollout):
-    """Return one answer as JSON, in bytes.
+    """Return one answer as JSON in bytes.
 
-    prepared: `Prepared`; probabilities (classes,); attention (depth, H, T): how the class token shares its attention
-    between itself, which comes first, and the patches; rollout (N,).
+    prepared: `Prepared`; probabilities: (classes,); attention: (depth, H, T), of the class token to itself and to the
+    patches; rollout: (N,).
     """
     left, top, side = prepared.frame
     return json.dumps(
