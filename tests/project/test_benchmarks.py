@@ -27,9 +27,9 @@ pytestmark = pytest.mark.extended
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "benchmarks"))
-peers, turns, scaling, inference, time_to_accuracy, floors, gpu, gpu_work, readme = (
+peers, turns, scaling, inference, time_to_accuracy, floors, gpu, gpu_work, tables = (
     importlib.import_module(name)
-    for name in ["peers", "turns", "scaling", "inference", "time_to_accuracy", "floors", "gpu", "gpu_work", "readme"]
+    for name in ["peers", "turns", "scaling", "inference", "time_to_accuracy", "floors", "gpu", "gpu_work", "tables"]
 )
 
 TINY = ViTConfig(image_size=8, patch_size=4, width=12, depth=2, heads=3, mlp_width=20, classes=4)
@@ -673,14 +673,14 @@ def test_a_floor_needs_both_ceilings():
     assert gpu.floor(attention, "tf32", {"copy": 5, "float32": 25, "tf32": "CUBLASError"}) == (4, "operations")
 
 
-def test_the_readme_says_what_a_card_did_or_that_none_was_asked():
-    table = readme.gpu_table(made_up())
+def test_the_results_say_what_a_card_did_or_that_none_was_asked():
+    table = tables.gpu_table(made_up())
     assert "| batch 64, float32 | 2.5 s | **0.200 ms** | 11.00x (9.90-12.10) |" in table
     assert "| batch 256, bfloat16 | | failed | " in table
     assert "not there" in table
     assert "NVIDIA Made-Up" in table
     assert "driver 580.1" in table
-    assert "not measured on a real card yet" in readme.gpu_table(None)
+    assert "not measured on a real card yet" in tables.gpu_table(None)
 
 
 def test_torch_on_its_way_to_a_gpu_trains_as_on_a_cpu():

@@ -339,3 +339,15 @@ def test_every_page_of_docs_is_linked_from_an_index():
         if Path(page).name != "index.md":
             index = (ROOT / page).parent / "index.md"
             assert f"({Path(page).name})" in index.read_text(encoding="utf-8"), page
+
+
+def test_links_for_a_package_index_are_absolute():
+    spec = importlib.util.spec_from_file_location("tinyvit_setup", ROOT / "setup.py")
+    setup = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(setup)
+    text = setup.absolute_links(README, "https://example.org/blob/v1")
+    targets = re.findall(r"\]\(([^)]+)\)", text)
+    assert targets
+    assert all(target.startswith("https://") for target in targets)
+    assert "](https://example.org/blob/v1/tinyvit/reference.py)" in text
+    assert "](https://example.org/blob/v1/benchmarks/results/learning_and_looking.png?raw=true)" in text
