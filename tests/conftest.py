@@ -1,22 +1,19 @@
-"""What every test may use: the devices, Hypothesis's settings, and one BLAS thread."""
-
-import sys
+"""Fixtures of all tests: the devices, the settings of Hypothesis, and one BLAS thread."""
 
 import emulate
 import numpy as np
 import pytest
-import strict_cupy
+from devices import make_backend, select_gpu_tests
 from hypothesis import HealthCheck, settings
 from threadpoolctl import threadpool_limits
 
 from tinyvit.backend import Backend
-from tinyvit.gpu import DeviceError, get_backend
 
 settings.register_profile(
     "tinyvit",
-    derandomize=True,  # the same examples in every run: a failure can be repeated by running again
-    deadline=None,  # a shared machine is slow at times, which is no defect
-    # slow data is the machine's too; and the fixture `backend` is the same object for every example
+    derandomize=True,  # every run uses the same examples, so a failure repeats
+    deadline=None,  # a shared machine is slow at times, which is no defect of the code
+    # A busy machine also draws data slowly. The fixture `backend` is the same object for every example.
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
 settings.load_profile("tinyvit")
@@ -27,19 +24,13 @@ def pytest_addoption(parser):
         "--device",
         choices=("cpu", "gpu"),
         default="cpu",
-        help="gpu: run the tests with the fixture `backend` or `accelerator` on CuPy and a GPU, "
-        "and only these unless -m says otherwise",
+        help="gpu: run the tests that have the fixture `backend` or `accelerator` on CuPy and a GPU; "
+        "select only these unless -m is given",
     )
 
 
 def pytest_configure(config):
-    if config.getoption("--device") == "gpu":
-        try:
-            get_backend("gpu")
-        except DeviceError as error:
-            raise pytest.UsageError(f"--device gpu: {error}") from error
-        if config.option.markexpr == "not extended":  # the default, which setup.cfg gives
-            config.option.markexpr = "gpu"
+    select_gpu_tests(config)
 
 
 def pytest_generate_tests(metafunc):
@@ -50,9 +41,9 @@ def pytest_generate_tests(metafunc):
         metafunc.parametrize("backend", ["cpu", *accelerators], indirect=True)
 
 
-@pytest.hookimpl(tryfirst=True)  # before `-m` chooses
+@pytest.hookimpl(tryfirst=True)  # the marker must be set before `-m` selects
 def pytest_collection_modifyitems(items):
-    """Mark as `gpu` every test that runs on the GPU itself."""
+    """Mark every test that runs on a GPU as `gpu`."""
     for item in items:
         parameters = item.callspec.params if hasattr(item, "callspec") else {}
         if "gpu" in (parameters.get("backend"), parameters.get("accelerator")):
@@ -61,54 +52,38 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(scope="session", autouse=True)
 def one_blas_thread():
-    """Sums in an order that does not depend on how many cores the machine has."""
+    """Use one BLAS thread, so that the order of sums does not depend on the number of cores."""
     with threadpool_limits(limits=1, user_api="blas"):
         yield
 
 
-def make_backend(name, monkeypatch):
-    """Return the backend "cpu", "strict" (the stand-in, which `import cupy` then gives) or "gpu"."""
-    if name == "cpu":
-        return Backend("cpu", np)
-    if name == "strict":
-        for module, stand_in in strict_cupy.modules.items():
-            monkeypatch.setitem(sys.modules, module, stand_in)
-    return get_backend("gpu")
-
-
 @pytest.fixture
 def strict_gpu(monkeypatch):
-    """The backend "gpu" on the strict stand-in for CuPy, which `import cupy` gives until the test ends."""
+    """Return the backend "gpu" on the strict stand-in for CuPy, which `import cupy` returns during the test."""
     return make_backend("strict", monkeypatch)
 
 
 @pytest.fixture
 def backend(request, monkeypatch):
-    """Every backend in turn: the CPU, the strict stand-in, and the GPU itself under `--device gpu`."""
+    """Return each backend in turn: the CPU, the strict stand-in and, under `--device gpu`, the GPU."""
     return make_backend(request.param, monkeypatch)
 
 
 @pytest.fixture
 def accelerator(request, monkeypatch):
-    """Every backend but the CPU in turn: what is compared with NumPy."""
+    """Return each backend except the CPU in turn, to compare with NumPy."""
     return make_backend(request.param, monkeypatch)
 
 
 @pytest.fixture
 def sanitizers():
-    """Skip the test where the compiler's sanitizers are not installed, or may not run."""
+    """Skip the test if the compiler's sanitizers are missing or cannot run."""
     for sanitizer in ("thread", "address"):
         if reason := emulate.why_not_under(sanitizer):
             pytest.skip(reason)
 
 
-def to_device(backend, *arrays):
-    """Return the NumPy arrays on the backend's device: one as it is, several as a tuple."""
-    moved = tuple(backend.asarray(array) for array in arrays)
-    return moved[0] if len(moved) == 1 else moved
-
-
 @pytest.fixture
 def cpu():
-    """The backend "cpu", to compare with."""
+    """Return the backend "cpu", to compare with."""
     return Backend("cpu", np)

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from conftest import to_device
+from devices import to_device
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.ndimage import affine_transform

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from conftest import to_device
+from devices import to_device
 from strict_cupy import no_synchronisation
 
 from tinyvit.data.augment import Augmentation

@@ -6,7 +6,7 @@ from types import ModuleType, SimpleNamespace
 import numpy as np
 import pytest
 import strict_cupy
-from conftest import pytest_configure
+from devices import select_gpu_tests
 
 from tinyvit.backend import CPU, Backend
 from tinyvit.gpu import DeviceError, get_backend
@@ -92,4 +92,4 @@ def test_device_gpu_without_one_says_so(pytestconfig):
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(sys.modules, "cupy", None)
         with pytest.raises(pytest.UsageError, match=r"--device gpu: .*pip install"):
-            pytest_configure(asked)
+            select_gpu_tests(asked)

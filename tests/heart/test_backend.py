@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import scipy.special
 import strict_cupy
-from conftest import make_backend, to_device
+from devices import make_backend, to_device
 
 from tinyvit.backend import CPU, Backend, array_module, erf, to_host
 from tinyvit.memory import Workspace, empty, empty_like, matmul, ones

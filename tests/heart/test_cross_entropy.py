@@ -1,13 +1,13 @@
-"""Softmax cross-entropy, with and without label smoothing."""
+"""Softmax cross-entropy of labels and of probabilities, with and without label smoothing."""
 
 import numpy as np
 import pytest
 import scipy.special
 import sklearn.metrics
-from conftest import to_device
-from hypothesis import example, given
+from devices import to_device
+from hypothesis import given
 from hypothesis import strategies as st
-from strategies import SHAPES, VALUES, assert_float32_agrees, assert_gradients_right, normal, seeds
+from strategies import SHAPES, VALUES, normal, seeds
 from strict_cupy import no_synchronisation
 
 from tinyvit.backend import to_host
@@ -23,22 +23,11 @@ def draw(seed, size):
     return 3 * normal(seed, size), np.random.default_rng(seed).integers(0, size[1], size[0])
 
 
-@SHAPES
-@given(sizes, smoothings, seeds)
-@example((1, 1), 0.0, 0)
-@example((3, 10), 0.1, 0)
-def test_gradient(size, smoothing, seed):
-    logits, labels = draw(seed, size)
-    assert_gradients_right(
-        lambda x: cross_entropy_forward(x, labels, smoothing), cross_entropy_backward, [logits]
-    )
-
-
 @pytest.mark.parametrize(
     "wrong",
     [
-        lambda dloss, cache: (cache[0] - cache[1]) * dloss,  # the sum, not the mean
-        lambda dloss, cache: (cache[0] - cache[1]) / 3,  # what arrives is ignored
+        lambda dloss, cache: (cache[0] - cache[1]) * dloss,  # of the sum in place of the mean
+        lambda dloss, cache: (cache[0] - cache[1]) / 3,  # dloss is ignored
         lambda dloss, cache: cache[0] * dloss / 3,  # the target is ignored
     ],
 )
@@ -88,28 +77,18 @@ def test_the_rows_of_the_gradient_sum_to_zero():
 def test_huge_logits_give_a_finite_loss_and_gradient(dtype):
     logits = np.array([[1e4, 0, -1e4], [1e4, 0, -1e4]], dtype)
     loss, cache = cross_entropy_forward(logits, np.array([0, 2]))
-    assert loss == 1e4  # nothing for the first, 20,000 for the second
+    assert loss == 1e4  # 0 for the first image, 20,000 for the second
     np.testing.assert_array_equal(cross_entropy_backward(1.0, cache), dtype([[0, 0, 0], [0.5, 0, -0.5]]))
 
 
-def test_even_logits_cost_the_logarithm_of_the_number_of_classes():
+def test_the_loss_of_equal_logits_is_the_logarithm_of_the_number_of_classes():
     assert cross_entropy_forward(np.zeros((4, 10)), np.arange(4))[0] == pytest.approx(np.log(10), rel=1e-14)
 
 
 @pytest.mark.parametrize("kind", [np.uint8, np.int32, np.int64])
-def test_labels_of_any_whole_number_type(kind):
+def test_labels_of_any_integer_dtype(kind):
     logits, labels = draw(0, (4, 6))
     assert cross_entropy_forward(logits, labels.astype(kind))[0] == cross_entropy_forward(logits, labels)[0]
-
-
-def test_float32_agrees_with_float64():
-    logits, labels = draw(0, (5, 6))
-
-    def both(logits):
-        loss, cache = cross_entropy_forward(logits, labels, 0.1)
-        return loss, cross_entropy_backward(np.float32(0.7), cache)
-
-    assert_float32_agrees(both, [logits], tolerance=1e-6)
 
 
 WRONG_LABELS = pytest.mark.parametrize("wrong", [-1, 6, 255, 2.5])
@@ -125,7 +104,7 @@ def test_a_label_out_of_range_raises(wrong):
 
 
 @WRONG_LABELS
-def test_a_label_out_of_range_is_no_number_on_a_device_which_is_not_waited_for(accelerator, wrong):
+def test_a_label_out_of_range_gives_nan_on_a_device_without_a_wait(accelerator, wrong):
     logits, labels = draw(0, (4, 6))
     labels = labels.astype(np.float64 if wrong == 2.5 else np.int64)
     labels[2] = wrong
@@ -146,19 +125,9 @@ def test_shapes_that_do_not_fit_are_refused(logits, labels):
 
 
 def draw_probabilities(seed, size):
-    """Draw logits, and probabilities to compare them with."""
+    """Draw logits and target probabilities."""
     first, second = normal(seed, size, size)
     return 3 * first, scipy.special.softmax(second, axis=1)
-
-
-@SHAPES
-@given(sizes, smoothings, seeds)
-@example((1, 1), 0.0, 0)
-def test_gradient_for_probabilities(size, smoothing, seed):
-    logits, targets = draw_probabilities(seed, size)
-    assert_gradients_right(
-        lambda x: cross_entropy_forward(x, targets, smoothing), cross_entropy_backward, [logits]
-    )
 
 
 @VALUES
@@ -185,6 +154,6 @@ def test_one_hot_probabilities_are_labels(backend):
 
 
 @pytest.mark.parametrize("wrong", [[0.5, 0.6, 0.0], [1.2, -0.2, 0.0], [0.0, 0.0, 0.0], [np.nan, 0.5, 0.5]])
-def test_probabilities_that_are_none_are_refused(wrong):
+def test_invalid_probabilities_are_refused(wrong):
     with pytest.raises(ValueError, match="at least 0 and sum to 1"):
         cross_entropy_forward(np.zeros((2, 3)), np.array([[0.2, 0.3, 0.5], wrong]))

@@ -1,11 +1,14 @@
-"""A device computes what NumPy computes: every operation and its gradients, the model, and a training step.
+"""A device gives the results of NumPy: the model, the optimiser, the data and a training step.
 
-Here the device is the strict stand-in for CuPy, and under `--device gpu` CuPy itself as well.
+The device is the strict stand-in for CuPy and, under `--device gpu`, also CuPy. `test_operations.py` compares the
+operations; only what its table lacks is here.
 """
 
 import numpy as np
 import pytest
-from conftest import to_device
+from devices import assert_agree, assert_device_agrees, to_device
+from operations import MEDIUM, OPERATIONS, out_and_gradients
+from strategies import random_parameters
 from strict_cupy import SynchronisationError, no_synchronisation
 
 from tinyvit import ops
@@ -14,144 +17,18 @@ from tinyvit.classifier import VisionTransformer
 from tinyvit.data.augment import Augmentation, warp
 from tinyvit.data.batches import Epoch
 from tinyvit.gpu import get_backend
-from tinyvit.memory import Workspace
 from tinyvit.model import ViTConfig, block_attention, vit_backward_to_images, vit_forward
 from tinyvit.optim import Adam, ExponentialMovingAverage, clip_by_global_norm, matrices_only
-from tinyvit.parameters import Parameters
 from tinyvit.training import ParallelGradient
 
-TOLERANCE = {np.dtype(np.float64): 1e-12, np.dtype(np.float32): 1e-5}
 DTYPES = pytest.mark.parametrize("dtype", [np.float32, np.float64])
 CONFIG = ViTConfig(image_size=8, patch_size=4, width=12, depth=2, heads=3, mlp_width=10, classes=5)
 EVERYTHING = Augmentation(rotation=20, scale=0.2, shear=10, shift=1.5, flip=0.3)
 
 
-def leaves(result):
-    """Every array in nested tuples, lists and `Parameters`, in order."""
-    if isinstance(result, Parameters):
-        return [result.flat]
-    if isinstance(result, tuple | list):
-        return [leaf for part in result for leaf in leaves(part)]
-    return [result]
-
-
-def assert_agree(got, expected, xp, tolerance=None):
-    """`got` lies on the device and equals `expected`, NumPy's, in shape, dtype and values."""
-    got, expected = leaves(got), leaves(expected)
-    assert len(got) == len(expected) > 0
-    for mine, theirs in zip(got, expected, strict=True):
-        assert isinstance(mine, xp.ndarray)
-        assert (mine.shape, mine.dtype) == (np.shape(theirs), theirs.dtype)
-        if theirs.dtype.kind != "f":
-            np.testing.assert_array_equal(to_host(mine), theirs)
-            continue
-        allowed = tolerance or TOLERANCE[theirs.dtype]
-        scale = max(1.0, float(np.abs(theirs).max(initial=0)))
-        assert np.isfinite(theirs).all()
-        np.testing.assert_allclose(to_host(mine), theirs, rtol=0, atol=allowed * scale)
-
-
-def compare(backend, function, *arrays):
-    """Run `function` with NumPy arrays and with device arrays, also in a workspace, and compare it all."""
-    expected = function(*arrays)
-    moved = [backend.asarray(array) for array in arrays]
-    with no_synchronisation():
-        got = function(*moved)
-    assert_agree(got, expected, backend.xp)
-    workspace = Workspace()
-    for _ in range(2):
-        with workspace, no_synchronisation():
-            got = function(*moved)
-    assert_agree(got, expected, backend.xp)
-    for array, before in zip(moved, arrays, strict=True):
-        np.testing.assert_array_equal(to_host(array), before)
-
-
 def normal(dtype, *shapes):
     rng = np.random.default_rng(len(shapes))
     return [rng.standard_normal(shape).astype(dtype) for shape in shapes]
-
-
-def linear(x, w, b, dout):
-    out, cache = ops.linear_forward(x, w, b)
-    return out, ops.linear_backward(dout, cache)
-
-
-def layer_norm(x, w, b, dout):
-    out, cache = ops.layer_norm_forward(x, w, b)
-    return out, ops.layer_norm_backward(dout, cache)
-
-
-def gelu(x, dout):
-    out, cache = ops.gelu_forward(x)
-    return out, ops.gelu_backward(dout, cache)
-
-
-def gelu_tanh(x, dout):
-    out, cache = ops.gelu_tanh_forward(x)
-    return out, ops.gelu_backward(dout, cache)
-
-
-def softmax(x, dout):
-    out, cache = ops.softmax_forward(x)
-    return out, ops.softmax_backward(dout, cache)
-
-
-def attention(q, k, v, dout):
-    out, cache = ops.attention_forward(q, k, v)
-    return out, ops.attention_backward(dout, cache)
-
-
-def multi_head(heads):
-    def function(x, w_qkv, b_qkv, w_out, b_out, dout):
-        out, cache = ops.multi_head_attention_forward(x, w_qkv, b_qkv, w_out, b_out, heads)
-        return out, cache.attention.weights, ops.multi_head_attention_backward(dout, cache)
-
-    return function
-
-
-def class_only(heads):
-    def function(x, w_qkv, b_qkv, w_out, b_out, dout):
-        out, cache = ops.class_attention_forward(x, w_qkv, b_qkv, w_out, b_out, heads)
-        return out, cache.attention.weights, ops.class_attention_backward(dout, cache)
-
-    return function
-
-
-def of_transposed(function):
-    """The same, on operands that lie in memory the other way round."""
-    return lambda x, dout: function(x.swapaxes(0, -1), dout.swapaxes(0, -1))
-
-
-def multi_head_shapes(batch, tokens, width, asking):
-    weights = [(width, 3 * width), (3 * width,), (width, width), (width,)]
-    return [(batch, tokens, width), *weights, (batch, asking, width)]
-
-
-OPERATIONS = {
-    "linear": (linear, [(2, 3, 5), (5, 4), (4,), (2, 3, 4)]),
-    "linear of one row": (linear, [(1, 5), (5, 1), (1,), (1, 1)]),
-    "layer norm": (layer_norm, [(2, 3, 6), (6,), (6,), (2, 3, 6)]),
-    "layer norm of rows": (layer_norm, [(1, 5), (5,), (5,), (1, 5)]),
-    "gelu": (gelu, [(3, 4, 5), (3, 4, 5)]),
-    "gelu of a transposed array": (of_transposed(gelu), [(3, 4, 5), (3, 4, 5)]),
-    "gelu tanh": (gelu_tanh, [(3, 4, 5), (3, 4, 5)]),
-    "softmax": (softmax, [(2, 3, 4), (2, 3, 4)]),
-    "softmax of a transposed array": (of_transposed(softmax), [(2, 3, 4), (2, 3, 4)]),
-    "attention": (attention, [(2, 2, 3, 4), (2, 2, 5, 4), (2, 2, 5, 4), (2, 2, 3, 4)]),
-    "attention to one token": (attention, [(1, 1, 1, 2), (1, 1, 1, 2), (1, 1, 1, 2), (1, 1, 1, 2)]),
-    "multi-head": (multi_head(3), multi_head_shapes(2, 5, 6, 5)),
-    "multi-head, one head": (multi_head(1), multi_head_shapes(1, 3, 4, 3)),
-    "class attention": (class_only(2), multi_head_shapes(2, 5, 6, 1)),
-    "class attention, one image, one token": (class_only(2), multi_head_shapes(1, 1, 4, 1)),
-}
-
-
-@DTYPES
-@pytest.mark.parametrize("name", OPERATIONS)
-def test_operations(accelerator, name, dtype):
-    function, shapes = OPERATIONS[name]
-    compare(accelerator, function, *normal(dtype, *shapes))
 
 
 def images_of(kind, count=3, side=8):
@@ -162,27 +39,23 @@ def images_of(kind, count=3, side=8):
 
 @DTYPES
 @pytest.mark.parametrize("kind", [np.uint8, np.float32, np.float64])
-def test_patch_embedding(accelerator, kind, dtype):
-    def function(images, w, b, class_token, positions, dout):
-        out, cache = ops.patch_embedding_forward(images, w, b, class_token, positions, 4, 0.13, 0.31)
-        return out, ops.patch_embedding_backward(dout, cache)
+def test_images_and_weights_of_different_dtypes(accelerator, kind, dtype):
+    operation = OPERATIONS["patch_embedding"]
+    (_, *weights), side, dout = operation.draw(MEDIUM._replace(down=4, across=4), 0, dtype)
 
-    arrays = normal(dtype, (16, 6), (6,), (6,), (5, 6), (3, 5, 6))
-    compare(accelerator, function, images_of(kind), *arrays)
+    def function(dout, *arrays):
+        return out_and_gradients(operation.pair("ops"), arrays, side, dout)
+
+    assert_device_agrees(accelerator, function, dout, images_of(kind, count=4), *weights)
 
 
-def test_patches_and_back(accelerator):
-    def function(images):
-        patches = ops.patches_forward(images, 4)
-        return patches, ops.patches_backward(patches, images.shape)
-
-    compare(accelerator, function, images_of(np.uint8))
-    compare(accelerator, function, images_of(np.float32))
+def test_patches_of_bytes(accelerator):
+    assert_device_agrees(accelerator, lambda images: ops.patches_forward(images, 4), images_of(np.uint8))
 
 
 @DTYPES
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
-def test_cross_entropy(accelerator, smoothing, dtype):
+def test_cross_entropy_with_a_number_as_dloss(accelerator, smoothing, dtype):
     def function(logits, labels):
         loss, cache = ops.cross_entropy_forward(logits, labels, smoothing)
         assert loss.shape == ()
@@ -190,14 +63,7 @@ def test_cross_entropy(accelerator, smoothing, dtype):
 
     (logits,) = normal(dtype, (4, 5))
     for labels in (np.array([0, 4, 2, 2]), np.array([0, 4, 2, 2], np.uint8)):
-        compare(accelerator, function, logits * 10, labels)
-
-
-def random_parameters(dtype):
-    """Every parameter random: zeros and ones at the start of training hide mistakes."""
-    shapes = CONFIG.shapes()
-    size = sum(int(np.prod(shape)) for shape in shapes.values())
-    return Parameters(shapes, (0.3 * np.random.default_rng(2).standard_normal(size)).astype(dtype))
+        assert_device_agrees(accelerator, function, logits * 10, labels)
 
 
 @DTYPES
@@ -205,18 +71,18 @@ def random_parameters(dtype):
 @pytest.mark.parametrize("gelu", ["erf", "tanh"])
 def test_model(accelerator, gelu, kind, dtype):
     config = ViTConfig(**{**CONFIG.as_dict(), "gelu": gelu})
-    parameters = random_parameters(dtype)
+    parameters = random_parameters(CONFIG, dtype=dtype)
 
     def function(images, flat, dlogits):
         logits, cache = vit_forward(images, parameters.with_flat(flat), config)
         return logits, block_attention(cache), vit_backward_to_images(dlogits, cache)
 
-    compare(accelerator, function, images_of(kind), parameters.flat, *normal(dtype, (3, 5)))
+    assert_device_agrees(accelerator, function, images_of(kind), parameters.flat, *normal(dtype, (3, 5)))
 
 
 @pytest.mark.parametrize("kind", [np.uint8, np.float32])
 def test_model_to_use(accelerator, kind):
-    parameters, images = random_parameters(np.float32), images_of(kind)
+    parameters, images = random_parameters(CONFIG, dtype=np.float32), images_of(kind)
     model = VisionTransformer(CONFIG, parameters)
     there = VisionTransformer(CONFIG, parameters.with_flat(accelerator.asarray(parameters.flat)))
     for name in ("logits", "predict_proba", "predict"):
@@ -225,15 +91,15 @@ def test_model_to_use(accelerator, kind):
         np.testing.assert_allclose(got, getattr(model, name)(images), atol=1e-4)
 
 
-def test_model_to_use_with_images_of_the_host(strict_gpu):
-    parameters = random_parameters(np.float32)
+def test_model_to_use_with_images_on_the_host(strict_gpu):
+    parameters = random_parameters(CONFIG, dtype=np.float32)
     model = VisionTransformer(CONFIG, parameters.with_flat(strict_gpu.asarray(parameters.flat)))
     model.predict(images_of(np.uint8))
 
 
 @DTYPES
 def test_adam(accelerator, dtype):
-    parameters = random_parameters(dtype)
+    parameters = random_parameters(CONFIG, dtype=dtype)
 
     def function(flat, *gradients):
         flat = flat.copy()
@@ -243,7 +109,7 @@ def test_adam(accelerator, dtype):
         return flat, adam.first_moment, adam.second_moment
 
     size = parameters.flat.size
-    compare(accelerator, function, parameters.flat, *normal(dtype, (size,), (size,), (size,)))
+    assert_device_agrees(accelerator, function, parameters.flat, *normal(dtype, (size,), (size,), (size,)))
 
 
 @DTYPES
@@ -259,17 +125,17 @@ def test_clipping_and_averaging(accelerator, limit, dtype):
         averaged.step(flat)
         return averaged.average
 
-    compare(accelerator, clip, *normal(dtype, (30,)))
-    compare(accelerator, clip, np.zeros(30, dtype))
-    compare(accelerator, average, *normal(dtype, (30,), (30,)))
+    assert_device_agrees(accelerator, clip, *normal(dtype, (30,)))
+    assert_device_agrees(accelerator, clip, np.zeros(30, dtype))
+    assert_device_agrees(accelerator, average, *normal(dtype, (30,), (30,)))
 
 
 def test_warp(accelerator):
     images = images_of(np.uint8, count=7)
     maps = EVERYTHING.draw(np.random.default_rng(3), 7)
-    compare(accelerator, warp, images, maps)
-    compare(accelerator, warp, images, maps * 50)  # far outside
-    compare(accelerator, warp, images[:1], maps[:1])
+    assert_device_agrees(accelerator, warp, images, maps)
+    assert_device_agrees(accelerator, warp, images, maps * 50)  # pixels far outside the image
+    assert_device_agrees(accelerator, warp, images[:1], maps[:1])
 
 
 def data(count=40):
@@ -291,8 +157,8 @@ def test_epoch(accelerator, augmentation):
 
 
 def train(backend, dtype, steps=3, augmentation=None):
-    """Take a few whole steps and return all that they leave behind, without once waiting for the device."""
-    parameters = random_parameters(dtype)
+    """Take a few training steps without waiting for the device, and return their results."""
+    parameters = random_parameters(CONFIG, dtype=dtype)
     parameters = parameters.with_flat(backend.asarray(parameters.flat))
     adam = Adam(parameters.flat, weight_decay=0.1, decayed=matrices_only(parameters))
     average = ExponentialMovingAverage(parameters.flat)
@@ -310,7 +176,7 @@ def train(backend, dtype, steps=3, augmentation=None):
 
 def test_parallel_gradient(accelerator):
     def gradient(backend):
-        parameters = random_parameters(np.float64)
+        parameters = random_parameters(CONFIG)
         parameters = parameters.with_flat(backend.asarray(parameters.flat))
         with ParallelGradient(CONFIG, 1, chunk_size=16) as gradient_of:
             return gradient_of(parameters, *epoch(backend).batch(3, 40))
@@ -319,7 +185,7 @@ def test_parallel_gradient(accelerator):
 
 
 def test_a_gpu_needs_one_worker(accelerator):
-    parameters = random_parameters(np.float32)
+    parameters = random_parameters(CONFIG, dtype=np.float32)
     parameters = parameters.with_flat(accelerator.asarray(parameters.flat))
     with ParallelGradient(CONFIG, 2) as gradient_of, pytest.raises(ValueError, match="needs one worker, not 2"):
         gradient_of(parameters, *epoch(accelerator).batch(0, 10))
@@ -334,7 +200,7 @@ def test_a_training_step_never_waits_for_the_device(strict_gpu):
     train(strict_gpu, np.float32, augmentation=EVERYTHING)
 
 
-# the comparison can fail
+# ---- the comparison can fail ----
 
 
 def test_a_wait_in_a_training_step_is_seen(strict_gpu, monkeypatch):
@@ -352,7 +218,7 @@ def test_a_wait_in_a_training_step_is_seen(strict_gpu, monkeypatch):
         lambda xp, x: x * np.ones(3),  # a host array
         lambda xp, x: x.astype(np.float32),
         lambda xp, x: x.sum(axis=0),
-        lambda xp, x: xp.empty_like(x),  # memory nobody wrote
+        lambda xp, x: xp.empty_like(x),  # uninitialised memory
         lambda xp, x: x.T.reshape(-1).reshape(3, 2).T if float(x[0, 0]) else x,  # a wait
         lambda xp, x: to_host(x),  # a result on the host
         lambda xp, x: xp.add(x, 1, out=x) - 1,  # an argument overwritten
@@ -363,4 +229,4 @@ def test_damage_is_seen(strict_gpu, damage):
         return x * 1 if isinstance(x, np.ndarray) else damage(strict_gpu.xp, x)
 
     with pytest.raises((AssertionError, TypeError)):
-        compare(strict_gpu, function, np.arange(6.0).reshape(2, 3))
+        assert_device_agrees(strict_gpu, function, np.arange(6.0).reshape(2, 3))

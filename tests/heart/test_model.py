@@ -242,8 +242,7 @@ def test_attention_of_every_block_can_be_read():
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_a_workspace_changes_nothing(dtype):
-    parameters = random_parameters(MIDDLE)
-    parameters = parameters.with_flat(parameters.flat.astype(dtype))
+    parameters = random_parameters(MIDDLE, dtype=dtype)
     images, dlogits = random_images(MIDDLE, 3), normal(1, (3, 4), dtype=dtype)
 
     def compute():

@@ -1,12 +1,12 @@
-"""Damage each backward pass in every small way there is: the gradient check must see each of them.
+"""Damage every backward pass in many small ways. The gradient check must see each of them.
 
-A check that nothing can fail proves nothing. Here every function below is rewritten, one change at a time: a
-statement left out, a sign turned, a factor dropped, an axis exchanged, a number doubled, gradients swapped. Each
-mutant must raise, or give a gradient that central differences contradict. Buffers are full of not-a-number before
-they are written, so that a mutant which forgets to write is seen for certain, and not only on an unlucky day.
+A check that cannot fail proves nothing. This file rewrites the functions in `TARGETS` with one change at a time: it
+removes a statement, turns a sign, drops a factor, exchanges an axis, doubles a number or swaps two gradients. Each
+mutant must raise an error or give a gradient that differs from central differences. Buffers are full of NaN before
+they are written, so that a mutant that does not write is always seen.
 
-The few that change nothing are in `EQUIVALENT`, each with its reason. They are named by the function and by the
-expression that the changed statement computes, so that code may move and variables may be renamed around it.
+A few mutants compute the same as the original. `EQUIVALENT` lists them with reasons. It names them by the function
+and by the expression that the changed statement computes, so that code may move and variables may be renamed.
 """
 
 import ast
@@ -19,6 +19,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
+from operations import MEDIUM, OPERATIONS, in_places, with_constants
 from strategies import TOLERANCE, PoisonedWorkspace, normal, plain_adam
 
 from tinyvit import optim
@@ -26,7 +27,7 @@ from tinyvit.gradcheck import analytical_gradients, numerical_gradients, relativ
 from tinyvit.model import ViTConfig
 from tinyvit.parameters import Parameters
 
-SEEN = 1e-4  # a mutant's error must be above; that of the function itself is below TOLERANCE
+SEEN = 1e-4  # the error of a mutant must exceed this; the error of the original is below TOLERANCE
 ONE = ast.Constant(1)
 
 
@@ -38,9 +39,9 @@ def parse(function):
 
 
 def places(tree):
-    """Yield (node, field, index), the statement or expression that is there, and the statement it belongs to."""
+    """Yield (node, field, index), the statement or expression at this place, and the statement it belongs to."""
     owner = {}
-    for statement in ast.walk(tree):  # from the outside in, so that the innermost statement has the last word
+    for statement in ast.walk(tree):  # outer statements come first, so that the innermost one remains
         if isinstance(statement, ast.stmt):
             owner.update(dict.fromkeys(ast.walk(statement), statement))
     for node in ast.walk(tree):
@@ -51,7 +52,7 @@ def places(tree):
 
 
 def replacements(child):
-    """Yield (what was done, the new node) for all that can be done to one statement or expression."""
+    """Yield (description, new node) for every change of one statement or expression."""
     match child:
         case ast.Assign() | ast.AugAssign() | ast.Expr():
             yield "left out", ast.Pass()
@@ -66,13 +67,13 @@ def replacements(child):
         case ast.Return(ast.expr() as value):
             yield "zeros for", ast.Return(ast.BinOp(value, ast.Mult(), ast.Constant(0)))
 
-    match child:  # where a gradient goes is an argument that may be left out
+    match child:  # the arrays that receive gradients are arguments that may be left out
         case ast.Call(_, arguments, keywords):
             for i, argument in enumerate(arguments):
                 if i >= 2 or isinstance(argument, ast.Starred):
                     yield f"no {ast.unparse(argument)} in", call(child, args=[*arguments[:i], *arguments[i + 1 :]])
             for i, keyword in enumerate(keywords):
-                if keyword.arg == "out":  # mostly a buffer: without it the result is a new array, and right
+                if keyword.arg == "out":  # mostly a buffer, without which the result is a new and correct array
                     continue
                 yield f"no {keyword.arg} in", call(child, keywords=[*keywords[:i], *keywords[i + 1 :]])
 
@@ -123,9 +124,9 @@ def replacements(child):
 
 
 def other_variables(node, child, tree):
-    """Yield every other variable of the function for one that is an operand or an argument."""
+    """Yield every other variable of the function in the place of an operand or argument."""
     match node:
-        case ast.Call(ast.Name("array_module" | "len" | "empty_like")):  # what is as long, as large, does as well
+        case ast.Call(ast.Name("array_module" | "len" | "empty_like")):  # any array of the same size does
             return
         case ast.BinOp() | ast.AugAssign() | ast.Call():
             if not isinstance(child, ast.Name) or not isinstance(child.ctx, ast.Load):
@@ -160,7 +161,7 @@ def call(node, **changes):
 
 
 def computed(statement):
-    """Return the expression that a statement computes, as text: without the variable that gets the value."""
+    """Return the expression that a statement computes, as text without the assigned variable."""
     match statement:
         case ast.AugAssign(target, operator, value):
             return ast.unparse(ast.BinOp(target, operator, value))
@@ -172,7 +173,7 @@ def computed(statement):
 
 
 def mutants(function):
-    """Yield (description, source) of every function that one change below its docstring makes of `function`."""
+    """Yield (description, source) of every version of `function` with one change below its docstring."""
     tree = parse(function)
     docstring = tree.body[0]
     first_line = docstring.end_lineno if isinstance(docstring, ast.Expr) else docstring.lineno - 1
@@ -191,91 +192,31 @@ def mutants(function):
             if source not in seen:
                 seen.add(source)
                 description = f"{what} {place}"
-                named[description] += 1  # a second mutant of the same name gets a number: no entry excuses two
+                named[description] += 1  # numbered, so that no entry of `EQUIVALENT` covers two mutants
                 number = f" ({named[description]})" if named[description] > 1 else ""
                 yield description + number, source
 
 
-# ---- what is damaged, and the pair of functions through which it is seen ----
+# ---- the damaged functions, and the pairs that show the damage ----
 
 
-def drive_linear(module):
-    inputs = normal(0, (2, 3, 6), (6, 6), (6,))  # as many rows as columns, so that few mutants fail by their shapes
-    return module["linear_forward"], in_places(module["linear_backward"]), inputs
+# The linear layer has as many rows as columns, so that few of its mutants fail only by their shapes. The other sizes
+# keep axes apart: with as many patches as pixels per patch, for example, a wrong axis would give right numbers.
+SIZES = MEDIUM._replace(leading=(2, 3, 2), inputs=12, outputs=12, across=7, side=3)
 
 
-def drive_layer_norm(module):
-    return module["layer_norm_forward"], in_places(module["layer_norm_backward"]), normal(0, (2, 3, 5), (5,), (5,))
+def driver_of(name, module_name):
+    """Return a function from the names of a module to (forward, backward, inputs) of an operation in the table."""
+    operation = OPERATIONS[name]
 
+    def driver(names):
+        inputs, constants, _ = operation.draw(SIZES, 0)  # new for every mutant, as a mutant may write into its inputs
+        forward, backward = getattr(operation, module_name)(names)
+        if operation.places and module_name == "ops":
+            backward = in_places(backward, operation.places)
+        return with_constants(forward, constants), backward, inputs
 
-def drive_gelu(module):
-    return module["gelu_forward"], module["gelu_backward"], [normal(0, (3, 4))]
-
-
-def drive_gelu_tanh(module):
-    return module["gelu_tanh_forward"], module["gelu_backward"], [normal(0, (3, 4))]
-
-
-def drive_softmax(module):
-    return module["softmax_forward"], module["softmax_backward"], [normal(0, (2, 3, 5))]
-
-
-def drive_attention(module):
-    inputs = normal(0, (2, 3, 6), (2, 5, 6), (2, 5, 6))
-    return module["attention_forward"], module["attention_backward"], inputs
-
-
-def drive_multi_head_attention(module):
-    def forward(*arrays):
-        return module["multi_head_attention_forward"](*arrays, 3)
-
-    inputs = normal(0, (4, 5, 6), (6, 18), (18,), (6, 6), (6,))
-    return forward, in_places(module["multi_head_attention_backward"]), inputs
-
-
-def drive_class_attention(module):
-    def forward(*arrays):
-        return module["class_attention_forward"](*arrays, 3)
-
-    inputs = normal(0, (4, 5, 6), (6, 18), (18,), (6, 6), (6,))
-    return forward, in_places(module["class_attention_backward"]), inputs
-
-
-def in_places(backward):
-    """The same, called twice: for new arrays, and then for given ones, which must get the same values."""
-
-    def function(dout, cache):
-        dx, *expected = backward(dout, cache)
-        places = [np.full_like(gradient, np.nan) for gradient in expected]
-        _, *got = backward(dout, cache, *places)
-        for place, gradient, value in zip(places, got, expected, strict=True):
-            assert gradient is place
-            assert np.array_equal(place, value, equal_nan=True)
-        return dx, *places
-
-    return function
-
-
-def drive_patches(module):
-    def forward(images):
-        return module["patches_forward"](images, 3), images.shape
-
-    return forward, module["patches_backward"], [normal(0, (2, 12, 15))]
-
-
-def drive_patch_embedding(module):
-    def forward(*arrays):
-        return module["patch_embedding_forward"](*arrays, 2, 0.3, 0.7)
-
-    inputs = normal(0, (2, 4, 6), (4, 5), (5,), (5,), (7, 5))
-    return forward, in_places(module["patch_embedding_backward"]), inputs
-
-
-def drive_cross_entropy(module):
-    def forward(logits):
-        return module["cross_entropy_forward"](logits, np.array([0, 2, 4]), 0.1)
-
-    return forward, module["cross_entropy_backward"], [normal(0, (3, 5))]
+    return driver
 
 
 SMALL = ViTConfig(image_size=4, patch_size=2, width=4, depth=2, heads=2, mlp_width=3, classes=3)
@@ -295,41 +236,6 @@ def drive_model(module):
     return forward, backward, [images, 0.7 * flat]
 
 
-# ---- the same for the plain model, whose backward passes get no arrays to write into ----
-
-
-def drive_plain_linear(module):
-    return module["linear_forward"], module["linear_backward"], normal(0, (2, 3, 6), (6, 6), (6,))
-
-
-def drive_plain_layer_norm(module):
-    return module["layer_norm_forward"], module["layer_norm_backward"], normal(0, (2, 3, 5), (5,), (5,))
-
-
-def drive_plain_multi_head_attention(module):
-    forward, _, inputs = drive_multi_head_attention(module)
-    return forward, module["multi_head_attention_backward"], inputs
-
-
-def drive_plain_patch_embedding(module):
-    images, *inputs = normal(0, (2, 4, 6), (4, 5), (5,), (5,), (7, 5))
-
-    def forward(*arrays):
-        return module["patch_embedding_forward"](images, *arrays, 2)
-
-    return forward, module["patch_embedding_backward"], inputs
-
-
-def drive_plain_cross_entropy(module):
-    def forward(logits):
-        return module["cross_entropy_forward"](logits, np.array([0, 2, 4, 4, 1]))
-
-    def backward(dloss, cache):
-        return dloss * module["cross_entropy_backward"](cache)
-
-    return forward, backward, [normal(0, (5, 5))]
-
-
 def drive_plain_model(module):
     shapes = SMALL.shapes()
 
@@ -344,41 +250,41 @@ def drive_plain_model(module):
     return forward, backward, [0.7 * flat]
 
 
-TARGETS = [  # module, function, its driver, how many mutants at least only the gradient tells from it
-    ("ops.linear", "linear_backward", drive_linear, 5),
-    ("ops.layer_norm", "layer_norm_backward", drive_layer_norm, 30),
-    ("ops.gelu", "gelu_backward", drive_gelu, 3),
-    ("ops.gelu", "gelu_forward", drive_gelu, 20),
-    ("ops.gelu", "gelu_tanh_forward", drive_gelu_tanh, 30),
-    ("ops.softmax", "softmax_backward", drive_softmax, 10),
-    ("ops.attention", "attention_backward", drive_attention, 10),
-    ("ops.attention", "multi_head_attention_backward", drive_multi_head_attention, 10),
-    ("ops.class_attention", "class_attention_backward", drive_class_attention, 10),
-    ("ops.patches", "patches_backward", drive_patches, 4),
-    ("ops.patches", "patch_embedding_backward", drive_patch_embedding, 7),
-    ("ops.cross_entropy", "cross_entropy_backward", drive_cross_entropy, 5),
+TARGETS = [  # module, function, its operation or driver, the least number of mutants that only the gradient reveals
+    ("ops.linear", "linear_backward", "linear", 5),
+    ("ops.layer_norm", "layer_norm_backward", "layer_norm", 30),
+    ("ops.gelu", "gelu_backward", "gelu", 3),
+    ("ops.gelu", "gelu_forward", "gelu", 20),
+    ("ops.gelu", "gelu_tanh_forward", "gelu_tanh", 30),
+    ("ops.softmax", "softmax_backward", "softmax", 10),
+    ("ops.attention", "attention_backward", "attention", 10),
+    ("ops.attention", "multi_head_attention_backward", "multi_head_attention", 10),
+    ("ops.class_attention", "class_attention_backward", "class_attention", 10),
+    ("ops.patches", "patches_backward", "patches", 4),
+    ("ops.patches", "patch_embedding_backward", "patch_embedding", 7),
+    ("ops.cross_entropy", "cross_entropy_backward", "cross_entropy of smoothed labels", 5),
     ("model", "block_backward", drive_model, 10),
     ("model", "vit_backward_to_images", drive_model, 4),
-    ("reference", "linear_backward", drive_plain_linear, 5),
-    ("reference", "layer_norm_backward", drive_plain_layer_norm, 30),
-    ("reference", "gelu_backward", drive_gelu, 3),
-    ("reference", "softmax_backward", drive_softmax, 10),
-    ("reference", "attention_backward", drive_attention, 10),
-    ("reference", "multi_head_attention_backward", drive_plain_multi_head_attention, 10),
-    ("reference", "patch_embedding_backward", drive_plain_patch_embedding, 8),
-    ("reference", "cross_entropy_backward", drive_plain_cross_entropy, 5),
+    ("reference", "linear_backward", "linear", 5),
+    ("reference", "layer_norm_backward", "layer_norm", 30),
+    ("reference", "gelu_backward", "gelu", 3),
+    ("reference", "softmax_backward", "softmax", 10),
+    ("reference", "attention_backward", "attention", 10),
+    ("reference", "multi_head_attention_backward", "multi_head_attention", 10),
+    ("reference", "patch_embedding_backward", "patch_embedding", 8),
+    ("reference", "cross_entropy_backward", "cross_entropy", 5),
     ("reference", "block_backward", drive_plain_model, 10),
     ("reference", "vit_backward", drive_plain_model, 4),
 ]
 
-_ANY_NEGATIVE = "NumPy reads every negative size as the one to be found, so that -2 says what -1 does"
-_ALIAS = "two names of the same array"
-_NOT_IN_DOUBLE = "in float64 erf gives the distribution, and does not need the square; `test_gelu.py` has float32"
+_ANY_NEGATIVE = "NumPy computes the size for -2 as for -1"
+_ALIAS = "both names are the same array"
+_NOT_IN_DOUBLE = "in float64 erf computes the distribution without the square; `test_gelu.py` tests float32"
 EQUIVALENT = {
     "linear_backward": {
         "twice 1: x.reshape(-1, x.shape[-1])": _ANY_NEGATIVE,
         "twice 1: dout.reshape(-1, dout.shape[-1])": _ANY_NEGATIVE,
-        "dout for drows: matmul(drows, w.T)": "many small products in place of a large one: slower, and equal",
+        "dout for drows: matmul(drows, w.T)": "many small products give the same as one large product",
     },
     "layer_norm_backward": {
         "product for dx: xp.subtract(dnormalised, dx, out=dx)": _ALIAS,
@@ -397,13 +303,13 @@ EQUIVALENT = {
     },
     "block_backward": {
         "swapped arguments of gelu_backward(dactive, cache.gelu): gelu_backward(dactive, cache.gelu)":
-            "it multiplies the two, and a product commutes",
+            "it returns the product of the two, which commutes",
     },
 }  # fmt: skip
 
 
 def outcome(driver, module):
-    """Run a driver's pair in poisoned memory: dout, and the gradients, none of which may share memory, and out."""
+    """Run a driver's pair in poisoned memory. Return dout and a list of the gradients and out."""
     forward, backward, inputs = driver(module)
     with PoisonedWorkspace(), np.errstate(all="ignore"):
         dout, gradients = analytical_gradients(forward, backward, inputs)
@@ -413,8 +319,10 @@ def outcome(driver, module):
 
 
 def survey(module_name, name, driver):
-    """Make all mutants; return the descriptions of all, of those that the gradient shows, and of those not seen."""
+    """Make all mutants. Return the descriptions of all, of those that the gradient shows, and of those not seen."""
     module = importlib.import_module(f"tinyvit.{module_name}")
+    if isinstance(driver, str):
+        driver = driver_of(driver, module_name.split(".")[0])
     forward, _, inputs = driver(vars(module))
     dout, results = outcome(driver, vars(module))
     truth = [*numerical_gradients(forward, inputs, dout), results[-1]]
@@ -428,11 +336,11 @@ def survey(module_name, name, driver):
     for description, source in mutants(function):
         made.append(description)
         mutated = dict(vars(module))
-        exec(own_functions, mutated)  # once more, so that they call the mutant and not the function it comes from
+        exec(own_functions, mutated)  # defined again, so that they call the mutant and not the original
         exec(compile(source, "mutant", "exec"), mutated)
         try:
             _, results = outcome(driver, mutated)
-        except Exception:  # whatever it is, nobody could overlook it
+        except Exception:  # any error shows the damage
             continue
         (unseen if max(map(relative_error, results, truth)) < SEEN else seen).append(description)
     return made, seen, unseen
@@ -443,10 +351,10 @@ def survey(module_name, name, driver):
 )
 def test_every_mutant_is_seen(module, name, driver, fewest):
     made, seen, unseen = survey(module, name, driver)
-    equivalent = {} if module == "reference" else EQUIVALENT.get(name, {})  # the plain model has none
+    equivalent = {} if module == "reference" else EQUIVALENT.get(name, {})  # the reference has no equivalent mutants
     assert set(unseen) <= set(equivalent), "the gradient check is too weak for these"
-    assert set(equivalent) <= set(made), "no longer made: take them off the list"
-    assert len(seen) >= fewest, "so few were left to the gradient check that it proves little"
+    assert set(equivalent) <= set(made), "these mutants no longer exist: remove them from EQUIVALENT"
+    assert len(seen) >= fewest, "the gradient check decides too few mutants to prove much"
 
 
 def test_no_backward_is_left_out():
@@ -457,7 +365,8 @@ def test_no_backward_is_left_out():
     assert fast <= {name for module, name, *_ in TARGETS if module != "reference"}
 
 
-# ---- Adam, which has no gradient to check but the plain version to agree with ----
+# ---- Adam, which is compared with the plain version because it has no gradient ----
+
 
 def test_every_mutant_of_a_step_of_adam_is_seen():
     weights, gradients = normal(0, (4,), (5, 4))
@@ -493,7 +402,7 @@ def test_every_mutant_of_a_step_of_adam_is_seen():
             if error < SEEN:
                 unseen.append(description)
     assert len(made) > 140
-    assert set(unseen) == {  # each waits for the threads if the other is left out; `test_optim.py` has their errors
+    assert set(unseen) == {  # each of the two waits for the threads; `test_optim.py` tests errors in threads
         "left out wait(jobs)",
         "left out job.result()",
     }

@@ -1,218 +1,21 @@
-"""The plain version of the model: its gradients, and everything fast against it, in float64."""
+"""The plain model and its gradients, and the fast model and optimiser compared with it.
+
+`test_operations.py` tests its operations.
+"""
 
 import inspect
-from collections.abc import Callable
-from typing import NamedTuple
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from strategies import SHAPES, TOLERANCE, normal, random_parameters, reference_with, seeds, small
+from strategies import EQUAL, SHAPES, TOLERANCE, normal, random_parameters, reference_with, seeds, small
 
-from tinyvit import model, ops, optim, reference
+from tinyvit import model, optim, reference
 from tinyvit.data.mnist import load_mnist
-from tinyvit.gradcheck import analytical_gradients, gradient_error, relative_error
+from tinyvit.gradcheck import gradient_error, relative_error
 from tinyvit.model import ViTConfig
 from tinyvit.parameters import Parameters
-
-EQUAL = 1e-12  # a relative error: what is equal but for the order of its sums measures 1e-16 to 1e-14
-
-
-# ---- the operations ----
-
-
-class Sizes(NamedTuple):
-    """The sizes that Hypothesis draws, from which an operation takes those that it has."""
-
-    leading: tuple
-    batch: int
-    queries: int
-    tokens: int
-    inputs: int
-    outputs: int
-    heads: int
-    per_head: int
-    down: int
-    across: int
-    side: int
-
-    @property
-    def width(self):
-        return self.heads * self.per_head
-
-
-class Operation(NamedTuple):
-    """Two pairs that compute the same: forward(*arrays, *constants) and backward(dout, cache), a tuple or an array.
-
-    A pair without a backward pass has None in its place.
-    """
-
-    reference: tuple
-    ops: tuple
-    shapes: Callable  # Sizes to the shapes of the arrays that have gradients
-    constants: Callable = lambda sizes, rng: ()  # Sizes and a generator to the arguments that have none
-
-
-def pair(module, name):
-    return getattr(module, f"{name}_forward"), getattr(module, f"{name}_backward")
-
-
-def first_token_forward(*arguments):
-    out, cache = reference.multi_head_attention_forward(*arguments)
-    return out[:, :1], (cache, out.shape)
-
-
-def first_token_backward(dfirst, cache):
-    cache, shape = cache
-    dout = np.zeros(shape)
-    dout[:, :1] = dfirst
-    return reference.multi_head_attention_backward(dout, cache)
-
-
-def plain_patch_embedding_forward(w, b, class_token, positions, images, side):
-    pixels = images / 255 if images.dtype == np.uint8 else images
-    return reference.patch_embedding_forward(pixels, w, b, class_token, positions, side)
-
-
-def fast_patch_embedding_forward(w, b, class_token, positions, images, side):
-    return ops.patch_embedding_forward(
-        images,
-        w,
-        b,
-        class_token,
-        positions,
-        patch_size=side,
-        mean=reference.PIXEL_MEAN,
-        deviation=reference.PIXEL_DEVIATION,
-    )
-
-
-def attention_shapes(s):
-    return [(*s.leading, s.queries, s.width), (*s.leading, s.tokens, s.width), (*s.leading, s.tokens, s.width)]
-
-
-def multi_head_shapes(s):
-    return [(s.batch, s.tokens, s.width), (s.width, 3 * s.width), (3 * s.width,), (s.width, s.width), (s.width,)]
-
-
-def embedding_shapes(s):
-    return [(s.side**2, s.width), (s.width,), (s.width,), (s.down * s.across + 1, s.width)]
-
-
-def images_and_side(s, rng):
-    return rng.random((s.batch, s.down * s.side, s.across * s.side)), s.side
-
-
-def bytes_and_side(s, rng):
-    return rng.integers(0, 256, (s.batch, s.down * s.side, s.across * s.side), np.uint8), s.side
-
-
-OPERATIONS = {
-    "linear": Operation(
-        pair(reference, "linear"),
-        pair(ops, "linear"),
-        lambda s: [(*s.leading, s.inputs), (s.inputs, s.outputs), (s.outputs,)],
-    ),
-    "layer_norm": Operation(
-        pair(reference, "layer_norm"),
-        pair(ops, "layer_norm"),
-        lambda s: [(*s.leading, s.width), (s.width,), (s.width,)],
-        lambda s, rng: [0.1],  # the default epsilon makes a kink where two elements happen to be equal
-    ),
-    "gelu": Operation(pair(reference, "gelu"), pair(ops, "gelu"), lambda s: [(*s.leading, s.width)]),
-    "softmax": Operation(pair(reference, "softmax"), pair(ops, "softmax"), lambda s: [(*s.leading, s.width)]),
-    "attention": Operation(pair(reference, "attention"), pair(ops, "attention"), attention_shapes),
-    "multi_head_attention": Operation(
-        pair(reference, "multi_head_attention"),
-        pair(ops, "multi_head_attention"),
-        multi_head_shapes,
-        lambda s, rng: [s.heads],
-    ),
-    "class_attention": Operation(
-        (first_token_forward, first_token_backward),
-        pair(ops, "class_attention"),
-        multi_head_shapes,
-        lambda s, rng: [s.heads],
-    ),
-    "patches": Operation(
-        (lambda images, side: (reference.patches_forward(images, side), None), None),
-        (lambda images, side: (ops.patches_forward(images, side), None), None),
-        lambda s: [(s.batch, s.down * s.side, s.across * s.side)],
-        lambda s, rng: [s.side],
-    ),
-    "patch_embedding of numbers": Operation(
-        (plain_patch_embedding_forward, reference.patch_embedding_backward),
-        (fast_patch_embedding_forward, lambda dout, cache: ops.patch_embedding_backward(dout, cache)[1:]),
-        embedding_shapes,
-        images_and_side,
-    ),
-    "patch_embedding of bytes": Operation(
-        (plain_patch_embedding_forward, reference.patch_embedding_backward),
-        (fast_patch_embedding_forward, lambda dout, cache: ops.patch_embedding_backward(dout, cache)[1:]),
-        embedding_shapes,
-        bytes_and_side,
-    ),
-    "cross_entropy": Operation(
-        (reference.cross_entropy_forward, lambda dloss, cache: dloss * reference.cross_entropy_backward(cache)),
-        pair(ops, "cross_entropy"),
-        lambda s: [(s.batch, s.outputs)],
-        lambda s, rng: [rng.integers(0, s.outputs, s.batch)],
-    ),
-}
-
-any_sizes = st.builds(
-    Sizes,
-    leading=st.lists(small, max_size=2).map(tuple),
-    **{name: small for name in Sizes._fields if name not in ("leading", "heads")},
-    heads=st.integers(1, 3),
-)
-
-
-def draw(operation, sizes, seed):
-    """Draw the arrays and the constants of an operation."""
-    rng = np.random.default_rng(seed)
-    arrays = [rng.standard_normal(shape) for shape in operation.shapes(sizes)]
-    return arrays, operation.constants(sizes, rng)
-
-
-def with_constants(forward, constants):
-    return lambda *arrays: forward(*arrays, *constants)
-
-
-def values(forward, backward, arrays, constants):
-    """Run a pair: return its result and, if there is a backward pass, the gradients; no argument may change."""
-    before = [np.array(constant) for constant in constants]
-    results = [forward(*arrays, *constants)[0]]
-    if backward is not None:
-        results += analytical_gradients(with_constants(forward, constants), backward, arrays)[1]
-    for constant, value in zip(constants, before, strict=True):
-        np.testing.assert_array_equal(constant, value)
-    return results
-
-
-@pytest.mark.parametrize("name", [name for name, operation in OPERATIONS.items() if operation.reference[1]])
-@SHAPES
-@given(sizes=any_sizes, seed=seeds)
-def test_gradients_are_those_of_central_differences(name, sizes, seed):
-    operation = OPERATIONS[name]
-    arrays, constants = draw(operation, sizes, seed)
-    forward, backward = operation.reference
-    errors = gradient_error(with_constants(forward, constants), backward, arrays, rng=seed)
-    assert max(errors) < TOLERANCE, errors
-
-
-@pytest.mark.parametrize("name", OPERATIONS)
-@SHAPES
-@given(sizes=any_sizes, seed=seeds)
-def test_fast_operations_have_the_same_values_and_gradients(name, sizes, seed):
-    operation = OPERATIONS[name]
-    arrays, constants = draw(operation, sizes, seed)
-    expected = values(*operation.reference, arrays, constants)
-    got = values(*operation.ops, arrays, constants)
-    assert [array.shape for array in got] == [array.shape for array in expected]
-    errors = [relative_error(a, b) for a, b in zip(got, expected, strict=True)]
-    assert max(errors) < EQUAL, errors
 
 
 def test_the_loss_is_finite_for_huge_logits():
@@ -220,11 +23,6 @@ def test_the_loss_is_finite_for_huge_logits():
     loss, cache = reference.cross_entropy_forward(logits, np.array([0, 2]))
     assert loss == 1e4  # 0 for the first image, 20,000 for the second
     np.testing.assert_array_equal(reference.cross_entropy_backward(cache), [[0, 0, 0], [0.5, 0, -0.5]])
-
-
-def test_every_operation_of_the_library_is_compared():
-    fast = {name.removesuffix("_forward") for name in dir(ops) if name.endswith("_forward")}
-    assert fast - {"gelu_tanh"} == {name.split(" of ")[0] for name in OPERATIONS}
 
 
 # ---- the model ----
@@ -391,7 +189,7 @@ def test_three_hundred_steps_learn_nine_digits_in_ten(capsys):
     assert accuracy_after(300, capsys) >= 0.9  # 0.95
 
 
-# ---- how it is written ----
+# ---- its form ----
 
 FUNCTIONS = {name: f for name, f in vars(reference).items() if inspect.isfunction(f)}
 

@@ -12,7 +12,7 @@ import kernel_cases
 import numpy as np
 import pytest
 import strict_cupy
-from conftest import to_device
+from devices import to_device
 from emulate import EmulationError
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -231,8 +231,12 @@ def classes_kernels(backend, classes):
 def test_cross_entropy(accelerator):
     @MORE
     @given(
-        *(seeds, st.integers(1, 40), st.one_of(st.integers(1, 12), st.integers(30, 70))),
-        *(st.sampled_from([0.0, 0.1, 0.9]), st.sampled_from([0.1, 1.0, 5.0]), booleans),
+        seed=seeds,
+        batch=st.integers(1, 40),
+        classes=st.one_of(st.integers(1, 12), st.integers(30, 70)),
+        smoothing=st.sampled_from([0.0, 0.1, 0.9]),
+        scale=st.sampled_from([0.1, 1.0, 5.0]),
+        ties=booleans,
     )
     def check_all(seed, batch, classes, smoothing, scale, ties):
         kernels = classes_kernels(accelerator, classes)
@@ -292,8 +296,15 @@ def test_a_logit_that_is_not_a_number_is_found_in_the_loss(accelerator):
 def test_maps(accelerator):
     @MORE
     @given(
-        *(seeds, st.integers(1, 300), st.integers(0, 9), st.sampled_from([0, 1, 2**40])),
-        *[st.floats(0, limit) for limit in (180, 0.9, 60, 1000, 1)],
+        seed=seeds,
+        count=st.integers(1, 300),
+        drawn=st.integers(0, 9),
+        counter=st.sampled_from([0, 1, 2**40]),
+        rotation=st.floats(0, 180),
+        scale=st.floats(0, 0.9),
+        shear=st.floats(0, 60),
+        shift=st.floats(0, 1000),
+        flip=st.floats(0, 1),
     )
     def check_all(seed, count, drawn, counter, rotation, scale, shear, shift, flip):
         augmentation = Augmentation(rotation, scale, shear, shift, flip)
@@ -388,8 +399,13 @@ def test_sum_of_partials(accelerator):
 def test_one_step_of_adam(accelerator):
     @MORE
     @given(
-        *(seeds, st.sampled_from([1, 3, 255, 1023, 1024, 1025, 2100]), st.sampled_from([0.0, 0.7, 1e4])),
-        *(st.sampled_from([0.0, 0.1]), booleans, booleans, st.integers(1, 5)),
+        seed=seeds,
+        count=st.sampled_from([1, 3, 255, 1023, 1024, 1025, 2100]),
+        clip=st.sampled_from([0.0, 0.7, 1e4]),
+        decay=st.sampled_from([0.0, 0.1]),
+        masked=booleans,
+        averaged=booleans,
+        step=st.integers(1, 5),
     )
     def check_all(seed, count, clip, decay, masked, averaged, step):
         arguments = {"count": count, "clip": clip, "decay": decay, "masked": masked, "averaged": averaged}
@@ -525,13 +541,20 @@ class NoLaunch:
 
 
 OPTIONAL = {
-    *(("linear_forward", "b"), ("linear_forward", "residual"), ("linear_backward", "dx")),
-    *(("linear_backward", "derivative"), ("layer_norm_backward", "residual"), ("gather_patches", "maps")),
-    *(("adam_step", "decayed"), ("adam_step", "average")),
+    ("linear_forward", "b"),
+    ("linear_forward", "residual"),
+    ("linear_backward", "dx"),
+    ("linear_backward", "derivative"),
+    ("layer_norm_backward", "residual"),
+    ("gather_patches", "maps"),
+    ("adam_step", "decayed"),
+    ("adam_step", "average"),
 }
-ANY_SIZE = {  # axes along which an array may be as long as it likes
-    *(("draw_maps", "maps", 0), ("adam_step", "schedule", 0)),
-    *(("sum_partials", "partial_gradients", 0), ("sum_partials", "partial_gradients", 1)),
+ANY_SIZE = {  # the axes along which an array may have any length
+    ("draw_maps", "maps", 0),
+    ("adam_step", "schedule", 0),
+    ("sum_partials", "partial_gradients", 0),
+    ("sum_partials", "partial_gradients", 1),
 }
 
 

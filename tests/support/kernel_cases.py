@@ -1,13 +1,13 @@
-"""One launch of each kernel, of any size, with what the plain operation makes of the same numbers in float64.
+"""One launch of each kernel, of any size, with the results of the plain operation in float64.
 
-The plain operation is that of `tinyvit.reference`, or of `tinyvit.ops` where the reference has none: the tanh form of
-GELU and smoothed labels.
+The plain operation is from `tinyvit.reference`, or from `tinyvit.ops` for the tanh form of GELU and smoothed labels,
+which the reference does not have.
 
     case = CASES["linear_forward"](config, seed=0, rows=5)
-    case.call(kernels, arrays)              # arrays: those of case.arrays on the device
-    case.expected                           # by name, what the launch must make of some of them
+    case.call(kernels, arrays)              # `arrays` are case.arrays on the device
+    case.expected                           # the arrays that the launch must write, by name
 
-What a launch must write is full of not-a-number before it, and what it must leave alone has numbers of its own.
+An array that a launch must write is full of NaN before the launch. Memory that it must not write has other numbers.
 """
 
 import math
@@ -24,22 +24,22 @@ from tinyvit.model import ViTConfig
 from tinyvit.optim import ExponentialMovingAverage, clip_by_global_norm
 
 CONFIGS = {
-    # no size a multiple of 32; and the tanh form
+    # No size is a multiple of 32. GELU has its tanh form.
     "odd": ViTConfig(image_size=9, patch_size=3, width=40, heads=2, mlp_width=50, classes=5, gelu="tanh"),
-    # one patch, one head that is wider than a warp
+    # There is one patch, and one head that is wider than a warp.
     "one patch": ViTConfig(image_size=4, patch_size=4, width=33, heads=1, mlp_width=7, classes=40),
-    # more tokens than a warp has lanes
+    # There are more tokens than a warp has lanes.
     "many tokens": ViTConfig(image_size=12, patch_size=2, width=44, heads=2, mlp_width=128, classes=10),
 }
-UNTOUCHED = 7.0  # what lies where a launch must not write
+UNTOUCHED = 7.0  # fills the memory that a launch must not write
 
 
 @dataclass
 class Case:
-    """A launch: its arrays by name, those it must change and into what, and a function that launches it.
+    """A launch: its arrays by name, the expected values of those that it writes, and a function that launches it.
 
-    scales: by name, to what an error is relative, if not to the largest number that is expected: of a product x @ w
-    the largest of |x| @ |w|, as a sum may be near zero where its terms are not.
+    An error is relative to the largest expected number, or to the number in `scales`. For a product x @ w that is the
+    largest element of |x| @ |w|, because a sum of large terms may be near zero.
     """
 
     arrays: dict
@@ -66,12 +66,12 @@ def exact(x):
 
 
 def rounded_to(bits, to_even):
-    """Return a function that rounds float32 to so many bits of mantissa, the leading one among them, in float64."""
+    """Return a function that rounds float32 to a mantissa of `bits` bits with the leading one, in float64."""
 
     def rounded(x):
         x = x.astype(np.float64)
         _, exponent = np.frexp(x)  # x = m * 2**exponent with 0.5 <= m < 1
-        unit = np.ldexp(1.0, np.maximum(exponent, -125) - bits)  # below 2**-126 the units stay where they are
+        unit = np.ldexp(1.0, np.maximum(exponent, -125) - bits)  # below 2**-126 the units stay the same
         with np.errstate(invalid="ignore", over="ignore"):
             quotient = np.rint(x / unit) if to_even else np.copysign(np.floor(np.abs(x / unit) + 0.5), x)
             return (quotient * unit).astype(np.float32).astype(np.float64)
@@ -95,7 +95,7 @@ def linear_forward(
     scale = (np.abs(x) @ np.abs(w)).max() + 5  # b and r
 
     def call(kernels, a):
-        kernels.linear_forward(a["x"], a["w"], a.get("b"), a["out"], a.get("residual"), every)
+        kernels.linear_forward(**{"b": None, **a}, residual_every=every)
 
     arrays = {"x": x, "w": w, "b": b, "out": unwritten(rows, outputs), "residual": r}
     arrays = without(arrays, *["b"] * (not bias), *["residual"] * (not residual))
@@ -113,16 +113,16 @@ def linear_gelu_forward(config, seed=0, rows=35, inputs=40, outputs=33, scale=1.
         out, cache = ops.gelu_tanh_forward(hidden)
         derivative = ops.gelu_backward(np.ones(hidden.shape), cache)
     arrays = {"x": x, "w": w, "b": b, "out": unwritten(rows, outputs), "derivative": unwritten(rows, outputs)}
-    scale = (np.abs(x) @ np.abs(w)).max() + 5  # b; neither function is steeper than 1.2
+    scale = (np.abs(x) @ np.abs(w)).max() + 5  # b; the derivatives of both functions are below 1.2
     scales = {"out": scale, "derivative": scale}
     expected = {"out": out, "derivative": derivative}
-    return Case(arrays, expected, lambda kernels, a: kernels.linear_gelu_forward(*a.values()), scales)
+    return Case(arrays, expected, lambda kernels, a: kernels.linear_gelu_forward(**a), scales)
 
 
 class Partials:
-    """Memory for `partials` gradients of some names, `step` numbers apart, with room before, between and behind them.
+    """Memory for `partials` sets of gradients, `step` numbers apart, with gaps before, between and after the arrays.
 
-    A launcher gets the views of the first; what must be in all the memory is told from the sums over parts of rows.
+    A launcher receives views of the first set. `expected` computes the content of the whole memory.
     """
 
     def __init__(self, partials, gap=5, **shapes):
@@ -134,7 +134,7 @@ class Partials:
         self.memory = np.full((partials, end), UNTOUCHED, np.float32)
 
     def first(self, memory):
-        """Views, by name, of the first partial in memory (S, step), on whatever device."""
+        """Return views of the first set in memory (S, step) on any device, by name."""
         views = {}
         for name, shape in self.shapes.items():
             place = self.places[name]
@@ -142,7 +142,7 @@ class Partials:
         return views
 
     def expected(self, rows, gradients):
-        """What the memory becomes; gradients(slice of the rows) gives those of one partial, by name, or None."""
+        """Return the expected memory. `gradients` gives the gradients of a slice of the rows by name, or None."""
         expected = self.memory.astype(np.float64)
         each = -(-rows // self.partials)
         for partial in range(self.partials):
@@ -165,7 +165,7 @@ def linear_backward(
 
     def gradients(part):
         _, dw, _ = backward(part, rounded)
-        _, _, db_exact = backward(part, exact)  # the bias's are summed before any rounding
+        _, _, db_exact = backward(part, exact)  # the gradient of the bias is summed before any rounding
         return {"dw": dw, "db": db_exact if db else None}
 
     expected = {"partial_gradients": memory.expected(rows, gradients)}
@@ -174,10 +174,10 @@ def linear_backward(
 
     def call(kernels, a):
         first = memory.first(a["partial_gradients"])
-        kernels.linear_backward(
-            *(a["dout"], a["x"], a["w"], a.get("dx"), first["dw"], first["db"] if db else None),
-            *(partials, memory.step, a.get("derivative")),
-        )
+        if not db:
+            first["db"] = None
+        others = {"dx": None, **without(a, "partial_gradients")}
+        kernels.linear_backward(**others, **first, partials=partials, partial_step=memory.step)
 
     arrays = {"dout": dout, "x": x, "w": w, "dx": unwritten(rows, inputs), "partial_gradients": memory.memory}
     arrays["derivative"] = slope
@@ -199,7 +199,7 @@ def layer_norm_forward(config, seed=0, rows=11, offset=3.0, spread=1.0):
     arrays = {"x": x, "w": w, "b": b, "out": unwritten(*x.shape), "normalised": unwritten(*x.shape)}
     arrays["inverse_deviation"] = unwritten(rows)
     expected = {"out": out, "normalised": normalised, "inverse_deviation": inverse_deviation}
-    return Case(arrays, expected, lambda kernels, a: kernels.layer_norm_forward(*a.values()))
+    return Case(arrays, expected, lambda kernels, a: kernels.layer_norm_forward(**a))
 
 
 def layer_norm_backward(config, seed=0, rows=11, partials=3, residual=True, every=2):
@@ -224,8 +224,11 @@ def layer_norm_backward(config, seed=0, rows=11, partials=3, residual=True, ever
     def call(kernels, a):
         first = memory.first(a["partial_gradients"])
         kernels.layer_norm_backward(
-            *(a["dout"], a["normalised"], a["inverse_deviation"], a["w"], a["dx"], first["dw"], first["db"]),
-            *(partials, memory.step, a.get("residual"), every),
+            **without(a, "partial_gradients"),
+            **first,
+            partials=partials,
+            partial_step=memory.step,
+            residual_every=every,
         )
 
     arrays = {"dout": dout, "normalised": normalised, "inverse_deviation": inverse[:, 0].copy(), "w": w}
@@ -235,7 +238,7 @@ def layer_norm_backward(config, seed=0, rows=11, partials=3, residual=True, ever
 
 
 def _heads(qkv, config):
-    """q, k and v (B, H, T, K) of qkv (B, T, 3D)."""
+    """Return q, k and v (B, H, T, K) of qkv (B, T, 3D)."""
     return [reference.split_heads(part, config.heads) for part in np.split(qkv, 3, axis=-1)]
 
 
@@ -249,7 +252,7 @@ def attention_forward(config, seed=0, batch=2, class_only=False, scale=1.0):
     out = reference.join_heads(attended)
     arrays = {"qkv": qkv, "out": unwritten(*out.shape), "weights": unwritten(*weights.shape)}
     expected = {"out": out, "weights": weights}
-    return Case(arrays, expected, lambda kernels, a: kernels.attention_forward(*a.values()))
+    return Case(arrays, expected, lambda kernels, a: kernels.attention_forward(**a))
 
 
 def attention_backward(config, seed=0, batch=2, class_only=False):
@@ -265,14 +268,14 @@ def attention_backward(config, seed=0, batch=2, class_only=False):
     for place, gradient in zip(np.split(dqkv, 3, axis=-1), gradients, strict=True):
         place[:, : gradient.shape[2]] = reference.join_heads(gradient)
     arrays = {"dout": dout, "qkv": qkv, "weights": weights, "dqkv": unwritten(*qkv.shape)}
-    return Case(arrays, {"dqkv": dqkv}, lambda kernels, a: kernels.attention_backward(*a.values()))
+    return Case(arrays, {"dqkv": dqkv}, lambda kernels, a: kernels.attention_backward(**a))
 
 
 def cross_entropy(config, seed=0, batch=11, smoothing=0.1, scale=1.0, ties=True, wrong_label=None):
-    """wrong_label: that of the second image, which is no class: the loss and its gradients are not-a-number."""
+    """Build a case. `wrong_label`, if given, is an invalid label of the second image, whose results are NaN."""
     rng = np.random.default_rng(seed)
     logits = normals(seed, (batch, config.classes))[0] * np.float32(scale)
-    if ties:  # whole numbers: in many rows the largest is there twice, and the first of them counts
+    if ties:  # with integers many rows have two largest logits, of which the first counts
         logits = np.round(logits)
     labels = rng.integers(0, config.classes, batch).astype(np.int32)
     labels[::2] = logits[::2].argmax(axis=1)
@@ -291,15 +294,15 @@ def cross_entropy(config, seed=0, batch=11, smoothing=0.1, scale=1.0, ties=True,
         expected["totals"][1] -= labels[1] == logits[1].argmax()
         expected["totals"][0] = expected["dlogits"][1] = np.nan
         labels[1] = wrong_label
-    scales = {"dlogits": 1 / batch}  # a difference of probabilities: small where the model is sure
-    return Case(arrays, expected, lambda kernels, a: kernels.cross_entropy(*a.values(), smoothing), scales)
+    scales = {"dlogits": 1 / batch}  # dlogits is a difference of probabilities, which may be tiny
+    return Case(arrays, expected, lambda kernels, a: kernels.cross_entropy(**a, smoothing=smoothing), scales)
 
 
 EVERYTHING = Augmentation(rotation=25, scale=0.3, shear=15, shift=1.5, flip=0.4)
 
 
 def draw_maps(config, seed=0, count=10, augmentation=EVERYTHING, drawn=0, counter=0):
-    """drawn: how many numbers came out of the generator before, some of them by a permutation."""
+    """Build a case after `drawn` numbers from the generator, half of them for a permutation."""
     philox = np.random.Philox(seed, counter=counter)
     rng = np.random.Generator(philox)
     rng.permutation(drawn // 2)
@@ -315,7 +318,7 @@ def draw_maps(config, seed=0, count=10, augmentation=EVERYTHING, drawn=0, counte
 
 
 def gather_patches(config, seed=0, images=9, batch=4, step=1, augmented=True, augmentation=EVERYTHING):
-    """The batch `step` of an epoch in which all but the last have `batch` images, or one more than there are."""
+    """Build the case of batch `step` of an epoch. The last batch may be smaller than `batch`."""
     rng = np.random.default_rng(seed)
     side, patch, tokens = config.image_size, config.patch_size, config.tokens
     stored = rng.integers(0, 256, (images, side, side), dtype=np.uint8)
@@ -336,10 +339,7 @@ def gather_patches(config, seed=0, images=9, batch=4, step=1, augmented=True, au
     arrays = without(arrays, *["maps"] * (not augmented))
 
     def call(kernels, a):
-        kernels.gather_patches(
-            *(a["images"], a["labels"], a["order"], a.get("maps"), a["counter"], batch),
-            *(a["rows"], a["batch_labels"]),
-        )
+        kernels.gather_patches(**{"maps": None, **a}, batch_size=batch)
 
     return Case(arrays, {"rows": rows, "batch_labels": labels[chosen].astype(np.float64)}, call)
 
@@ -351,13 +351,13 @@ def sum_partials(config, seed=0, count=1100, partials=3, gap=6):
     arrays = {"partial_gradients": gradients, "gradient": unwritten(count), "squares": unwritten(len(parts))}
     arrays["counter"] = np.int32([4])
     expected = {"gradient": total, "squares": parts, "counter": np.array([5.0])}
-    return Case(arrays, expected, lambda kernels, a: kernels.sum_partials(*a.values()))
+    return Case(arrays, expected, lambda kernels, a: kernels.sum_partials(**a))
 
 
 def adam_step(config, seed=0, count=1100, clip=0.7, decay=0.1, masked=True, averaged=True, step=3):
-    """Step `step` of an epoch, from moments and an average as they are in the middle of a training."""
+    """Build the case of step `step` of an epoch, from random moments and a random average."""
     rate = 0.02
-    betas_and_epsilon = {"beta1": 0.8, "beta2": 0.95, "epsilon": 0.01}  # an epsilon that counts
+    betas_and_epsilon = {"beta1": 0.8, "beta2": 0.95, "epsilon": 0.01}  # large enough to matter
     weights, gradient, first, second, average = normals(seed, *[(count,)] * 5)
     second = second**2
     decayed = (np.arange(count) % 3 > 0).astype(np.float32)
@@ -382,7 +382,7 @@ def adam_step(config, seed=0, count=1100, clip=0.7, decay=0.1, masked=True, aver
     mean.step(plain_weights)
 
     share = 1 - min(0.9, (step - 1) / (step + 8))
-    schedule = np.full((step + 2, 4), np.nan, np.float32)  # only one row counts
+    schedule = np.full((step + 2, 4), np.nan, np.float32)  # the kernel must read only one row
     beta1, beta2 = betas_and_epsilon["beta1"], betas_and_epsilon["beta2"]
     schedule[step - 1] = rate, rate / (1 - beta1**step), 1 / math.sqrt(1 - beta2**step), share
     arrays = {"weights": weights, "gradient": gradient, "first_moment": first, "second_moment": second}
@@ -394,11 +394,9 @@ def adam_step(config, seed=0, count=1100, clip=0.7, decay=0.1, masked=True, aver
         expected["average"] = mean.average
 
     def call(kernels, a):
-        settings = {**betas_and_epsilon, "weight_decay": decay}
-        arrays = {name: a.get(name) for name in ("first_moment", "second_moment", "decayed")}
-        state = SimpleNamespace(**arrays, **settings)
-        arguments = a["squares"], a["schedule"], a["counter"]
-        kernels.adam_step(a["weights"], a["gradient"], state, a.get("average"), *arguments, clip)
+        of_adam = {name: a.get(name) for name in ("first_moment", "second_moment", "decayed")}
+        adam = SimpleNamespace(**of_adam, **betas_and_epsilon, weight_decay=decay)
+        kernels.adam_step(**{"average": None, **without(a, *of_adam)}, adam=adam, clip=clip)
 
     return Case(arrays, expected, call)
 
@@ -406,9 +404,18 @@ def adam_step(config, seed=0, count=1100, clip=0.7, decay=0.1, masked=True, aver
 CASES = {
     case.__name__: case
     for case in (
-        *(draw_maps, gather_patches, linear_forward, linear_gelu_forward, linear_backward),
-        *(layer_norm_forward, layer_norm_backward, attention_forward, attention_backward),
-        *(cross_entropy, sum_partials, adam_step),
+        draw_maps,
+        gather_patches,
+        linear_forward,
+        linear_gelu_forward,
+        linear_backward,
+        layer_norm_forward,
+        layer_norm_backward,
+        attention_forward,
+        attention_backward,
+        cross_entropy,
+        sum_partials,
+        adam_step,
     )
 }
 
@@ -417,14 +424,14 @@ CASES = {
 
 
 def run(case, kernels, to_device, to_host):
-    """Launch a case; return all its arrays afterwards, NumPy, by name. The case may be run again."""
+    """Launch a case and return all its arrays as NumPy arrays by name. The case may be run again."""
     moved = {name: to_device(array) for name, array in case.arrays.items()}
     case.call(kernels, moved)
     return {name: to_host(array) for name, array in moved.items()}
 
 
 def error(got, expected, scale):
-    """The largest difference, relative to `scale`; infinite where only one of the two is a number."""
+    """Return the largest difference relative to `scale`, or infinity if only one of two elements is finite."""
     finite = np.isfinite(expected)
     if not (np.isfinite(got) == finite).all():
         return np.inf
@@ -432,7 +439,7 @@ def error(got, expected, scale):
 
 
 def errors(case, results):
-    """The error of everything that a launch writes; infinite for anything else that it changed."""
+    """Return the error of every array. It is infinite for an array that the launch changed but must not."""
     found = {}
     for name, expected in case.expected.items():
         scale = case.scales.get(name) or np.abs(expected[np.isfinite(expected)]).max(initial=1e-30)
