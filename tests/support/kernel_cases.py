@@ -120,9 +120,9 @@ def linear_gelu_forward(config, seed=0, rows=35, inputs=40, outputs=33, scale=1.
 
 
 class Partials:
-    """Memory for `partials` gradients of some names, `step` numbers apart, with room before, between and behind them.
+    """Memory for partial gradients, `step` numbers apart, with unused numbers before, between and after them.
 
-    A launcher gets the views of the first; what must be in all the memory is told from the sums over parts of rows.
+    A launcher receives views of the first one. `expected` computes all of them from sums over parts of the rows.
     """
 
     def __init__(self, partials, gap=5, **shapes):
@@ -134,7 +134,7 @@ class Partials:
         self.memory = np.full((partials, end), UNTOUCHED, np.float32)
 
     def first(self, memory):
-        """Views, by name, of the first partial in memory (S, step), on whatever device."""
+        """Return views of the first partial gradients in `memory` (partials, step), by name."""
         views = {}
         for name, shape in self.shapes.items():
             place = self.places[name]
@@ -142,7 +142,7 @@ class Partials:
         return views
 
     def expected(self, rows, gradients):
-        """What the memory becomes; gradients(slice of the rows) gives those of one partial, by name, or None."""
+        """Return the memory after a launch. gradients(rows), for a slice, returns a dict of one partial gradient."""
         expected = self.memory.astype(np.float64)
         each = -(-rows // self.partials)
         for partial in range(self.partials):
@@ -175,8 +175,15 @@ def linear_backward(
     def call(kernels, a):
         first = memory.first(a["partial_gradients"])
         kernels.linear_backward(
-            *(a["dout"], a["x"], a["w"], a.get("dx"), first["dw"], first["db"] if db else None),
-            *(partials, memory.step, a.get("derivative")),
+            dout=a["dout"],
+            x=a["x"],
+            w=a["w"],
+            dx=a.get("dx"),
+            dw=first["dw"],
+            db=first["db"] if db else None,
+            partials=partials,
+            partial_step=memory.step,
+            derivative=a.get("derivative"),
         )
 
     arrays = {"dout": dout, "x": x, "w": w, "dx": unwritten(rows, inputs), "partial_gradients": memory.memory}
@@ -224,8 +231,17 @@ def layer_norm_backward(config, seed=0, rows=11, partials=3, residual=True, ever
     def call(kernels, a):
         first = memory.first(a["partial_gradients"])
         kernels.layer_norm_backward(
-            *(a["dout"], a["normalised"], a["inverse_deviation"], a["w"], a["dx"], first["dw"], first["db"]),
-            *(partials, memory.step, a.get("residual"), every),
+            dout=a["dout"],
+            normalised=a["normalised"],
+            inverse_deviation=a["inverse_deviation"],
+            w=a["w"],
+            dx=a["dx"],
+            dw=first["dw"],
+            db=first["db"],
+            partials=partials,
+            partial_step=memory.step,
+            residual=a.get("residual"),
+            residual_every=every,
         )
 
     arrays = {"dout": dout, "normalised": normalised, "inverse_deviation": inverse[:, 0].copy(), "w": w}
