@@ -323,6 +323,7 @@ def error_within(capsys, *arguments):
         ("--out whole", "--out whole: this folder contains a run: continue it with --resume whole, or give another"),
         ("--out file", "--out file: cannot create this folder (file is a file): give another folder"),
         ("--out file/run", "--out file/run: cannot create this folder (file is a file): give another folder"),
+        ("--recipe note", "--out runs: cannot create this folder (runs is a file): give another folder"),
         ("--out /proc/run", "--out /proc/run: cannot create this folder (/proc/run: "),
     ],
 )
@@ -333,10 +334,11 @@ def test_what_is_wrong_is_said_in_one_line(whole, tmp_path, monkeypatch, capsys,
     broken.write_bytes(broken.read_bytes()[:-100])
     (tmp_path / "whole").symlink_to(whole[0])
     (tmp_path / "file").touch()
+    (tmp_path / "runs").touch()
     monkeypatch.setattr("tinyvit.gpu.diagnosis.PACKAGES", ())  # as if it were not installed, even where it is
     monkeypatch.setitem(sys.modules, "cupy", None)
     assert expected in error_within(capsys, "train", *TINY, *arguments.split())
-    assert not (tmp_path / "runs").exists()
+    assert not (tmp_path / "runs").is_dir()
 
 
 @pytest.mark.parametrize(

@@ -90,7 +90,7 @@ def test_what_cannot_be_is_said_in_one_line(tmp_path, capsys):
         ("--model", str(tmp_path)): "this folder has no model.safetensors: give a model file",
         ("--model", str(tmp_path / "m.safetensors")): "expected a model for 28 x 28 pixels and 10 classes, found 20",
         ("--explain", good): "would overwrite the picture",
-        ("--explain", str(tmp_path / "nowhere" / "out.png")): "there is no folder",
+        ("--explain", str(tmp_path / "nowhere" / "out.png")): "nowhere is not a folder: create it, or give another",
         ("--explain", str(tmp_path)): "expected a file, found a folder: add a file name",
         ("--explain", "/proc/out.png"): "/proc/out.png: ",
     }.items():

@@ -380,7 +380,7 @@ def bytes_of(name, arguments, clip, batch):
         return share * sum(array.nbytes for array in parts) + counter.nbytes + sum(w.nbytes for w in written[:2])
     if name == "linear_forward" and arguments[3] is not None:  # of the residual the rows that are added
         return size - arguments[3].nbytes + arguments[4].nbytes
-    if name == "linear_backward":  # weights only if dx is wanted; dw and db once a partial
+    if name == "linear_backward":  # weights only with dx; dw and db once per partial gradient
         _, _, w, _, dx, dw, db, *_ = arguments
         partials = sum((PARTIALS - 1) * array.nbytes for array in (dw, db) if array is not None)
         return size + partials - (w.nbytes if dx is None else 0)

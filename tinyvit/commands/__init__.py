@@ -150,7 +150,7 @@ def require_new_file(option, file):
     if file.is_dir():
         raise ValueError(f"{option} {file}: expected a file, found a folder: add a file name")
     if not file.parent.is_dir():
-        raise ValueError(f"{option} {file}: there is no folder {file.parent}: create it, or give another file")
+        raise ValueError(f"{option} {file}: {file.parent} is not a folder: create it, or give another file")
     if not os.access(file.parent, os.W_OK) or (file.exists() and not os.access(file, os.W_OK)):
         raise ValueError(f"{option} {file}: no permission to write this file: give another file")
 

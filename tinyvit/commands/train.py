@@ -229,10 +229,11 @@ def load_data(origin, classes):
 
 def new_folder(folder):
     """Create and return `folder`, or the first of folder-2, folder-3, ... that does not exist."""
+    make_folder("--out", folder.parent)
     number, candidate = 1, folder
     while True:
         try:
-            candidate.mkdir(parents=True)
+            candidate.mkdir()
             return candidate
         except FileExistsError:  # an earlier run, or a run that started in this moment, uses it
             number += 1

@@ -104,7 +104,8 @@ class KernelStep:
             self._counter[...] = done
             self._totals[0], self._totals[1] = totals
             if self._maps is not None:
-                self.kernels.draw_maps(self._maps, *stream_of(rng), config.augmentation)
+                key, first = stream_of(rng)
+                self.kernels.draw_maps(maps=self._maps, key=key, first=first, augmentation=config.augmentation)
 
     def _schedule_rows(self, epoch, done):
         """Return the schedule of `adam_step`, (steps, 4) float32, with one row per step of the epoch."""

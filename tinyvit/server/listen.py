@@ -16,7 +16,8 @@ def listen(host, port):
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         listener = socket.create_server((host, port), family=family, backlog=2048)
     except OSError as error:
-        reason = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror or error
+        reason = os.strerror(error.errno) if error.errno and error.errno > 0 else str(error.strerror or error)
+        reason = reason.partition(" (while")[0]  # socket appends the address
         hint = "give another --port, or 0 for any free port"
         if error.errno not in (errno.EADDRINUSE, errno.EACCES):
             hint = "give the --host of this computer, such as 127.0.0.1"
