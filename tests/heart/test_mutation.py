@@ -16,13 +16,17 @@ import inspect
 import math
 import textwrap
 from collections import Counter
+from pathlib import Path
+from types import SimpleNamespace
+from typing import NamedTuple
 
 import numpy as np
 import pytest
+import scipy.special
 from operations import MEDIUM, OPERATIONS, in_places, with_constants
 from strategies import TOLERANCE, PoisonedWorkspace, normal, plain_adam
 
-from tinyvit import optim
+from tinyvit import backend, optim
 from tinyvit.gradcheck import analytical_gradients, numerical_gradients, relative_error
 from tinyvit.model import ViTConfig
 from tinyvit.parameters import Parameters
@@ -173,8 +177,8 @@ def computed(statement):
 
 
 def mutants(function):
-    """Yield (description, source) of every version of `function` with one change below its docstring."""
-    tree = parse(function)
+    """Yield (description, source) of every version of a function, or of its tree, with one change."""
+    tree = function if isinstance(function, ast.FunctionDef) else parse(function)
     docstring = tree.body[0]
     first_line = docstring.end_lineno if isinstance(docstring, ast.Expr) else docstring.lineno - 1
     seen, named = {ast.unparse(tree)}, Counter()
@@ -280,6 +284,11 @@ TARGETS = [  # module, function, its operation or driver, the least number of mu
 _ANY_NEGATIVE = "NumPy computes the size for -2 as for -1"
 _ALIAS = "both names are the same array"
 _NOT_IN_DOUBLE = "in float64 erf computes the distribution without the square; `test_gelu.py` tests float32"
+_NOT_CALLED = "without a cache there is no gradient; `test_loops.py` tests the values"
+EQUIVALENT_POLYNOMIALS = {
+    "normal_cdf": {"swapped arguments of min(max(x, -LIMIT), LIMIT): min(max(x, -LIMIT), LIMIT)"},  # min commutes
+    "normal_density": set(),
+}
 EQUIVALENT = {
     "linear_backward": {
         "twice 1: x.reshape(-1, x.shape[-1])": _ANY_NEGATIVE,
@@ -294,7 +303,11 @@ EQUIVALENT = {
     },
     "gelu_forward": {
         f"{name} for square: normal_cdf(x, square)": _NOT_IN_DOUBLE
-        for name in ("derivative", "with_cache", "x", "xp")
+        for name in ("derivative", "loops", "with_cache", "x", "xp")
+    } | {
+        "left out loops.gelu_values(x.ravel(), out.ravel())": _NOT_CALLED,
+        "swapped arguments of loops.gelu_values(x.ravel(), out.ravel()): loops.gelu_values(x.ravel(), out.ravel())":
+            _NOT_CALLED,
     },
     "gelu_tanh_forward": {"square for slope: derivative * slope": _ALIAS},
     "softmax_backward": {
@@ -308,6 +321,58 @@ EQUIVALENT = {
 }  # fmt: skip
 
 
+class Mode(NamedTuple):
+    """How a pair is run: with which names, and which errors show that it is right or damaged."""
+
+    names: dict
+    right: float = TOLERANCE
+    seen: float = SEEN
+
+
+# The compiled loops are run as plain Python in float64. Their polynomials are those of float32, so GELU has an error
+# of 1e-8, which is 1e-4 of the smallest value that `relative_error` divides by.
+LOOPS = Path(backend.__file__).with_name("loops.py")
+
+
+def loops_in_python(source=""):
+    """Return the names of `tinyvit.loops` without compilation, some of them defined by another source."""
+    tree = ast.parse(LOOPS.read_text(encoding="utf-8"))
+    compiler = {"njit", "loop", "inner"}
+    tree.body = [
+        node
+        for node in tree.body
+        if isinstance(node, ast.FunctionDef)
+        or (isinstance(node, ast.Assign) and not compiler & {n.id for n in ast.walk(node) if isinstance(n, ast.Name)})
+    ]
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef):
+            node.decorator_list = []
+    names = {"np": np}
+    exec(compile(ast.fix_missing_locations(tree), "loops", "exec"), names)
+    exec(source, names)
+    return names
+
+
+def functions_of(module):
+    """Return the compiled definitions of the functions of a module."""
+    tree = ast.parse(inspect.getsource(module))
+    tree.body = [node for node in tree.body if isinstance(node, ast.FunctionDef)]
+    return compile(tree, module.__name__, "exec")
+
+
+def with_loops(module, loops):
+    """Return a mode in which the functions of a module of `ops` always take the loops."""
+    names = vars(module) | {"loops_for": lambda *arrays: SimpleNamespace(**loops)}
+    exec(functions_of(module), names)
+    return Mode(names, right=5e-4, seen=2e-3)
+
+
+def modes_of(module):
+    """Return the ways in which the functions of a module compute."""
+    loops = [with_loops(module, loops_in_python())] if "loops_for" in vars(module) else []
+    return [Mode(dict(vars(module))), *loops]
+
+
 def outcome(driver, module):
     """Run a driver's pair in poisoned memory. Return dout and a list of the gradients and out."""
     forward, backward, inputs = driver(module)
@@ -318,31 +383,41 @@ def outcome(driver, module):
         return dout, [*gradients, forward(*inputs)[0]]
 
 
+def truth_of(driver, modes):
+    """Return the gradients by central differences and the result. All modes must give them."""
+    forward, _, inputs = driver(modes[0].names)
+    dout, results = outcome(driver, modes[0].names)
+    truth = [*numerical_gradients(forward, inputs, dout), results[-1]]
+    for mode in modes:
+        assert max(map(relative_error, outcome(driver, mode.names)[1], truth)) < mode.right
+    return truth
+
+
+def is_seen(driver, modes, truth):
+    """Return whether the gradients are wrong in some mode, or None if there is an error instead."""
+    try:
+        return any(max(map(relative_error, outcome(driver, mode.names)[1], truth)) >= mode.seen for mode in modes)
+    except Exception:  # any error shows the damage
+        return None
+
+
 def survey(module_name, name, driver):
     """Make all mutants. Return the descriptions of all, of those that the gradient shows, and of those not seen."""
     module = importlib.import_module(f"tinyvit.{module_name}")
     if isinstance(driver, str):
         driver = driver_of(driver, module_name.split(".")[0])
-    forward, _, inputs = driver(vars(module))
-    dout, results = outcome(driver, vars(module))
-    truth = [*numerical_gradients(forward, inputs, dout), results[-1]]
-    assert max(map(relative_error, results, truth)) < TOLERANCE
-
-    functions = ast.parse(inspect.getsource(module))
-    functions.body = [node for node in functions.body if isinstance(node, ast.FunctionDef)]
-    own_functions = compile(functions, module_name, "exec")
-    function = getattr(module, name)
-    made, seen, unseen = [], [], []
-    for description, source in mutants(function):
-        made.append(description)
-        mutated = dict(vars(module))
-        exec(own_functions, mutated)  # defined again, so that they call the mutant and not the original
-        exec(compile(source, "mutant", "exec"), mutated)
-        try:
-            _, results = outcome(driver, mutated)
-        except Exception:  # any error shows the damage
-            continue
-        (unseen if max(map(relative_error, results, truth)) < SEEN else seen).append(description)
+    truth = truth_of(driver, modes_of(module))
+    own_functions = functions_of(module)
+    found = {}
+    for description, source in mutants(getattr(module, name)):
+        modes = modes_of(module)
+        for mode in modes:
+            exec(own_functions, mode.names)  # defined again, so that they call the mutant and not the original
+            exec(compile(source, "mutant", "exec"), mode.names)
+        found[description] = is_seen(driver, modes, truth)
+    made, seen = list(found), [description for description in found if found[description]]
+    # `test_loops.py` tests the arguments of `loops_for`, which only decide whether the arrays suit the loops
+    unseen = [text for text in found if found[text] is False and "loops_for(" not in text]
     return made, seen, unseen
 
 
@@ -355,6 +430,57 @@ def test_every_mutant_is_seen(module, name, driver, fewest):
     assert set(unseen) <= set(equivalent), "the gradient check is too weak for these"
     assert set(equivalent) <= set(made), "these mutants no longer exist: remove them from EQUIVALENT"
     assert len(seen) >= fewest, "the gradient check decides too few mutants to prove much"
+
+
+def tree_of_loop(name):
+    """Return the definition of a function of loops.py without its decorator."""
+    module = ast.parse(LOOPS.read_text(encoding="utf-8"))
+    tree = next(node for node in module.body if getattr(node, "name", "") == name)
+    tree.decorator_list = []
+    return tree
+
+
+@pytest.mark.parametrize(
+    ("name", "module", "fewest"),
+    [
+        ("gelu_forward", "gelu", 10),
+        ("layer_norm_forward", "layer_norm", 30),
+        ("layer_norm_backward", "layer_norm", 30),
+    ],
+)
+def test_every_mutant_of_a_loop_is_seen(name, module, fewest):
+    driver, module = driver_of(module, "ops"), importlib.import_module(f"tinyvit.ops.{module}")
+    truth = truth_of(driver, modes_of(module))
+    found = {
+        description: is_seen(driver, [with_loops(module, loops_in_python(source))], truth)
+        for description, source in mutants(tree_of_loop(name))
+    }
+    assert [description for description, seen in found.items() if seen is False] == []
+    assert sum(map(bool, found.values())) >= fewest
+
+
+def errors_of_polynomials(names):
+    """Return the absolute error of `normal_cdf` and the relative one of `normal_density`, each over what is right."""
+    x = np.concatenate([np.linspace(-6, 6, 301), [-1e4, -20.0, -7.0, 7.0, 20.0, 1e4]])
+    with np.errstate(all="ignore"):
+        cdf, density = (np.array([names[name](value) for value in x]) for name in ("normal_cdf", "normal_density"))
+    exact = np.where(np.abs(x) <= 6, np.exp(-(x**2) / 2) / np.sqrt(2 * np.pi), 0)  # float32 has no use for the rest
+    density_error = np.abs(density - exact) / np.maximum(exact, 1e-9)
+    return np.max([np.abs(cdf - scipy.special.ndtr(x)) / 2e-8, density_error / 4e-7])
+
+
+@pytest.mark.parametrize("name", ["normal_cdf", "normal_density"])
+def test_every_mutant_of_a_polynomial_is_seen(name):
+    assert errors_of_polynomials(loops_in_python()) < 1
+    unseen = []
+    for description, source in mutants(tree_of_loop(name)):
+        try:
+            error = errors_of_polynomials(loops_in_python(source))
+        except Exception:
+            continue
+        if error < 2:  # a NaN shows the damage too
+            unseen.append(description)
+    assert set(unseen) == EQUIVALENT_POLYNOMIALS[name]
 
 
 def test_no_backward_is_left_out():

@@ -500,7 +500,7 @@ def test_the_reason_is_what_the_kernels_have_room_for(accelerator):
     assert launch.unsupported_reason(within) is None
     check(accelerator, "attention_backward", kernels=Kernels(accelerator, within), batch=1)
     reason = launch.unsupported_reason(above)
-    expected = "a head of 50 tokens of width 36 needs 49,600 bytes of shared memory"
+    expected = "the attention kernel needs 49,600 bytes of shared memory for a head of 50 tokens of width 36"
     assert reason.startswith(expected)
     with pytest.raises(ValueError, match="needs 49,600 bytes"):
         Kernels(accelerator, above)
