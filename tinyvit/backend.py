@@ -8,6 +8,7 @@ import contextlib
 import contextvars
 import functools
 import importlib
+import logging
 import sys
 import threading
 from dataclasses import dataclass
@@ -102,13 +103,16 @@ _limit = SimpleNamespace(lock=threading.Lock(), users=0, own=None)
 
 @functools.cache
 def compiled_loops():
-    """Return the module `tinyvit.loops`, or None if Numba is not installed."""
+    """Return the module `tinyvit.loops`, compiled, or None if Numba is missing or does not work."""
     try:
-        return importlib.import_module("tinyvit.loops")
-    except ModuleNotFoundError as error:
-        if error.name != "numba":
-            raise
+        loops = importlib.import_module("tinyvit.loops")
+    except ImportError as error:
+        if not (isinstance(error, ModuleNotFoundError) and error.name == "numba"):  # such as a NumPy that is too new
+            logging.getLogger("tinyvit").warning("note: NumPy computes without compiled loops, because %s", error)
         return None
+    if seconds := loops.prepare():
+        logging.getLogger("tinyvit").warning("note: compiled the loops of the CPU in %.1f s, once", seconds)
+    return loops
 
 
 @contextlib.contextmanager
@@ -138,7 +142,7 @@ def use_loops(choice="auto"):
         raise ValueError(f"loops {choice!r} are unknown: give 'auto', 'on' or 'off'")
     loops = None if choice == "off" else compiled_loops()
     if choice == "on" and loops is None:
-        raise ModuleNotFoundError('loops need Numba: pip install numba, or give loops "off"', name="numba")
+        raise ModuleNotFoundError("compiled loops need Numba: pip install numba, or turn loops off", name="numba")
     token = _loops.set((loops,))
     try:
         yield loops is not None

@@ -10,14 +10,16 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 from threadpoolctl import threadpool_info
 
-from tinyvit.backend import CPU
+from tinyvit.backend import CPU, available_cores, compiled_loops, one_blas_thread, use_loops
 from tinyvit.data import DataError, load_mnist
 from tinyvit.data.mnist import SHA256
 from tinyvit.gpu import CuPyMissing, DeviceError, diagnosis, get_backend, import_cupy
-from tinyvit.model import ViTConfig
-from tinyvit.training import TrainingConfig, available_cores
+from tinyvit.memory import Workspace
+from tinyvit.model import ViTConfig, initialise, loss_and_gradient
+from tinyvit.training import TrainingConfig
 from tinyvit.training.state import new_state
 from tinyvit.training.step import make_step
 
@@ -26,6 +28,7 @@ NEEDED = (  # equal to install_requires in setup.cfg
     "threadpoolctl>=3.5", "joblib>=1.3", "pillow>=10.1",
 )  # fmt: skip
 BATCH, STEPS = 64, 8
+IMAGES = 32  # the share of one of two workers
 AGREEMENT = 2e-3  # largest allowed relative difference between the losses of a GPU and of the CPU; TF32 is below
 HERE = Path(__file__).resolve().parent
 OK, FAILED, NOTED = "ok", "FAIL", "--"
@@ -66,6 +69,7 @@ def examine(device="auto"):
     yield from libraries()
     yield Finding(OK, "cores", f"this process may use {available_cores()} of {os.cpu_count()}")
     yield blas()
+    yield loops()
     yield memory()
     data, finding = data_set()
     yield finding
@@ -105,11 +109,49 @@ def numbers(text):
 
 
 def blas():
-    """Return the finding for the library that computes NumPy's matrix products."""
+    """Return the finding for the library that computes NumPy's matrix products, with its speed in this model."""
     form = "{internal_api} {version}, kernels for {architecture}, {num_threads} threads"
     pools = [pool for pool in threadpool_info() if pool["user_api"] == "blas"]
     texts = {form.format_map({"architecture": "an unknown processor"} | pool) for pool in pools}
-    return Finding(OK, "BLAS", "; ".join(sorted(texts)) or "a library that threadpoolctl does not recognise")
+    config = ViTConfig()
+    rows = IMAGES * config.tokens  # one thread's rows
+    x, w = np.ones((rows, config.width), np.float32), np.ones((config.width, config.mlp_width), np.float32)
+    with one_blas_thread():
+        rate = 2 * x.size * config.mlp_width / least_seconds(lambda: x @ w) / 1e9
+    name = "; ".join(sorted(texts)) or "a library that threadpoolctl does not recognise"
+    return Finding(OK, "BLAS", f"{name}; {rate:.0f} GFLOP/s per thread on the products of this model")
+
+
+def loops():
+    """Return the finding for the compiled loops, with the time of a gradient with and without them."""
+    if compiled_loops() is None:
+        text = f"not compiled, because Numba is missing. To train faster, type {diagnosis.pip_install('fast')}"
+        return Finding(OK, "loops", text)
+    config, workspace = ViTConfig(), Workspace()
+    parameters = initialise(config)
+    images, labels = np.zeros((IMAGES, config.image_size, config.image_size)), np.zeros(IMAGES, int)
+
+    def gradient():
+        with workspace:
+            loss_and_gradient(images, labels, parameters, config)
+
+    seconds = {}
+    for choice in ("off", "on"):
+        with one_blas_thread(), use_loops(choice):
+            seconds[choice] = least_seconds(gradient)
+    took = f"a gradient takes {1e3 * seconds['on']:.0f} ms, and {1e3 * seconds['off']:.0f} ms with NumPy alone"
+    return Finding(OK, "loops", f"compiled by Numba {version('numba')}; for {IMAGES} images {took}")
+
+
+def least_seconds(function, rounds=5):
+    """Return the least time that a call took, after one that is not counted."""
+    function()
+    times = []
+    for _ in range(rounds):
+        began = time.perf_counter()
+        function()
+        times.append(time.perf_counter() - began)
+    return min(times)
 
 
 def memory(meminfo="/proc/meminfo", group="/sys/fs/cgroup"):

@@ -8,14 +8,23 @@ A loop reads and writes each array under one name, since the compiler cannot vec
 It may reorder sums, and it respects NaN and infinity: exponentials are polynomials, so that they are vectorised.
 """
 
+import time
+
 import numpy as np
 from numba import njit
 
 # The compiler may reorder sums, fuse a product with a sum, ignore the sign of 0 and multiply by a reciprocal.
 # It may not assume that there is no NaN or infinity.
-FLAGS = {"reassoc", "contract", "nsz", "arcp"}
-loop = njit(fastmath=FLAGS, error_model="numpy", nogil=True, cache=True)
-inner = njit(fastmath=FLAGS, error_model="numpy", nogil=True, inline="always")
+OPTIONS = {"fastmath": {"reassoc", "contract", "nsz", "arcp"}, "error_model": "numpy", "nogil": True}
+inner = njit(inline="always", **OPTIONS)
+
+
+def loop(function):
+    """Compile a function at its first call, and keep the result in a file for other processes."""
+    try:
+        return njit(cache=True, **OPTIONS)(function)
+    except RuntimeError:  # no folder for the file is writable
+        return njit(**OPTIONS)(function)
 
 ZERO, HALF, ONE = np.float32(0), np.float32(0.5), np.float32(1)
 
@@ -138,3 +147,17 @@ def adam_step(flat, gradient, m, v, beta1, beta2, rate, scale, epsilon):
         m[i] = beta1 * m[i] + (ONE - beta1) * gradient[i]
         v[i] = beta2 * v[i] + (ONE - beta2) * gradient[i] * gradient[i]
         flat[i] -= rate * m[i] / (np.sqrt(v[i]) * scale + epsilon)
+
+
+def prepare():
+    """Compile all loops or load them from their files, and return the seconds that compilation took."""
+    x, row = np.ones((1, 1), np.float32), np.ones(1, np.float32)
+    began = time.perf_counter()
+    gelu_forward(row, row.copy(), row.copy())
+    gelu_values(row, row.copy())
+    layer_norm_forward(x, row, row, ONE, x.copy(), x.copy(), x.copy())
+    layer_norm_backward(x, x, x, row, x.copy(), row.copy(), row.copy())
+    adam_step(row.copy(), row, row.copy(), row.copy(), *[HALF] * 5)
+    loops = (gelu_forward, gelu_values, layer_norm_forward, layer_norm_backward, adam_step)
+    compiled = any(loop.stats.cache_misses or not loop.stats.cache_path for loop in loops)
+    return time.perf_counter() - began if compiled else 0.0

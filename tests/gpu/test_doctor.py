@@ -79,7 +79,7 @@ def test_a_machine_that_trains_on_its_cpu():
     *lines, last = printed.splitlines()
     assert all(re.match(r"ok    \S", line) for line in lines), printed
     assert last == "Ready: tinyvit train"
-    names = ("tinyvit", "Python", "numpy", "scipy", "cores", "BLAS", "memory", "data", "train on cpu")
+    names = ("tinyvit", "Python", "numpy", "scipy", "cores", "BLAS", "loops", "memory", "data", "train on cpu")
     assert [line for name in names for line in lines if line[6:].startswith(name + " ")]
     assert f"numpy         {np.__version__}" in printed
     assert "MNIST, 60,000 training and 10,000 test images, all 4 checksums hold, in " in printed
