@@ -28,7 +28,7 @@ LEARNING_RATE = 3e-4
 BATCHES = 8  # used in turn
 NAMES = {
     "tinyvit": "tinyvit",
-    "products": "matrix products only",
+    "products": "matrix products alone",
     "torch": "PyTorch eager",
     "torch-compiled": "PyTorch torch.compile",
     "torch-shortcut": "torch.compile, last block for the class token only",

@@ -394,7 +394,7 @@ def bytes_of(name, arguments, clip, batch):
         return size + shards - (w.nbytes if dx is None else 0)
     if name == "layer_norm_backward":
         return size + (SHARDS - 1) * sum(array.nbytes for array in arguments[6:8])
-    if name in ("attention_forward", "attention_backward"):  # only the queries that are used
+    if name in ("attention_forward", "attention_backward"):  # queries of the tokens that ask
         qkv, out = (arguments[0], arguments[1]) if name == "attention_forward" else (arguments[1], arguments[0])
         return size - (qkv.nbytes // 3 - out.nbytes)
     if name == "cross_entropy":
