@@ -1,13 +1,12 @@
-"""Train the recipes with several seeds and report test accuracy, its mean and its standard deviation.
+"""Train the recipes with several seeds, and report the mean and the standard deviation of the test accuracy.
 
     python benchmarks/accuracy.py --recipe tuned note --seeds 0 1 2
-    python benchmarks/accuracy.py --recipe note --name note-flip-half --flip 0.5      a variant, under a name
-    python benchmarks/accuracy.py --collect                                           from the recorded runs
+    python benchmarks/accuracy.py --recipe note --name note-flip-half --flip 0.5      a variant with a name
+    python benchmarks/accuracy.py --collect                                           summarise the recorded runs
 
-Every run is `python examples/train_mnist.py --recipe R --seed N --workers W`, and whatever flags are left over. What
-it writes of its course and its end (metrics.json, history.csv, classification_report.txt) is kept in
-benchmarks/results/accuracy/NAME-seedN/, and the summary of all recorded runs in benchmarks/results/accuracy.json.
-The test set is read once a run, at its end.
+Every run is `python examples/train_mnist.py --recipe R --seed N --workers W` with any other flags. Its files
+metrics.json, history.csv and classification_report.txt are copied to benchmarks/results/accuracy/NAME-seedN/. The
+summary of all recorded runs is benchmarks/results/accuracy.json. A run reads the test set once, at its end.
 """
 
 import argparse
@@ -27,7 +26,7 @@ KEPT = ("metrics.json", "history.csv", "classification_report.txt")
 
 
 def record(recipe, seed, workers, name, flags):
-    """Train once and keep the record under `name`."""
+    """Train once and copy the results to the folder of `name` and `seed`."""
     with tempfile.TemporaryDirectory() as scratch:
         out = Path(scratch) / "run"
         command = [sys.executable, str(ROOT / "examples" / "train_mnist.py")]
@@ -40,7 +39,7 @@ def record(recipe, seed, workers, name, flags):
 
 
 def summary():
-    """Return what the recorded runs say, a dict from name to its figures."""
+    """Return the summary of the recorded runs, a dict from name to figures."""
     runs = {}
     for path in sorted(RECORDS.glob("*/metrics.json")):
         metrics = json.loads(path.read_text())
@@ -65,14 +64,15 @@ def summary():
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--recipe", nargs="+", default=["tuned", "note"], metavar="R", help="tuned and note")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="N", help="0 1 2")
-    parser.add_argument("--workers", type=int, default=2, metavar="W", help="processes side by side (2)")
-    parser.add_argument("--name", help="what to keep the runs of one recipe under (its own name)")
-    parser.add_argument("--collect", action="store_true", help="train nothing, summarise what is recorded")
+    add = parser.add_argument
+    add("--recipe", nargs="+", default=["tuned", "note"], metavar="R", help="recipes (tuned note)")
+    add("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="N", help="seeds (0 1 2)")
+    add("--workers", type=int, default=2, metavar="W", help="worker processes of a run (2)")
+    add("--name", help="name of the recorded runs (the recipe's name)")
+    add("--collect", action="store_true", help="train nothing and summarise the recorded runs")
     options, flags = parser.parse_known_args()
     if options.name is None and flags:
-        parser.error(f"a variant needs a --name, with {' '.join(flags)}")
+        parser.error(f"a variant with the flags {' '.join(flags)} needs a name; give --name NAME")
     if not options.collect:
         for recipe in options.recipe:
             for seed in options.seeds:

@@ -1,4 +1,4 @@
-"""Where the checkout is. Every benchmark imports this first, so that it finds `tinyvit` without an installation."""
+"""The path of the checkout. Every benchmark imports this first, and so finds `tinyvit` without an installation."""
 
 import os
 import sys
@@ -11,6 +11,6 @@ if str(ROOT) not in sys.path:
 
 
 def environment():
-    """Return the environment for another Python, in which it finds `tinyvit` in the checkout as well."""
+    """Return the environment for another Python process, which then also finds `tinyvit` in the checkout."""
     paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     return os.environ | {"PYTHONPATH": os.pathsep.join(paths)}

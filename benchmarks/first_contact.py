@@ -1,12 +1,12 @@
-"""What to run first on a machine with an NVIDIA GPU, in two parts of at most nine minutes each.
+"""Check a machine with an NVIDIA GPU for the first time, in two parts of at most nine minutes each.
 
-    python benchmarks/first_contact.py 1 --out DIR    machine, doctor, a step, the tests, the checkers, a first look
+    python benchmarks/first_contact.py 1 --out DIR    machine, doctor, a step, tests, checkers, a short benchmark
     python benchmarks/first_contact.py 2 --out DIR    the full benchmark, and counters of some kernels
-    python benchmarks/first_contact.py --step tf32    only the step that the checkers watch, at one precision
+    python benchmarks/first_contact.py --step tf32    only the step of the checkers, at one precision
 
-Each check is a process with a time limit. A check that fails, or takes too long, stops no other. A tool that is
-missing is named in one line, and its check is skipped. After every check DIR/part1.json or DIR/part2.json says what
-is known so far, and DIR/NAME.txt has the output. Linux; works in a checkout without an installation.
+Each check is a process with a time limit. If a check fails or takes too long, the others still run. A check that
+needs a missing tool is skipped, and one line names the tool. After every check, DIR/part1.json or DIR/part2.json has
+the results so far and DIR/NAME.txt has the output. The script needs Linux and works without an installation.
 """
 
 import argparse
@@ -25,10 +25,10 @@ from pathlib import Path
 
 from checkout import ROOT, environment
 
-MINUTES = 9.0  # of a part: the limits below are for this time, and shrink with it
+MINUTES = 9.0  # length of a part; the limits below are for this length and shrink with it
 PRECISIONS = ("float32", "tf32", "bfloat16")
 CHECKERS = ("memcheck", "racecheck", "initcheck", "synccheck")
-BATCH, LAST, EPOCHS = 16, 5, 3  # of the step: an epoch is two batches and a smaller one
+BATCH, LAST, EPOCHS = 16, 5, 3  # an epoch of the step is two batches and a smaller one
 HERE = Path(__file__).resolve()
 CUDA_FOLDERS = ("/usr/local/cuda/bin", "/usr/local/cuda/compute-sanitizer", "/opt/nvidia/nsight-compute")
 
@@ -39,9 +39,9 @@ CUDA_FOLDERS = ("/usr/local/cuda/bin", "/usr/local/cuda/compute-sanitizer", "/op
 def check_step(precision, model_config=None):
     """Take the same steps as launches and as a graph, and compare their results bit for bit.
 
-    Every array is an allocation of its own, so that a checker sees where it ends. precision: of the matrix products;
-    model_config: `ViTConfig`, by default the usual model with two blocks. Returns the mean loss of the last epoch.
-    Raises `AssertionError` if the two differ, a number is not finite, or no weight has changed.
+    Every array is a separate allocation, so that a checker can find accesses outside it. precision: the precision of
+    the matrix products; model_config: a `ViTConfig`, by default the default model with two blocks. Returns the mean
+    loss of the last epoch. Raises `AssertionError` if the two differ, a number is not finite or no weight changed.
     """
     import numpy as np
 
@@ -54,13 +54,13 @@ def check_step(precision, model_config=None):
 
     backend = get_backend("gpu")
     model_config = model_config or ViTConfig(depth=2)
-    # The recipe that uses everything a step can do: clipping, weight decay, smoothing, averages and augmentation.
+    # This recipe uses every feature of a step: clipping, weight decay, smoothing, averages and augmentation.
     config = replace(TUNED, epochs=EPOCHS, batch_size=BATCH)
     count, side = 2 * BATCH + LAST, model_config.image_size
     images = np.random.default_rng(1).integers(0, 256, (count, side, side), dtype=np.uint8)
     labels = np.arange(count) % model_config.classes
     results = []
-    with backend.xp.cuda.using_allocator(None):  # CuPy's pool would hand out parts of large allocations
+    with backend.xp.cuda.using_allocator(None):  # CuPy's pool would place several arrays in one allocation
         for kernels in ("launches", "graph"):
             state = new_state(model_config, config, backend)
             first = to_host(state.parameters.flat).copy()
@@ -80,27 +80,27 @@ def check_step(precision, model_config=None):
                     counts = [step() for _ in range(step.steps)]
                     totals = step.totals()
             if counts != [BATCH, BATCH, LAST]:
-                raise AssertionError(f"the batches of an epoch are {counts}")
+                raise AssertionError(f"the batches of an epoch must be {[BATCH, BATCH, LAST]}, not {counts}")
             arrays = {name: to_host(array).copy() for name, array in state.arrays().items()}
             results.append({**arrays, "totals": np.array(totals)})
             if np.array_equal(first, arrays["parameters"]):
                 raise AssertionError(f"{kernels}: no weight has changed")
     for name, launched in results[0].items():
         if not np.isfinite(launched).all():
-            raise AssertionError(f"{name} has numbers that are not finite")
+            raise AssertionError(f"{name} has elements that are not finite")
         if not np.array_equal(launched, results[1][name]):
             raise AssertionError(f"graph and launches differ in {name}")
     return float(results[0]["totals"][0]) / count
 
 
-def say_machine():
-    """Print as JSON what is known of the machine, the libraries and the card."""
+def print_machine():
+    """Print the known properties of the machine, the libraries and the card as JSON."""
     import gpu
     import gpu_work
     from turns import conditions
 
-    known = {"conditions": conditions("torch"), "nvidia_smi": gpu.ask_card()}
-    print(json.dumps(known, indent=2), flush=True)
+    properties = {"conditions": conditions("torch"), "nvidia_smi": gpu.read_card()}
+    print(json.dumps(properties, indent=2), flush=True)
     print(json.dumps(gpu_work.Ours("graph").about(), indent=2))
 
 
@@ -109,17 +109,17 @@ def say_machine():
 
 @dataclass(frozen=True)
 class Check:
-    """One thing to find out, by a command; seconds are for a part of `MINUTES`."""
+    """A command that checks one thing. Its seconds are for a part of `MINUTES`."""
 
-    name: str  # of its output, NAME.txt
+    name: str  # its output is NAME.txt
     about: str
     command: list
-    most: float  # seconds that it may take,
-    least: float  # and that the checks before it leave for it
-    expects: str = ""  # a regular expression that the output of a success contains
-    lines: int = 4  # how many of the last lines of its output are printed
-    missing: str = ""  # why it cannot run here
-    start: float | None = None  # of gpu.py: seconds that it needs beside those that it plans with
+    most: float  # time limit in seconds
+    least: float  # seconds that earlier checks must leave
+    expects: str = ""  # a regular expression that the output must contain
+    lines: int = 4  # number of last lines of the output to print
+    missing: str = ""  # the reason if it cannot run here
+    start: float | None = None  # for gpu.py: the seconds that it needs in addition to its --minutes
 
 
 def first_part(options):
@@ -166,7 +166,7 @@ def first_part(options):
         about = f"{checker} on the step"
         checks.append(Check(checker, about, command, most=60, least=25, expects="SUMMARY: 0 ", missing=missing))
     command = benchmark_command(out / "quick.json", options.benchmark, "--quick")
-    checks.append(Check("quick", "a first look at the times", command, most=150, least=90, lines=60, start=30))
+    checks.append(Check("quick", "a short benchmark", command, most=150, least=90, lines=60, start=30))
     return checks
 
 
@@ -191,41 +191,41 @@ def second_part(options):
 
 
 def python(*arguments):
-    """Return the command of a Python with these arguments."""
+    """Return a command that runs this Python with these arguments."""
     return [sys.executable, *arguments]
 
 
 def tests_command(paths):
-    """Return the command of the tests marked `gpu`: on eight processes, and each result printed as soon as known."""
+    """Return the command of the tests marked `gpu`, in at most eight processes, with one line per result."""
     command = python("-m", "pytest", "--device", "gpu", "-m", "gpu", "-v", "--tb=short", "-p", "no:cacheprovider")
-    command += ["-o", "filterwarnings=default"]  # CuPy and PyTorch have warnings of their own
+    command += ["-o", "filterwarnings=default"]  # warnings of CuPy and PyTorch are no failures
     if not without("xdist"):
         command += ["-n", str(min(8, os.cpu_count()))]
     return [*command, *paths]
 
 
 def benchmark_command(record, more, *flags):
-    """Return the command of gpu.py; more: flags in one text."""
+    """Return the command of gpu.py. more: further flags in one text."""
     return python(str(HERE.parent / "gpu.py"), *flags, *shlex.split(more), "--json", str(record))
 
 
 def without(module):
-    """Return that a module is not installed, or "" if it is."""
+    """Return a text if a module is not installed, or "" if it is installed."""
     return "" if importlib.util.find_spec(module) else f"{module} is not installed"
 
 
 def program(name):
-    """Return the path of a program of CUDA, and why there is none, or ""."""
+    """Return the path of a CUDA program and "", or its name and the reason if it is missing."""
     folders = [os.path.join(os.environ.get("CUDA_PATH", ""), "bin"), *CUDA_FOLDERS]
     path = shutil.which(name) or shutil.which(name, path=os.pathsep.join(folders))
-    return (path, "") if path else (name, f"there is no {name}: it comes with the CUDA toolkit")
+    return (path, "") if path else (name, f"{name} is missing: install the CUDA toolkit")
 
 
 # ---- a part ----
 
 
 def run_part(number, checks, out, minutes):
-    """Run the checks one after the other, and write the record after each; return the records."""
+    """Run the checks one after the other and return their records. Write all records after each check."""
     scale, began = minutes / MINUTES, time.monotonic()
     out.mkdir(parents=True, exist_ok=True)
     records = []
@@ -255,20 +255,20 @@ def run_part(number, checks, out, minutes):
 
 
 def run(command, limit, output, expects=""):
-    """Run a command for at most `limit` seconds, its output in the file `output`; return the record, a dict."""
+    """Run a command for at most `limit` seconds with its output in the file `output`. Return the record, a dict."""
     began = time.monotonic()
-    surroundings = environment() | {"PYTHONUNBUFFERED": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+    variables = environment() | {"PYTHONUNBUFFERED": "1", "PYTHONDONTWRITEBYTECODE": "1"}
     record = {"command": shlex.join(command), "limit": round(limit, 1), "output": output.name, "exit_status": None}
     with open(output, "wb") as file:
         try:
             process = subprocess.Popen(
                 command,
                 cwd=ROOT,
-                env=surroundings,
+                env=variables,
                 stdin=subprocess.DEVNULL,
                 stdout=file,
                 stderr=subprocess.STDOUT,
-                start_new_session=True,  # a group of its own, which is ended with all that it has started
+                start_new_session=True,  # a process group, which is killed with all its children
             )
         except OSError as error:
             file.write(f"{error}\n".encode())
@@ -291,7 +291,7 @@ def run(command, limit, output, expects=""):
 
 
 def write(path, found):
-    """Write a record as JSON, at once: a machine may be gone any moment."""
+    """Write a record as JSON. It replaces the file in one step, as the machine may stop at any moment."""
     draft = path.with_suffix(".draft")
     draft.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
     os.replace(draft, path)
@@ -299,14 +299,15 @@ def write(path, found):
 
 def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", nargs="?", type=int, choices=[1, 2], help="1 or 2")
-    parser.add_argument("--out", type=Path, default=ROOT / "runs" / "first_contact", metavar="DIR",
-                        help="folder for the records (runs/first_contact)")  # fmt: skip
-    parser.add_argument("--minutes", type=float, default=MINUTES, metavar="M", help=f"of the part ({MINUTES:g})")
-    parser.add_argument("--tests", nargs="+", default=["tests"], metavar="PATH", help="which tests (all)")
-    parser.add_argument("--benchmark", default="", metavar="FLAGS", help="more flags for gpu.py, in one text")
-    parser.add_argument("--step", choices=PRECISIONS, metavar="NAME", help=f"of {', '.join(PRECISIONS)}")
-    parser.add_argument("--machine", action="store_true", help="only say what machine this is")
+    add = parser.add_argument
+    add("part", nargs="?", type=int, choices=[1, 2], help="the part, 1 or 2")
+    add("--out", type=Path, default=ROOT / "runs" / "first_contact", metavar="DIR",
+        help="folder for the records (runs/first_contact)")  # fmt: skip
+    add("--minutes", type=float, default=MINUTES, metavar="M", help=f"length of the part ({MINUTES:g})")
+    add("--tests", nargs="+", default=["tests"], metavar="PATH", help="the tests to run (all)")
+    add("--benchmark", default="", metavar="FLAGS", help="flags for gpu.py, in one text")
+    add("--step", choices=PRECISIONS, metavar="NAME", help=f"only the step, at {', '.join(PRECISIONS)}")
+    add("--machine", action="store_true", help="only print the properties of the machine")
     options = parser.parse_args(arguments)
     options.out = options.out.resolve()
     if options.step:
@@ -314,10 +315,10 @@ def main(arguments=None):
         print(f"{options.step}: launches and graph are equal bit for bit, mean loss {loss:.4f}")
         return 0
     if options.machine:
-        say_machine()
+        print_machine()
         return 0
     if options.part is None or options.minutes <= 0:
-        parser.error("give the part, 1 or 2, and a time above 0")
+        parser.error(f"give the part, 1 or 2, and --minutes above 0, not {options.part} and {options.minutes:g}")
     checks = first_part(options) if options.part == 1 else second_part(options)
     records = run_part(options.part, checks, options.out, options.minutes)
     good, skipped = (sum(record["state"] == state for record in records) for state in ("ok", "missing"))

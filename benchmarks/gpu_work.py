@@ -1,8 +1,8 @@
-"""What works in the processes of gpu.py: this library on a GPU, its kernels one by one, and PyTorch.
+"""The contestants of gpu.py: tinyvit on a GPU, its single kernels, and PyTorch. Each runs in a separate process.
 
-A process each, as CuPy and PyTorch bring CUDA libraries of their own, often of different versions, and whichever is
-loaded first serves both if they share a process; and as an error of CUDA spoils its whole process. Each class here is
-built once in its process, then builds one case after the other: a batch size at a precision.
+CuPy and PyTorch bring CUDA libraries, often of different versions. In one process both would use the libraries that
+were loaded first. A CUDA error also makes a whole process unusable. Each class is built once in its process. It then
+builds one case after the other. A case is a batch size and a precision.
 """
 
 import statistics
@@ -21,28 +21,28 @@ from tinyvit.training import NOTE, Training, TrainingConfig
 from tinyvit.training.state import new_state
 from tinyvit.training.step import make_step
 
-BATCHES = 8  # different ones, in turn, for the peers
+BATCHES = 8  # used in turn by PyTorch
 RATE = NOTE.learning_rate
 
 
 def images_of(limit):
-    """Return the first `limit` training images and labels of MNIST, all of them if it is None."""
+    """Return the first `limit` training images and labels of MNIST, or all if `limit` is None."""
     data = load_mnist()
     return data.train_images[:limit], data.train_labels[:limit]
 
 
 def known(function):
-    """Return what `function` returns, or None where the machine does not say."""
+    """Return the result of `function`, or None if it fails."""
     try:
         return function()
-    except Exception:  # of many kinds, by library and version: not to know is no reason to stop
+    except Exception:  # the kind depends on library and version; a missing figure must not stop the benchmark
         return None
 
 
 class _OnGPU:
-    """The backend "gpu", what it says of itself, and one training step on it at a time.
+    """The backend "gpu", its properties, and one training step at a time.
 
-    Raises `DeviceError` if there is no GPU that computes.
+    Raises `DeviceError` if no GPU computes.
     """
 
     def __init__(self):
@@ -50,7 +50,7 @@ class _OnGPU:
         self.step, self._steps = None, ExitStack()
 
     def about(self):
-        """Return what is known of the card and of the libraries, a dict."""
+        """Return the known properties of the card and of the libraries, a dict."""
         xp = self.backend.xp
         properties = known(lambda: xp.cuda.runtime.getDeviceProperties(xp.cuda.runtime.getDevice())) or {}
         name = properties.get("name", b"unknown")
@@ -68,21 +68,21 @@ class _OnGPU:
         }
 
     def megabytes(self):
-        """Return what the arrays of this case took from the card at most, None where that is not known."""
+        """Return the peak memory of the arrays of this case in megabytes, or None if it is unknown."""
         return known(lambda: self.backend.xp.get_default_memory_pool().total_bytes() / 1e6)
 
     def _forget(self):
-        """Give back what the case before has taken."""
+        """Free the memory of the previous case."""
         self._steps.close()
         self.step = None
         known(lambda: self.backend.xp.get_default_memory_pool().free_all_blocks())
 
     def _make_step(self, batch, precision, depth, limit, kernels):
-        """Forget the case before, and return a training step of the note's model and training on this backend."""
+        """Free the previous case, and return a training step of the note's model and recipe on this backend."""
         self._forget()
         images, labels = images_of(limit)
         if len(images) < 2 * batch:
-            raise ValueError(f"two batches of {batch} need more than {len(images)} images")
+            raise ValueError(f"two batches of {batch} need at least {2 * batch} images, not {len(images)}")
         self.batch, self.full_steps = batch, len(images) // batch
         model_config, config = ViTConfig(depth=depth), replace(NOTE, batch_size=batch)
         self.step = make_step(
@@ -99,29 +99,35 @@ class _OnGPU:
 
 
 class Ours(_OnGPU):
-    """Training steps of this library: from images on the device to new weights, augmentation included.
+    """Training steps of tinyvit, from images on the device to new weights, with augmentation.
 
-    way: "graph", "launches" or "off", as `make_step` takes them: kernels in a CUDA graph, the same kernels launched
-    one by one, or the plain operations on CuPy.
+    mode: "graph", "launches" or "off", as for `make_step`: kernels in a CUDA graph, single launches of the same
+    kernels, or plain operations on CuPy.
     """
 
-    def __init__(self, way):
+    def __init__(self, mode):
         super().__init__()
-        self.way = way
+        self.mode = mode
 
     def build(self, batch, precision, depth, limit):
-        """Get ready for steps of `batch` images and take some; return the seconds that took."""
+        """Build steps of `batch` images and take a few. Return the seconds that this took."""
         began = time.perf_counter()
-        self._make_step(batch, precision, depth, limit, self.way)
+        self._make_step(
+            batch,
+            precision,
+            depth=depth,
+            limit=limit,
+            kernels=self.mode,
+        )
         self.epochs, self.left = 0, 0
-        self.steps(3)  # the first step compiles or loads, the second one is recorded
+        self.steps(3)  # the first step compiles or loads, and the second is recorded
         return time.perf_counter() - began
 
     def steps(self, count):
-        """Take `count` steps and return the seconds of one; what an epoch begins with is not counted.
+        """Take `count` steps and return the seconds of one, without the time to begin an epoch.
 
-        The totals add up over all epochs, and reading them waits for the device. An epoch's last batch is left out
-        where it is smaller.
+        The totals add up over all epochs, and reading them waits for the device. A smaller last batch of an epoch is
+        skipped.
         """
         step, seconds, done = self.step, 0.0, 0
         while done < count:
@@ -141,7 +147,7 @@ class Ours(_OnGPU):
         return seconds / count
 
     def turn(self, count):
-        """Take two steps that are not counted, then `count`; return the seconds of one of these and the mean loss."""
+        """Take two uncounted steps, then `count` steps. Return the seconds of one of these and their mean loss."""
         self.steps(2)
         before, _ = self.step.totals()
         seconds = self.steps(count)
@@ -149,9 +155,9 @@ class Ours(_OnGPU):
         return seconds, (after - before) / (count * self.batch)
 
     def train(self, precision, epochs, depth, limit):
-        """Train as `Training` does, without validation, and return what came of it, a dict.
+        """Train with `Training`, without validation, and return the figures, a dict.
 
-        "seconds" is all of `Training.run`: drawing and shuffling, steps, the history at the end of every epoch.
+        "seconds" is the time of `Training.run`: augmentation, shuffling, steps, and the history of every epoch.
         """
         self._forget()
         images, labels = images_of(limit)
@@ -164,7 +170,7 @@ class Ours(_OnGPU):
             labels,
             self.backend,
             precision=precision,
-            kernels=self.way,
+            kernels=self.mode,
         )
         built = time.perf_counter()
         run.run()
@@ -182,7 +188,7 @@ class Ours(_OnGPU):
 
 
 class KernelTimes(_OnGPU):
-    """The kernels of a step one by one, and what the card can do at best."""
+    """The single kernels of a step, and the highest speeds of the card."""
 
     NOTHING = 'extern "C" __global__ void nothing(int* place) { if (place) place[0] = 0; }'
     COPY = """
@@ -195,9 +201,10 @@ class KernelTimes(_OnGPU):
     """
 
     def ceilings(self, side, megabytes):
-        """Return bytes a second of a copy, operations a second of a matrix product, and seconds between launches.
+        """Return the speeds of copies and matrix products, and the seconds between launches, a dict.
 
-        side: of the square matrices; megabytes: of the array that is copied. What fails is a text that says why.
+        side: the side of the square matrices; megabytes: the size of the copied array. Copies are in bytes per
+        second, products in operations per second. A measurement that fails gives a text with the reason.
         """
         measures = {
             "copy": lambda: self._copy(megabytes * 1_000_000),
@@ -221,10 +228,10 @@ class KernelTimes(_OnGPU):
         def copy():
             target[...] = source
 
-        return 2 * source.nbytes / self._seconds(copy)  # read and written
+        return 2 * source.nbytes / self._seconds(copy)  # every byte is read and written
 
     def _copy_in_graph(self, size):
-        """A copy so small that source and target stay in the level-2 cache; its launch is in the time."""
+        """Return the speed of a copy within the level-2 cache. The time includes its launch."""
         count = size // 4
         source = self.backend.xp.ones(count, np.float32)
         target = self.backend.xp.empty_like(source)
@@ -237,7 +244,7 @@ class KernelTimes(_OnGPU):
         return self._seconds_in_graph(lambda: kernel((1,), (32,), (np.uint64(0),)))
 
     def _product(self, side, precision):
-        """cuBLAS itself, as CuPy's own product does not reach all three precisions."""
+        """Return the speed of cuBLAS, called directly because CuPy's product lacks some of the precisions."""
         xp = self.backend.xp
         cublas, runtime = xp.cuda.cublas, xp.cuda.runtime
         handle = xp.cuda.device.get_cublas_handle()
@@ -249,7 +256,7 @@ class KernelTimes(_OnGPU):
             kind, numbers = getattr(runtime, "CUDA_R_16BF", 14), (numbers.view(np.uint32) >> 16).astype(np.uint16)
         a, b = (self.backend.asarray(half) for half in numbers)
         out = xp.empty_like(a)
-        one, zero = np.ones(1, np.float32), np.zeros(1, np.float32)  # on the host, where cuBLAS looks for them
+        one, zero = np.ones(1, np.float32), np.zeros(1, np.float32)  # on the host, where cuBLAS reads them
 
         def product():
             arguments = (0, 0, side, side, side, one.ctypes.data, a.data.ptr, kind, side, b.data.ptr, kind, side)
@@ -258,7 +265,7 @@ class KernelTimes(_OnGPU):
         return 2 * side**3 / self._seconds(product)
 
     def _seconds(self, work, least=0.1):
-        """Return the seconds of one `work` on the device, between two events with many of them between."""
+        """Return the seconds of one `work` on the device, from two events around many of them."""
         xp = self.backend.xp
         stream = xp.cuda.get_current_stream()
 
@@ -276,11 +283,11 @@ class KernelTimes(_OnGPU):
         return statistics.median(time_of(times) for _ in range(3))
 
     def _seconds_in_graph(self, launch, least=0.01):
-        """Return the seconds of one launch, of many in one CUDA graph; what goes by between two is in it."""
+        """Return the seconds of one launch among many in a CUDA graph, with the gap after it."""
         xp = self.backend.xp
         stream = xp.cuda.Stream()
         with stream:
-            launch()  # a driver loads a kernel when it first runs
+            launch()  # the driver loads a kernel at its first launch
             begin, end = xp.cuda.Event(), xp.cuda.Event()
             begin.record(stream)
             launch()
@@ -306,21 +313,27 @@ class KernelTimes(_OnGPU):
             return statistics.median(replay() for _ in range(5))
 
     def kernels(self, batch, precision, depth, limit):
-        """Return the time of every kernel of a step, on the buffers of a step, a list of dicts.
+        """Return the time of every kernel of a step on the buffers of a step, a list of dicts.
 
-        Launches of the same size are one row. Raises `ValueError` if the launches are not those of `floors.py`.
+        Launches of the same size share a row. Raises `ValueError` if the launches differ from those in `floors.py`.
         """
-        step = self._make_step(batch, precision, depth, limit, "launches")
+        step = self._make_step(
+            batch,
+            precision,
+            depth=depth,
+            limit=limit,
+            kernels="launches",
+        )
 
         def begin(done):
             step.begin_epoch(0, done)
-            step.totals()  # waits: what is timed runs on another stream
+            step.totals()  # waits, because the timed launches run on another stream
 
         begin(0)
         recorded = recorded_launches(step)
         model = floors.launches(step.model_config, batch)
         if [(name, grid) for name, grid, _ in recorded] != [(launch.name, launch.grid) for launch in model]:
-            raise ValueError("the step launches other kernels than floors.py says")
+            raise ValueError("the launches of the step differ from those in floors.py; update floors.py")
         rows = {}
         for (_, _, launch), expected in zip(recorded, model, strict=True):
             key = (expected.name, expected.grid, expected.bytes, expected.operations)
@@ -344,7 +357,7 @@ class KernelTimes(_OnGPU):
 
 
 def recorded_launches(step):
-    """Take a step and return its launches, (name, grid, function that launches it again)."""
+    """Take a step and return its launches: (name, grid, a function that repeats the launch)."""
     kernels, found = step.kernels, []
     functions = kernels._functions
 
@@ -365,30 +378,30 @@ def recorded_launches(step):
 
 
 class TorchSteps:
-    """Training steps of PyTorch as its users write them, on batches that lie ready on the device, normalised.
+    """Training steps of PyTorch as its users write them, on normalised batches that are ready on the device.
 
-    way: "eager"; "compiled", by torch.compile(mode="max-autotune"), which records CUDA graphs of forward and of
-    backward; or "graph", eager operations of the whole step in one CUDA graph. Adam is the fused one in all three.
+    mode: "eager"; "compiled", with torch.compile(mode="max-autotune"), which records CUDA graphs of forward and
+    backward; or "graph", eager operations of the whole step in one CUDA graph. All three use the fused Adam.
     """
 
-    def __init__(self, way, device="cuda"):
+    def __init__(self, mode, device="cuda"):
         import torch
 
-        self.torch, self.way, self.device = torch, way, device
+        self.torch, self.mode, self.device = torch, mode, device
         if device == "cuda" and not torch.cuda.is_available():
-            raise RuntimeError(f"PyTorch {torch.__version__}, for CUDA {torch.version.cuda}, finds no GPU")
+            raise RuntimeError(f"PyTorch {torch.__version__} for CUDA {torch.version.cuda} finds no GPU")
 
     def about(self):
-        """Return the versions that matter, a dict."""
+        """Return the versions of PyTorch and CUDA and the name of the card, a dict."""
         torch = self.torch
         found = {"torch": torch.__version__, "torch_cuda": torch.version.cuda}
         return found | {"torch_card": known(lambda: torch.cuda.get_device_name(0))}
 
     def build(self, batch, precision, depth, limit):
-        """Get ready for steps of `batch` images and take some; return the seconds that took."""
+        """Build steps of `batch` images and take a few. Return the seconds that this took."""
         torch, device = self.torch, self.device
         self.step = None
-        if self.way == "compiled":
+        if self.mode == "compiled":
             torch._dynamo.reset()
         if device == "cuda":
             torch.cuda.empty_cache()
@@ -397,7 +410,7 @@ class TorchSteps:
         tf32 = precision == "tf32"
         torch.set_float32_matmul_precision("high" if tf32 else "highest")
         torch.backends.cuda.matmul.allow_tf32 = tf32
-        torch.backends.cudnn.allow_tf32 = tf32  # for the convolution that embeds patches
+        torch.backends.cudnn.allow_tf32 = tf32  # for the convolution of the patch embedding
 
         config = ViTConfig(depth=depth)
         model = peers.torch_model(config, initialise(config)).to(device)
@@ -407,16 +420,16 @@ class TorchSteps:
         def loss_of(pixels, labels):
             if not autocast:
                 return torch.nn.functional.cross_entropy(model(pixels), labels)
-            # weights are cast again in every step: a cache of them would not do inside a CUDA graph of the whole step
+            # Every step must cast the weights again. A CUDA graph of the whole step would reuse cached old weights.
             with torch.autocast(device, torch.bfloat16, cache_enabled=False):
                 logits = model(pixels)
             return torch.nn.functional.cross_entropy(logits.float(), labels)
 
-        capturable = {"capturable": True} if self.way == "graph" else {}
+        capturable = {"capturable": True} if self.mode == "graph" else {}
         self.optimiser = torch.optim.Adam(model.parameters(), lr=RATE, fused=True, **capturable)
-        self.loss_of = torch.compile(loss_of, mode="max-autotune") if self.way == "compiled" else loss_of
+        self.loss_of = torch.compile(loss_of, mode="max-autotune") if self.mode == "compiled" else loss_of
         self.taken = 0
-        self.step = self._graph_step() if self.way == "graph" else self._eager_step
+        self.step = self._graph_step() if self.mode == "graph" else self._eager_step
         self.steps(5)  # compiles, warms up and records
         return time.perf_counter() - began
 
@@ -425,7 +438,7 @@ class TorchSteps:
         images, labels = images_of(limit)
         chosen = np.random.default_rng(0).permutation(len(images))
         if len(chosen) < batch:
-            raise ValueError(f"a batch of {batch} needs more than {len(chosen)} images")
+            raise ValueError(f"a batch of {batch} needs at least {batch} images, not {len(chosen)}")
         found = []
         for start in range(0, min(BATCHES * batch, len(chosen) // batch * batch), batch):
             part = chosen[start : start + batch]
@@ -436,14 +449,14 @@ class TorchSteps:
 
     def _eager_step(self, pixels, labels):
         self.optimiser.zero_grad(set_to_none=True)
-        if self.way == "compiled":
+        if self.mode == "compiled":
             self.torch.compiler.cudagraph_mark_step_begin()
         self.loss = self.loss_of(pixels, labels)
         self.loss.backward()
         self.optimiser.step()
 
     def _graph_step(self):
-        """Record a whole step, after some on another stream, as PyTorch asks for; return what replays it."""
+        """Record a step and return a function that replays it. PyTorch requires steps on another stream first."""
         torch = self.torch
         pixels, labels = (array.clone() for array in self.batches[0])
         side = torch.cuda.Stream()
@@ -477,7 +490,7 @@ class TorchSteps:
         return (time.perf_counter() - began) / count
 
     def turn(self, count):
-        """Take two steps that are not counted, then `count`; return the seconds of one of these and the last loss."""
+        """Take two uncounted steps, then `count` steps. Return the seconds of one of these and the last loss."""
         self.steps(2)
         return self.steps(count), float(self.loss.detach())
 
@@ -486,5 +499,5 @@ class TorchSteps:
             self.torch.cuda.synchronize()
 
     def megabytes(self):
-        """Return what PyTorch took from the card at most in this case."""
+        """Return the peak memory of PyTorch on the card in this case in megabytes."""
         return self.torch.cuda.max_memory_reserved() / 1e6 if self.device == "cuda" else None

@@ -1,14 +1,14 @@
-"""How long it takes to classify the 10,000 test images of MNIST, beside PyTorch, JAX and ONNX Runtime.
+"""Measure the time to classify the 10,000 test images of MNIST, for tinyvit, PyTorch, JAX and ONNX Runtime.
 
     python benchmarks/inference.py                                    the default model
-    python benchmarks/inference.py --mlp 512 3072 --json FILE
+    python benchmarks/inference.py --mlp 512 3072 --json FILE         two MLP widths
 
-A step is all the images, in memory, in float32. This library gets them as a user has them, uint8, through `evaluate`,
-and normalises and scores them too; peers get pixels that are normalised already, and give logits. Peers that are not
-installed are skipped. Each contestant takes as many images at once as is fastest for it, out of a few batch sizes
-that it tries in a process of its own; this library cuts the batch that each thread takes smaller by itself. Then all
-take turns, round by round (`turns.py`), and a ratio is the median over the rounds of what two took in the same one.
-A hundred images' logits must agree with this library's to 1e-3 before anything is timed.
+A step classifies all images from memory in float32. tinyvit receives uint8 images in `evaluate`, and also normalises
+and scores them. The peers receive normalised pixels and return logits. Peers that are not installed are skipped.
+Each contestant first tries a few batch sizes in a separate process and keeps the fastest. tinyvit splits the batch of
+a thread into smaller chunks by default. Then all contestants take turns, round by round (`turns.py`). A ratio is the
+median over the rounds of the ratio of two times from the same round. Before the timing, the logits of a hundred
+images must agree with those of tinyvit to 1e-3.
 """
 
 import argparse
@@ -42,7 +42,7 @@ NAMES = {
 def torch_compiled_logits(config, parameters, threads):
     import torch
 
-    torch.compiler.reset()  # or the second batch size would be compiled for any size, which is slower
+    torch.compiler.reset()  # without it the second batch size is compiled for any size, which is slower
     return peers.torch_logits(config, parameters, threads, compiled=True)
 
 
@@ -61,20 +61,20 @@ def workload(mlp, images):
 
 
 def spread(array):
-    """Return about a hundred rows from all over `array`: those whose logits are compared."""
+    """Return about a hundred evenly spaced rows of `array`, whose logits are compared."""
     return array[:: max(1, len(array) // 100)]
 
 
 def expected_logits(mlp, images):
-    """Return this library's logits for the images that are compared."""
+    """Return the logits of tinyvit for the compared images."""
     config, parameters, pixels, _ = workload(mlp, images)
     return VisionTransformer(config, parameters).logits(spread(pixels))
 
 
 def classify_step(contestant, mlp, images, batch, threads, expected, folder):
-    """Return a function that classifies all images, `batch` at a time, once its logits are as `expected`.
+    """Return a function that classifies all images in batches of `batch`.
 
-    folder: where a peer may keep files. Raises `ValueError` if the logits are others.
+    A peer may keep files in `folder`. Raises `ValueError` if the logits differ from `expected`.
     """
     config, parameters, pixels, labels = workload(mlp, images)
     if contestant == "tinyvit":
@@ -96,14 +96,17 @@ def classify_step(contestant, mlp, images, batch, threads, expected, folder):
 
 
 def check(contestant, logits, expected):
-    """Raise `ValueError` unless the logits are the expected ones."""
+    """Raise `ValueError` if the logits differ from the expected ones."""
     worst = np.abs(logits - expected).max()
     if not worst <= TOLERANCE:
-        raise ValueError(f"{NAMES[contestant]} gives other logits than tinyvit: {worst:.2g} apart, not {TOLERANCE:g}")
+        raise ValueError(
+            f"the logits of {NAMES[contestant]} differ from those of tinyvit by {worst:.2g}, expected at most "
+            f"{TOLERANCE:g}"
+        )
 
 
 def try_batches(batches, arguments):
-    """Return the seconds that all images take for each batch size, the better of two: a dict."""
+    """Return a dict from each batch size to the seconds for all images, the shorter of two times."""
     seconds = {}
     for batch in batches:
         step = classify_step(batch=batch, **arguments)
@@ -118,7 +121,7 @@ def try_batches(batches, arguments):
 
 
 def measure(mlp, images, batches, threads, names, rounds, seconds):
-    """Return a dict of what every contestant took, and how tinyvit's time compares."""
+    """Return the record of all contestants: their times, their ratios to tinyvit, and their memory."""
     settings = {"mlp": mlp, "images": images, "threads": threads}
     settings["expected"] = expected_logits(mlp, images)
     contestants, tried = {}, {}
@@ -134,20 +137,26 @@ def measure(mlp, images, batches, threads, names, rounds, seconds):
                 print(f"{NAMES[name]}: skipped, not installed ({error})", flush=True)
                 continue
             batch = min(tried[name], key=tried[name].get)
-            entered = Contestant(name, "inference", "classify_step", contestant=name, batch=batch, **settings)
-            contestants[name] = entered
+            contestants[name] = Contestant(
+                name,
+                "inference",
+                "classify_step",
+                contestant=name,
+                batch=batch,
+                **settings,
+            )
     compare(list(contestants.values()), rounds, seconds)
     ours = contestants["tinyvit"]
     record = {"images": images, "mlp_width": mlp, "threads": threads, "contestants": {}}
-    for name, entered in contestants.items():
-        low, median, high = quartiles(entered.seconds)
+    for name, contestant in contestants.items():
+        low, median, high = quartiles(contestant.seconds)
         record["contestants"][name] = {
             "images_per_second": images / median,
             "milliseconds": [1e3 * value for value in (low, median, high)],
-            "times_tinyvit": ratio(entered, ours),
+            "times_tinyvit": ratio(contestant, ours),
             "batch": min(tried[name], key=tried[name].get),
             "milliseconds_by_batch": {batch: 1e3 * value for batch, value in tried[name].items()},
-            "megabytes": round(entered.megabytes),
+            "megabytes": round(contestant.megabytes),
         }
     return record
 
@@ -167,26 +176,34 @@ def show(record):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
     batches = [20, 50, 100, 250, 500, 1000]
-    parser.add_argument("--batch", nargs="+", type=int, default=batches, metavar="B", help="to try (20 to 1000)")
-    parser.add_argument("--mlp", nargs="+", type=int, default=[512], metavar="F", help="hidden width (512)")
-    parser.add_argument("--images", type=int, default=10_000, metavar="N", help="the first N test images (10000)")
-    parser.add_argument("--threads", type=int, default=available_cores(), metavar="N", help="cores to use (all)")
-    parser.add_argument("--rounds", type=int, default=15, metavar="N", help="rounds that count (15)")
-    parser.add_argument("--seconds", type=float, default=3, metavar="S", help="a contestant's turn (3)")
-    parser.add_argument("--only", nargs="+", choices=list(NAMES), metavar="NAME", help=f"of {', '.join(NAMES)}")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write what was measured here too")
+    add("--batch", nargs="+", type=int, default=batches, metavar="B", help="batch sizes to try (20 to 1000)")
+    add("--mlp", nargs="+", type=int, default=[512], metavar="F", help="widths of the MLP (512)")
+    add("--images", type=int, default=10_000, metavar="N", help="use the first N test images (10000)")
+    add("--threads", type=int, default=available_cores(), metavar="N", help="number of threads (one per core)")
+    add("--rounds", type=int, default=15, metavar="N", help="rounds after the warm-up (15)")
+    add("--seconds", type=float, default=3, metavar="S", help="length of a turn (3)")
+    add("--only", nargs="+", choices=list(NAMES), metavar="NAME", help=f"contestants: {', '.join(NAMES)}")
+    add("--json", type=Path, metavar="FILE", help="also write the results to FILE")
     options = parser.parse_args()
     uneven = [batch for batch in options.batch if batch < 1 or options.images % batch]
     if uneven:
-        parser.error(f"--batch must divide {options.images} images, as {uneven[0]} does not: no batch is smaller")
-    names = ["tinyvit", *(n for n in options.only or NAMES if n != "tinyvit")]
+        parser.error(f"--batch must divide the number of images, {options.images}, but got {uneven[0]}")
+    names = ["tinyvit"] + [name for name in options.only or NAMES if name != "tinyvit"]
     records = []
     for mlp in options.mlp:
-        records.append(
-            measure(mlp, options.images, options.batch, options.threads, names, options.rounds, options.seconds)
+        record = measure(
+            mlp=mlp,
+            images=options.images,
+            batches=options.batch,
+            threads=options.threads,
+            names=names,
+            rounds=options.rounds,
+            seconds=options.seconds,
         )
-        show(records[-1])
+        records.append(record)
+        show(record)
     if options.json:
         packages = ("torch", "jax", "jaxlib", "onnx", "onnxruntime")
         found = {"conditions": conditions(*packages), "records": records}

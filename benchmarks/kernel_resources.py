@@ -1,10 +1,10 @@
-"""What every kernel takes of a multiprocessor: registers, shared memory, stack, spills; and how many blocks fit.
+"""List the registers, shared memory, stack and spills of every kernel, and the blocks per multiprocessor.
 
     python benchmarks/kernel_resources.py                 the note's model, for every architecture and precision
-    python benchmarks/kernel_resources.py --json FILE     write it there too
+    python benchmarks/kernel_resources.py --json FILE     also write the figures to FILE
 
-No GPU and no driver is needed: NVRTC from the package nvidia-cuda-nvrtc compiles for real architectures (Linux).
-These are the compiler's figures, and no measurement: what they cost, only a GPU says.
+This needs neither a GPU nor a driver. NVRTC from the package nvidia-cuda-nvrtc compiles for real architectures
+(Linux). The figures come from the compiler. Only a GPU can measure their effect on time.
 """
 
 import argparse
@@ -20,41 +20,41 @@ from turns import conditions
 from tinyvit.kernels import launch
 from tinyvit.model import ViTConfig
 
-TARGETS = {  # architecture: the precisions of matrix products that it has
+TARGETS = {  # the precisions of matrix products of each architecture
     "sm_75": ("float32",),
     "sm_80": ("float32", "tf32", "bfloat16"),
     "sm_90": ("float32", "tf32", "bfloat16"),
 }
-# CUDA C++ Programming Guide, table "Technical Specifications per Compute Capability": of one multiprocessor
+# Limits of one multiprocessor, from "Technical Specifications per Compute Capability", CUDA C++ Programming Guide.
 REGISTERS = 64 * 1024
 MOST_THREADS = {"sm_75": 1024, "sm_80": 2048, "sm_90": 2048}
 MOST_BLOCKS = {"sm_75": 16, "sm_80": 32, "sm_90": 32}
 SHARED_BYTES = {"sm_75": 64 * 1024, "sm_80": 164 * 1024, "sm_90": 228 * 1024}
-RESERVED = {"sm_75": 0, "sm_80": 1024, "sm_90": 1024}  # bytes of it that the system keeps for every block
+RESERVED = {"sm_75": 0, "sm_80": 1024, "sm_90": 1024}  # bytes of shared memory per block that CUDA reserves
 
 
 class CompilationError(Exception):
-    """NVRTC refused a text; the message is its log."""
+    """NVRTC could not compile a text. The message is its log."""
 
 
 @functools.cache
 def nvrtc():
-    """Load NVRTC from its PyPI package. Raises `FileNotFoundError` if that is not installed."""
+    """Load NVRTC from its PyPI package. Raises `FileNotFoundError` if the package is not installed."""
     package = importlib.util.find_spec("nvidia")
     folders = package.submodule_search_locations if package else []
     found = sorted(path for folder in folders for path in Path(folder).glob("*/lib/libnvrtc.so*"))
     if not found:
-        raise FileNotFoundError("there is no NVRTC here: pip install nvidia-cuda-nvrtc (Linux)")
+        raise FileNotFoundError("NVRTC is not installed: pip install nvidia-cuda-nvrtc (Linux)")
     return ctypes.CDLL(str(found[-1]))
 
 
 def compile_cubin(text, name, options):
-    """Compile a CUDA text to machine code; return it and the log. Raises `CompilationError`."""
+    """Compile a CUDA text to machine code. Return the code and the log. Raises `CompilationError`."""
     return _compile(text, name, options, "CUBIN")
 
 
 def compile_ptx(text, name, options):
-    """Compile a CUDA text to PTX, for a virtual architecture, and return that. Raises `CompilationError`."""
+    """Compile a CUDA text to PTX for a virtual architecture. Raises `CompilationError`."""
     return _compile(text, name, options, "PTX")[0].decode()
 
 
@@ -83,20 +83,20 @@ def _fetch(library, program, what):
 
 
 def compile_file(file, architecture, precision="float32", config=None):
-    """Compile `file`.cu as the library does, for one architecture; return the machine code and the log."""
+    """Compile `file`.cu as the library does, for one architecture. Return the machine code and the log."""
     options = [f"--gpu-architecture={architecture}", "--std=c++17", "--ptxas-options=-v"]
     options += launch.macros(config or ViTConfig(), precision)
     return compile_cubin(launch.source(file), f"{file}.cu", options)
 
 
 def threads_of(file):
-    """Return, for every kernel of a file, of how many threads its blocks are."""
+    """Return the threads per block of every kernel in a file, a dict by name."""
     bounds = re.findall(r"__launch_bounds__\((\d+)\)\s+(\w+)\(", launch.source(file))
     return {name: int(threads) for threads, name in bounds}
 
 
 def resources(log):
-    """Read from a log of NVRTC or nvcc what ptxas says of every kernel, a dict by name."""
+    """Return the figures of ptxas for every kernel in a log of NVRTC or nvcc, a dict by name."""
     found = {}
     for name, text in re.findall(r"Compiling entry function '(\w+)'(.*?)(?=Compiling entry|\Z)", log, re.DOTALL):
         numbers = {
@@ -112,7 +112,7 @@ def resources(log):
 
 
 def blocks_a_multiprocessor(architecture, threads, registers, shared_bytes):
-    """Return how many blocks a multiprocessor holds at once, by registers (256 at a time a warp), memory, threads."""
+    """Return the number of blocks that fit a multiprocessor. A warp gets registers in units of 256."""
     warps = -(-threads // 32)
     by_registers = REGISTERS // (warps * -(-registers * 32 // 256) * 256)
     by_shared = SHARED_BYTES[architecture] // (shared_bytes + RESERVED[architecture] or 1)
@@ -120,7 +120,7 @@ def blocks_a_multiprocessor(architecture, threads, registers, shared_bytes):
 
 
 def survey(architectures=TARGETS):
-    """Yield a record for each kernel, architecture and precision; without matrix products there is one precision."""
+    """Yield a record per kernel, architecture and precision. Kernels without matrix products have one precision."""
     for architecture in architectures:
         for file in launch.FUNCTIONS:
             has_products = "PRECISION" in launch.source(file)
@@ -136,7 +136,7 @@ def survey(architectures=TARGETS):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here too")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to FILE")
     options = parser.parse_args()
     try:
         nvrtc()

@@ -1,11 +1,11 @@
-"""The most memory that a whole training run takes: imports, data, all its processes, evaluation and pictures.
+"""Measure the peak memory of a whole training run: imports, data, all processes, evaluation and pictures.
 
-    python benchmarks/memory.py                                       one epoch of the default recipe
-    python benchmarks/memory.py --json FILE -- --epochs 2 --workers 1    what follows -- goes to the training command
+    python benchmarks/memory.py                                          one epoch of the default recipe
+    python benchmarks/memory.py --json FILE -- --epochs 2 --workers 1    flags after -- go to the training command
 
-Linux only. The memory of all processes is read twenty times a second and added up; pages that they share count for
-each. A peak between two readings is not missed where it is one process's own: the system keeps that, and the larger
-of the two figures is reported.
+This needs Linux. It reads the memory of all processes twenty times per second and adds it up. Shared pages count once
+per process. The system also records the peak of each process, which catches a peak between two readings. The result
+is the larger of the sum and the largest of these peaks.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from turns import conditions, processes
 
 
 def measure(flags):
-    """Train once and return the figures, a dict."""
+    """Train once and return the memory of all processes in megabytes, a dict."""
     with tempfile.TemporaryDirectory() as scratch:
         command = [sys.executable, str(ROOT / "examples" / "train_mnist.py"), "--out", f"{scratch}/run", *flags]
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, env=environment())
@@ -41,13 +41,14 @@ def measure(flags):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write what was measured here too")
-    parser.add_argument("flags", nargs="*", default=["--epochs", "1"], help="for examples/train_mnist.py")
+    add = parser.add_argument
+    add("--json", type=Path, metavar="FILE", help="also write the results to FILE")
+    add("flags", nargs="*", default=["--epochs", "1"], help="flags for examples/train_mnist.py (--epochs 1)")
     options = parser.parse_args()
     if not Path("/proc/self/task").is_dir():
-        parser.error("this reads /proc, which only Linux has")
+        parser.error("memory.py reads /proc, which only Linux has; run it on Linux")
     figures = measure(options.flags)
-    print(f"{figures['peak_megabytes']} MB together at most; each process at most {figures['processes']} MB")
+    print(f"peak memory: {figures['peak_megabytes']} MB together, {figures['processes']} MB per process")
     if options.json:
         options.json.write_text(json.dumps({"conditions": conditions(), **figures}, indent=2) + "\n")
 

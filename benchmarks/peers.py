@@ -1,7 +1,7 @@
-"""The same model and the same training step as users of PyTorch and JAX write them, to measure against.
+"""The same model and training step in PyTorch and JAX, written as their users write them.
 
-Both start from this library's weights and take pixels that are normalised already, so that what they compute can be
-compared (`tests/project/test_benchmarks.py`). Each function imports its framework itself: the others work without it.
+Both start from the weights of tinyvit and take normalised pixels, so that a test can compare their results with those
+of tinyvit (`tests/project/test_benchmarks.py`). Each function imports its own framework, and the others work without.
 """
 
 import functools
@@ -11,10 +11,10 @@ import numpy as np
 
 
 def torch_model(config, parameters=None, shortcut=False):
-    """Return the Vision Transformer as a PyTorch module, with the weights of `parameters` if they are given.
+    """Return the Vision Transformer as a PyTorch module, with the weights of `parameters` if they are not None.
 
-    shortcut: let only the class token ask in the last block and leave it, which users do not write. This library
-    does that too, and makes no keys and values there besides.
+    shortcut: compute only the class token's query and output in the last block. Users rarely write this. tinyvit does
+    it too, and also computes no keys and values there.
     """
     import torch
     from torch import nn
@@ -82,7 +82,7 @@ def torch_model(config, parameters=None, shortcut=False):
 
 
 def torch_train_step(config, parameters, batches, learning_rate, threads, compiled=False, shortcut=False):
-    """Return a function that takes one training step on the next of `batches` and returns the loss, a float.
+    """Return a function that takes one training step on the next batch and returns the loss, a float.
 
     batches: a list of (pixels (B, R, C) float32, labels (B,)).
     """
@@ -109,7 +109,7 @@ def torch_train_step(config, parameters, batches, learning_rate, threads, compil
 
 
 def torch_logits(config, parameters, threads, compiled=False):
-    """Return a function from normalised pixels (B, R, C) to logits (B, classes), NumPy arrays both."""
+    """Return a function from normalised pixels (B, R, C) to logits (B, classes), both NumPy arrays."""
     import torch
 
     torch.set_num_threads(threads)
@@ -124,15 +124,15 @@ def torch_logits(config, parameters, threads, compiled=False):
 
 
 def onnx_logits(config, parameters, threads, folder):
-    """Return a function as `torch_logits` does, of ONNX Runtime.
+    """Return the same function as `torch_logits`, for ONNX Runtime.
 
-    The model is exported from PyTorch into `folder`, unless it is there. Running it does not need PyTorch.
+    PyTorch exports the model into `folder`, unless the file exists. Running the model does not need PyTorch.
     """
     import onnxruntime
 
     path = folder / "model.onnx"
     if not path.exists():
-        import onnx  # noqa: F401  PyTorch's exporter needs it and says so late
+        import onnx  # noqa: F401  PyTorch's exporter needs it and reports its absence late
         import torch
 
         torch.onnx.export(
@@ -151,7 +151,7 @@ def onnx_logits(config, parameters, threads, folder):
 
 
 def jax_forward(config, parameters, pixels):
-    """Return the logits of a dict of parameters, named as this library names them, in jax.numpy."""
+    """Return the logits in jax.numpy, for a dict of parameters with the names of tinyvit."""
     import jax
     import jax.numpy as jnp
 
@@ -181,7 +181,7 @@ def jax_forward(config, parameters, pixels):
 
 
 def jax_train_step(config, parameters, batches, learning_rate):
-    """Return a function that takes one step, under jit with donated buffers, and returns the loss, a float."""
+    """Return a function that takes one training step, compiled with donated buffers, and returns the loss."""
     import jax
     import jax.numpy as jnp
 
@@ -216,7 +216,7 @@ def jax_train_step(config, parameters, batches, learning_rate):
 
 
 def jax_logits(config, parameters):
-    """Return a function from normalised pixels (B, R, C) to logits (B, classes), NumPy arrays both."""
+    """Return a function from normalised pixels (B, R, C) to logits (B, classes), both NumPy arrays."""
     import jax
     import jax.numpy as jnp
 
@@ -226,11 +226,11 @@ def jax_logits(config, parameters):
 
 
 def matrix_products(config, batch):
-    """Return the products of a plain training step, all tokens to the end: a dict from (count, m, n, k) to how often.
+    """Return the matrix products of a plain training step: a dict from (count, m, n, k) to the number of calls.
 
-    (count, m, n, k) is `count` products of an (m, k) by a (k, n) matrix in one call. Weights: forward, and backward
-    to the input and to the weight; the patch embedding needs no gradient of its pixels. Attention: two products
-    forward and four backward, for every image and head.
+    (count, m, n, k) stands for `count` products of an (m, k) by a (k, n) matrix in one call. All blocks compute all
+    tokens. A weight has one product forward and two backward, for its input and for itself. The patch embedding needs
+    no gradient of the pixels. Attention has two products forward and four backward per image and head.
     """
     products = {}
 
@@ -257,5 +257,5 @@ def matrix_products(config, batch):
 
 
 def operations(products):
-    """Return how many floating-point operations `matrix_products` are: a multiplication and an addition each."""
+    """Return the number of floating-point operations of `matrix_products`: multiplications and additions."""
     return sum(2 * math.prod(shape) * times for shape, times in products.items())

@@ -1,11 +1,10 @@
-"""Put a trained model into the package, with its card: tinyvit/pretrained/mnist.safetensors and README.md.
+"""Put a trained model and its card into the package: tinyvit/pretrained/mnist.safetensors and README.md.
 
     python examples/train_mnist.py --epochs 100 ... --out runs/long
     python benchmarks/publish_weights.py runs/long
 
-All that the card says comes from the run's metrics.json and the files themselves; nothing is typed by hand, and a
-test holds the card against the model. The run is to be of the default data, all of it: what it is measured on is what
-the package holds.
+All figures of the card come from the run's metrics.json and from the files. A test compares the card with the model.
+The run must use all images of the MNIST in the package, because the model is evaluated on them.
 """
 
 import argparse
@@ -33,14 +32,14 @@ FOLDER = ROOT / "tinyvit" / "pretrained"
 
 
 def training_command(metrics):
-    """Return the command that trains such a model: what differs from the recipe, and the number of workers."""
+    """Return the command that trains this model, with the flags that differ from the recipe and the workers."""
     training = metrics["training"]
     recipe = RECIPES[metrics["recipe"]].as_dict()
     flags = [] if metrics["recipe"] == "tuned" else ["--recipe", metrics["recipe"]]
     names = [field.name for field in fields(TrainingConfig) if field.name != "augmentation"]
     pairs = [(name, training[name], recipe[name]) for name in names]
-    given, default = training["augmentation"], recipe["augmentation"]
-    pairs += [(field.name, given[field.name], default[field.name]) for field in fields(Augmentation)]
+    changes, default = training["augmentation"], recipe["augmentation"]
+    pairs += [(field.name, changes[field.name], default[field.name]) for field in fields(Augmentation)]
     for name, value, usual in pairs:
         if value != usual:
             text = f"{value:g}" if isinstance(value, float) else str(value)
@@ -49,7 +48,7 @@ def training_command(metrics):
 
 
 def card_of(metrics, model):
-    """Return the `ModelCard` of a run and its model. Raises `ValueError` if it is not one to put into the package."""
+    """Return the `ModelCard` of a run and its model. Raises `ValueError` if the run does not fit the package."""
     origin = metrics.get("origin", {})
     if not metrics.get("history") or metrics["device"] != "cpu":
         raise ValueError("expected the metrics.json of a finished training run on the CPU")
@@ -57,8 +56,10 @@ def card_of(metrics, model):
         raise ValueError("expected a run on all of the MNIST of the package: no --data-dir, no --train-limit")
     data = load_mnist()
     evaluation = model.evaluate(data.test_images, data.test_labels)
-    if abs(evaluation.accuracy - metrics["test_accuracy"]) > 1.5e-4:  # one image may be on the edge elsewhere
-        raise ValueError(f"the model reads {evaluation.accuracy} of the test images, not {metrics['test_accuracy']}")
+    if abs(evaluation.accuracy - metrics["test_accuracy"]) > 1.5e-4:  # rounding may change one image
+        raise ValueError(
+            f"the model has test accuracy {evaluation.accuracy}, not {metrics['test_accuracy']} as in metrics.json"
+        )
     wrong = misclassified(evaluation)
     two_best = np.sort(evaluation.probabilities, axis=1)[:, -2:]
     by_margin = np.argsort(two_best[:, 1] - two_best[:, 0], kind="stable")
@@ -128,8 +129,8 @@ teaching and for experiments.
 
 def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path, metavar="RUN", help="folder of a finished run, from train_mnist.py")
-    parser.add_argument("--out", type=Path, default=FOLDER, metavar="DIR", help="where to (tinyvit/pretrained)")
+    parser.add_argument("run", type=Path, metavar="RUN", help="folder of a finished run of train_mnist.py")
+    parser.add_argument("--out", type=Path, default=FOLDER, metavar="DIR", help="output folder (tinyvit/pretrained)")
     options = parser.parse_args(arguments)
     try:
         model = VisionTransformer.load(options.run / MODEL)

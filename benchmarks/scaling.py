@@ -1,16 +1,18 @@
-"""How a training step's time and memory grow with the batch, the width, the depth, the tokens and the workers.
+"""Measure how the time and the memory of a training step grow with batch, width, depth, tokens and workers.
 
     python benchmarks/scaling.py --json FILE --picture FILE.png
-    python benchmarks/scaling.py --only batch depth --batch 16 64 256 --rounds 5       some of it
-    python benchmarks/scaling.py --recorded FILE --picture FILE.png                    a new picture of an old record
+    python benchmarks/scaling.py --only batch depth --batch 16 64 256 --rounds 5       two factors
+    python benchmarks/scaling.py --recorded FILE --picture FILE.png                    draw a recorded result again
 
-One factor at a time leaves the default model at batch 64 with the most workers; patches of 7, 4 and 2 pixels make
-17, 50 and 197 tokens, and an MLP is four times as wide as a token. A step is forward, backward and Adam in float32
-on digits that are in memory and not augmented. Every point is a process of its own, and all take turns, round by
-round (`turns.py`); all are in memory at once, some 2 GB on two cores. GFLOP are those of a plain step's matrix
-products (`peers.matrix_products`); "done" are those that this library does, its sums by matrix products among them:
-fewer, as only the class token goes through all of the last block. Memory is the peak that is resident, of all the
-processes that a step needs: the interpreter and its libraries are in it, and what workers share counts for each.
+The default is the default model at batch 64 with the largest number of workers, and each point changes one factor.
+Patches of 7, 4 and 2 pixels make 17, 50 and 197 tokens. The MLP is four times as wide as a token. A step is forward,
+backward and Adam in float32 on digits in memory, without augmentation. Every point is a separate process, and all
+take turns, round by round (`turns.py`). Together they need about 2 GB on two cores.
+
+GFLOP counts the matrix products of a plain step (`peers.matrix_products`). "done" counts the matrix products that
+tinyvit computes, including those that compute sums. There are fewer, because only the class token passes through the
+whole last block. Memory is the peak resident memory of all processes of a step, with the interpreter and its
+libraries. Shared memory counts once per worker.
 """
 
 import argparse
@@ -28,18 +30,18 @@ from tinyvit.optim import Adam
 from tinyvit.training import ParallelGradient, available_cores
 
 LEARNING_RATE = 3e-4
-BATCHES = 2  # different ones, in turn
-FACTORS = {  # what is varied: how it is called
+BATCHES = 2  # used in turn
+FACTORS = {  # the label of each factor
     "batch": "batch, images",
     "width": "width of a token",
     "depth": "depth, blocks",
-    "patch": "tokens an image",
+    "patch": "tokens per image",
     "workers": "workers",
 }
 
 
 def training_step(images, labels, batch, width, depth, patch, workers):
-    """Return this library's training step on the next `batch` of the images (N, 28, 28) uint8."""
+    """Return the training step of tinyvit on the next `batch` of the images (N, 28, 28) uint8."""
     config = model(width, depth, patch)
     parameters = initialise(config)
     images = images.astype(np.float32) / 255
@@ -64,9 +66,10 @@ def model(width, depth, patch):
 
 
 def operations_done(config, batch):
-    """Return how many floating-point operations the matrix products of this library's step are.
+    """Return the number of floating-point operations in the matrix products of a step of tinyvit.
 
-    Every one of them is `numpy.matmul`, which is listened to for one image; each grows as the batch does.
+    A step computes all of them with `numpy.matmul`. This counts them for one image. They grow in proportion to the
+    batch.
     """
     parameters, counted, matmul = initialise(config), [], np.matmul
 
@@ -82,7 +85,7 @@ def operations_done(config, batch):
 
 
 def measure(values, default, rounds, seconds):
-    """Return a list of dicts, what a step took at every point.
+    """Return a list of records, one per point.
 
     values: a dict from each factor to its values; default: a dict of all factors, of which a point changes one.
     """
@@ -91,7 +94,7 @@ def measure(values, default, rounds, seconds):
     contestants = {}
     for _, settings in points:
         name = name_of(settings)
-        if name not in contestants:  # the default model is a point of every factor
+        if name not in contestants:  # the default model belongs to every factor
             count = BATCHES * settings["batch"]
             digits = {"images": data.train_images[:count], "labels": data.train_labels[:count]}
             contestants[name] = Contestant(name, "scaling", "training_step", **digits, **settings)
@@ -119,13 +122,13 @@ def measure(values, default, rounds, seconds):
 
 
 def name_of(settings):
-    """Return the settings of a point in words."""
+    """Return the name of a point."""
     return ", ".join(f"{factor} {value}" for factor, value in settings.items())
 
 
 def show(records):
     """Print the records as a table, factor by factor."""
-    columns = f"{'ms a step':>24} {'times default':>20} {'GFLOP':>7} {'done':>7} {'GFLOP/s':>8} {'peak MB':>8}"
+    columns = f"{'ms per step':>24} {'times default':>20} {'GFLOP':>7} {'done':>7} {'GFLOP/s':>8} {'peak MB':>8}"
     above = None
     for record in records:
         if record["factor"] != above:
@@ -141,12 +144,12 @@ def show(records):
 
 
 def place(record):
-    """Return where a record lies on its factor's axis."""
+    """Return the position of a record on the axis of its factor."""
     return record["tokens" if record["factor"] == "patch" else record["factor"]]
 
 
 def draw(found, path):
-    """Draw what `main` found, a dict: a column a factor, time above and memory below."""
+    """Draw the result of `main`: one column per factor, time above and memory below."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
@@ -174,7 +177,7 @@ def draw(found, path):
         work = [record["gflop"] / record["workers"] for record in records]
         of_default = work[records.index(default)]
         same_speed = [default["milliseconds"][1] * share / of_default for share in work]
-        time.plot(x, same_speed, "--", color=MUTED, linewidth=1.2, label="at the default's GFLOP/s a worker")
+        time.plot(x, same_speed, "--", color=MUTED, linewidth=1.2, label="at the default's GFLOP/s per worker")
         bars = [np.subtract(median, low), np.subtract(high, median)]
         style = {"color": TRAIN, "linewidth": 1.6, "marker": "o", "markersize": 4}
         time.errorbar(x, median, bars, capsize=2, label="measured: median, quartiles", **style)
@@ -188,7 +191,7 @@ def draw(found, path):
             write(memory, place(record), record["megabytes"], f"{record['megabytes']:,}")
 
         time.set_title(FACTORS[factor], fontsize=TEXT + 1, color=INK)
-        memory.set_xlabel(f"{FACTORS[factor]}\n(GFLOP a step)", fontsize=TEXT, color=INK)
+        memory.set_xlabel(f"{FACTORS[factor]}\n(GFLOP per step)", fontsize=TEXT, color=INK)
         memory.set_xscale("log")
         memory.set_xlim(min(x) / 1.5, max(x) * 1.5)
         memory.xaxis.set_major_locator(FixedLocator(x))
@@ -219,7 +222,7 @@ def draw(found, path):
 
 
 def default_name(default):
-    """Return the default model in words."""
+    """Return the label of the default model."""
     words = [f"{name} {default[name]}" for name in ("batch", "width", "depth")]
     words += [f"{default[name]} {name}" for name in ("tokens", "workers")]
     return "the default: " + ", ".join(words)
@@ -241,21 +244,22 @@ def set_log_scale(axes, low, high):
 def main():
     cores = available_cores()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
     values = {
-        "batch": ([16, 64, 256, 1024], "images a step (16 64 256 1024)"),
-        "width": ([64, 128, 256], "length of a token (64 128 256)"),
-        "depth": ([2, 4, 8], "blocks (2 4 8)"),
-        "patch": ([7, 4, 2], "side of a patch, pixels (7 4 2)"),
-        "workers": (sorted({*(2**n for n in range(cores.bit_length())), cores}), "side by side (1 2 4... all cores)"),
+        "batch": ([16, 64, 256, 1024], "images per step (16 64 256 1024)"),
+        "width": ([64, 128, 256], "widths of a token (64 128 256)"),
+        "depth": ([2, 4, 8], "numbers of blocks (2 4 8)"),
+        "patch": ([7, 4, 2], "sides of a patch in pixels (7 4 2)"),
+        "workers": (sorted({2**n for n in range(cores.bit_length())} | {cores}), "worker processes (1 2 ... cores)"),
     }
     for name, (default, text) in values.items():
-        parser.add_argument(f"--{name}", nargs="+", type=int, default=default, metavar="N", help=text)
-    parser.add_argument("--only", nargs="+", choices=list(FACTORS), metavar="FACTOR", help=f"of {', '.join(FACTORS)}")
-    parser.add_argument("--rounds", type=int, default=15, metavar="N", help="rounds that count (15)")
-    parser.add_argument("--seconds", type=float, default=0.7, metavar="S", help="a point's turn (0.7)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write what was measured here too")
-    parser.add_argument("--picture", type=Path, metavar="FILE", help="draw it here, a PNG")
-    parser.add_argument("--recorded", type=Path, metavar="FILE", help="measure nothing, take what --json wrote here")
+        add(f"--{name}", nargs="+", type=int, default=default, metavar="N", help=text)
+    add("--only", nargs="+", choices=list(FACTORS), metavar="FACTOR", help=f"factors: {', '.join(FACTORS)}")
+    add("--rounds", type=int, default=15, metavar="N", help="rounds after the warm-up (15)")
+    add("--seconds", type=float, default=0.7, metavar="S", help="length of a turn (0.7)")
+    add("--json", type=Path, metavar="FILE", help="also write the results to FILE")
+    add("--picture", type=Path, metavar="FILE", help="draw the results into FILE, a PNG")
+    add("--recorded", type=Path, metavar="FILE", help="measure nothing and read a file from --json")
     options = parser.parse_args()
     if options.recorded:
         found = json.loads(options.recorded.read_text())
@@ -266,7 +270,12 @@ def main():
             for factor in options.only or FACTORS
         }
         found = {"conditions": conditions(), "default": default}
-        found["records"] = measure(chosen, default, options.rounds, options.seconds)
+        found["records"] = measure(
+            values=chosen,
+            default=default,
+            rounds=options.rounds,
+            seconds=options.seconds,
+        )
     show(found["records"])
     if options.json:
         options.json.write_text(json.dumps(found, indent=2) + "\n")

@@ -1,18 +1,18 @@
-"""How the page's server bears a crowd: 200 clients that draw without a pause, for a minute.
+"""Load the page's server: 200 clients send drawings without a pause, for a minute.
 
     python benchmarks/serve.py                                   one client, then 200, with and without batches
     python benchmarks/serve.py --clients 50 --seconds 10 --batch 16
     python benchmarks/serve.py --clients --page 5           from the stroke to the answer on the page, in a browser
 
-Every client sends a drawing, reads the answer and sends the next. The clients are one process beside the server's and
-share its cores, so that the predictions a second are fewer than a server with clients elsewhere would give. An answer
-that is not a 200 with the digit that the same drawing got at first counts as an error. Memory is the server's, read
-four times a second (Linux). On a machine with other work, see how many cores server and clients had in all, and how
-much of a core a prediction takes: these two bear it better than predictions a second do.
+Every client sends a drawing, reads the answer and sends the next drawing. All clients are one process on the same
+machine, which shares the cores with the server. Clients on another machine would get more predictions per second. The
+right answer to a drawing has status 200 and the digit of its first answer. Any other answer counts as an error. The
+memory is that of the server, read four times per second (Linux). On a busy machine, compare the cores used by server
+and clients and the core time per prediction. Other work changes these two figures less than predictions per second.
 
---page draws the ten digits on the page, so many times each, in headless Chromium with sixty moves of the mouse
-a second, and takes the time that the page itself takes: from the event of a move, which the browser stamps, to the
-moment at which the answer that knows of it is on the page. It needs Playwright and a browser.
+--page draws each of the ten digits N times on the page, in headless Chromium with sixty mouse moves per second. It
+reports the time that the page measures, from the browser's time stamp of a move until the answer that includes this
+move is on the page. It needs Playwright and a browser.
 """
 
 import argparse
@@ -30,7 +30,7 @@ import numpy as np
 from checkout import environment
 from turns import conditions, processes
 
-SHAPES = {  # of a digit: arcs (centre x, y, radius x, y, from, to in degrees) and lines, in a square of side 1
+SHAPES = {  # arcs (centre x, y, radius x, y, from, to in degrees) and lines of each digit, in a square of side 1
     0: [("arc", 0.5, 0.5, 0.22, 0.32, 0, 360)],
     1: [("line", 0.52, 0.15, 0.5, 0.85)],
     2: [("arc", 0.5, 0.35, 0.2, 0.18, -160, 40), ("line", 0.65, 0.47, 0.3, 0.82), ("line", 0.3, 0.82, 0.72, 0.8)],
@@ -45,7 +45,7 @@ SHAPES = {  # of a digit: arcs (centre x, y, radius x, y, from, to in degrees) a
 
 
 def drawing(digit, rng=None, points=24):
-    """Return strokes of `digit`, each a list of [x, y] in 0 to 1; with `rng` somewhat tilted, moved and resized."""
+    """Return the strokes of `digit`, lists of [x, y] from 0 to 1. `rng` tilts, moves and resizes them at random."""
     strokes = []
     for kind, *numbers in SHAPES[digit]:
         along = np.linspace(0, 1, points)
@@ -65,7 +65,7 @@ def drawing(digit, rng=None, points=24):
 
 
 BROWSER_FLAGS = [
-    "--no-sandbox",  # in a container root is the only user
+    "--no-sandbox",  # Chromium's sandbox refuses root, which is the usual user in a container
     "--disable-gpu",
     "--no-first-run",
     "--disable-background-networking",
@@ -75,13 +75,13 @@ BROWSER_FLAGS = [
 
 
 def find_browser():
-    """Return the path of a Chromium or Chrome: TINYVIT_BROWSER, or one on the PATH, or None."""
+    """Return the path of Chromium or Chrome from TINYVIT_BROWSER or the PATH, or None."""
     names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
     return os.environ.get("TINYVIT_BROWSER") or next(filter(None, map(shutil.which, names)), None)
 
 
 def draw_with_mouse(page, strokes, up=True, pause=0.0):
-    """Draw on a Playwright page; up: whether the pen is lifted in the end; pause: seconds between two moves."""
+    """Draw on a Playwright page. up: lift the pen at the end; pause: seconds between two moves."""
     page.locator("#ink").scroll_into_view_if_needed()
     box = page.locator("#ink").bounding_box()
     for number, stroke in enumerate(strokes):
@@ -95,8 +95,8 @@ def draw_with_mouse(page, strokes, up=True, pause=0.0):
 
 
 def stroke_to_answer(server, times):
-    """Draw every digit `times` times in a browser, and return what came of it, a dict."""
-    from playwright.sync_api import sync_playwright  # here, as it is needed for this alone
+    """Draw every digit `times` times in a browser, and return the times of the answers, a dict."""
+    from playwright.sync_api import sync_playwright  # imported here because only this function needs it
 
     with sync_playwright() as playwright:
         path = find_browser() or playwright.chromium.executable_path
@@ -110,7 +110,7 @@ def stroke_to_answer(server, times):
                                                     if (text) window.found.push(Number(text[0])); })
                        .observe(shown, { childList: true }); }"""
         )
-        draw_with_mouse(page, drawing(0))  # the first of all, which finds nothing warm, does not count
+        draw_with_mouse(page, drawing(0))  # a warm-up
         page.wait_for_timeout(500)
         page.evaluate("window.found.length = 0")
         right, moves = 0, 0
@@ -138,7 +138,7 @@ def spread(milliseconds):
 
 
 class Server:
-    """The page's server in a process of its own."""
+    """The page's server in a separate process."""
 
     def __init__(self, *flags):
         command = [sys.executable, "-m", "tinyvit", "serve", "--no-browser", "--port", "0", *flags]
@@ -146,7 +146,7 @@ class Server:
         line = self.process.stdout.readline()
         if "http://" not in line:
             self.process.kill()
-            raise SystemExit(f"the server did not start: {line!r}")
+            raise SystemExit(f"the server did not start; expected a line with its URL, got {line!r}")
         self.port = int(line.split("http://")[1].split(",")[0].rsplit(":", 1)[1])
 
     def __enter__(self):
@@ -158,20 +158,20 @@ class Server:
         self.process.stdout.close()
 
     def megabytes(self):
-        """Return the memory that the server has now, in megabytes; 0 where the system does not say."""
+        """Return the current memory of the server in megabytes, or 0 without /proc."""
         return sum(now for now, _ in processes(str(self.process.pid)).values())
 
     def busy_seconds(self):
-        """Return for how long the server has had a core in all; NaN where the system does not say."""
+        """Return the CPU time of the server in seconds, or NaN without /proc."""
         try:
             fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
         except OSError:
             return math.nan
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")  # in user code and in the system
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")  # user and system time
 
 
 async def exchange(reader, writer, request):
-    """Send a request and return the status and the body of its answer."""
+    """Send a request and return the status and the body of the response."""
     writer.write(request)
     head = await reader.readuntil(b"\r\n\r\n")
     length = int(head.lower().split(b"content-length: ")[1].split(b"\r\n")[0])
@@ -185,7 +185,7 @@ def request_for(strokes):
 
 
 async def client(port, work, until, latencies, errors):
-    """Ask until the clock says `until`; work: pairs of a request and how its answer begins."""
+    """Send requests until the time `until`. work: pairs of a request and the expected start of its response."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     turn = len(work) // 2
     try:
@@ -204,7 +204,7 @@ async def client(port, work, until, latencies, errors):
 
 
 async def crowd(server, clients, seconds):
-    """Let so many clients draw at a time, and return what came of it, a dict."""
+    """Run the clients at the same time for `seconds`, and return the record, a dict."""
     rng = np.random.default_rng(0)
     requests = [request_for(drawing(i % 10, rng)) for i in range(50)]
     reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
@@ -212,13 +212,13 @@ async def crowd(server, clients, seconds):
     writer.close()
     work = [(request, answer.split(b",")[0]) for request, answer in zip(requests, answers, strict=True)]
     if not all(expected.startswith(b'{"digit":') for _, expected in work):
-        raise SystemExit(f"the server does not answer: {answers[0][:200]!r}")
+        raise SystemExit(f"expected a digit from the server, got {answers[0][:200]!r}")
     right = sum(int(expected.split(b":")[1]) == i % 10 for i, (_, expected) in enumerate(work))
 
     latencies, errors, memory = [], [], [server.megabytes()]
-    others = os.getloadavg()[0]  # before the clients come
+    others = os.getloadavg()[0]  # before the clients start
     began, busy, own = time.monotonic(), server.busy_seconds(), time.process_time()
-    places = [work[i % 50 :] + work[: i % 50] for i in range(clients)]  # each begins with another drawing
+    places = [work[i % 50 :] + work[: i % 50] for i in range(clients)]  # every client starts with another drawing
     tasks = [
         asyncio.create_task(client(server.port, place, began + seconds, latencies, errors)) for place in places
     ]
@@ -251,11 +251,12 @@ async def crowd(server, clients, seconds):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--clients", type=int, nargs="*", default=[1, 200], metavar="N", help="at a time (1 200)")
-    parser.add_argument("--seconds", type=float, default=60, metavar="X", help="for each number of clients (60)")
-    parser.add_argument("--batch", type=int, nargs="+", default=[16, 1], metavar="N", help="the server's flag (16 1)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write what was measured here too")
-    parser.add_argument("--page", type=int, default=0, metavar="N", help="draw each digit N times in a browser (0)")
+    add = parser.add_argument
+    add("--clients", type=int, nargs="*", default=[1, 200], metavar="N", help="numbers of clients (1 200)")
+    add("--seconds", type=float, default=60, metavar="X", help="time per number of clients (60)")
+    add("--batch", type=int, nargs="+", default=[16, 1], metavar="N", help="the server's --batch (16 1)")
+    add("--json", type=Path, metavar="FILE", help="also write the results to FILE")
+    add("--page", type=int, default=0, metavar="N", help="draw every digit N times in a browser (0)")
     options = parser.parse_args()
     records = []
     for batch in options.batch:
@@ -268,8 +269,8 @@ def main():
                 had = sum(record["cores_had"].values())
                 print(
                     f"batch {batch:2d}, {clients:3d} clients: {record['predictions_per_second']:,} predictions/s, "
-                    f"{times}, {cost} ms of a core each, {record['errors']} errors, {memory} MB at most, "
-                    f"on {had:.1f} cores in all",
+                    f"{times}, {cost} ms of core time each, {record['errors']} errors, at most {memory} MB, "
+                    f"{had:.1f} cores used",
                     flush=True,
                 )
     page = None

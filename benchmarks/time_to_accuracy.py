@@ -1,17 +1,18 @@
-"""How many seconds of training it takes until the test accuracy first reaches a target, beside the technical note's.
+"""Measure the seconds of training until the test accuracy first reaches a target.
 
     python benchmarks/time_to_accuracy.py --epochs 1 3 10 --json FILE --picture FILE.png
     python benchmarks/time_to_accuracy.py --recipe note --epochs 10 --seeds 0          another recipe, one seed
-    python benchmarks/time_to_accuracy.py --recorded FILE --picture FILE.png           a new picture of an old record
+    python benchmarks/time_to_accuracy.py --recorded FILE --picture FILE.png           draw a recorded result again
 
-The recipe's own training, on its 55,000 images, for every length (in epochs) and every seed. Each hundred steps, and
-at an epoch's end, the model as a user would get it then (the averaged weights, if the recipe averages) classifies the
-test set. Seconds are those of training steps, augmentation included, as `State.seconds` counts them: the clock
-stands while the test set is read and while an epoch is validated. A time is that of the first reading at or above the
-target, even if a later one falls below it again; of several seeds it is the median, where one that does not get there
-counts as never. A schedule ends with its run, so that a short run is good soon and a long one good in the end: the
-headline of a target is the length with the smallest median. Nothing but that is chosen by the test set. The technical
-note reports 97.77 % after 20 minutes, on a machine that it does not name.
+The recipe trains on its 55,000 images for every length in epochs and every seed. After every hundred steps and every
+epoch, the current model classifies the test set, with averaged weights if the recipe averages. The seconds are those
+of training steps with augmentation (`State.seconds`), without tests and validation.
+
+The time of a run is that of the first test at or above the target, even if a later test is below it. The time of a
+length is the median over its seeds, where a run that misses the target counts as infinite. A schedule ends with its
+run, so a short run improves early and a long run ends better. The result for a target is the length with the smallest
+median. Only this choice depends on the test set. The technical note reports 97.77 % after 20 minutes on an unnamed
+machine.
 """
 
 import argparse
@@ -34,7 +35,7 @@ NOTE_ACCURACY, NOTE_SECONDS = 97.77, 20 * 60
 
 
 def train(config, data, every, workers):
-    """Train once and return the run's record: the curve is a list of (seconds, epochs, test accuracy in percent)."""
+    """Train once and return the record. Its curve is a list of (seconds, epochs, test accuracy in percent)."""
     run = Training(
         ViTConfig(),
         config,
@@ -71,12 +72,12 @@ def train(config, data, every, workers):
 
 
 def seconds_to(curve, target):
-    """Return the seconds of the first reading of at least `target` percent, None if there is none."""
+    """Return the seconds of the first test at or above `target` percent, or None."""
     return next((seconds for seconds, _, accuracy in curve if accuracy >= target), None)
 
 
 def summary(runs, targets):
-    """Return what the runs took to each target, a list of dicts: for each length, and the best of the lengths."""
+    """Return a list with a dict per target: the times of every length, and the best length."""
     found = []
     for target in targets:
         lengths = []
@@ -92,8 +93,8 @@ def summary(runs, targets):
                     "range": [min(reached), max(reached)] if reached else None,
                 }
             )
-        of_those = [length for length in lengths if length["median"] is not None]
-        best = min(of_those, key=lambda length: length["median"])["epochs"] if of_those else None
+        reaching = [length for length in lengths if length["median"] is not None]
+        best = min(reaching, key=lambda length: length["median"])["epochs"] if reaching else None
         found.append({"target": target, "best_epochs": best, "lengths": lengths})
     return found
 
@@ -114,7 +115,7 @@ def show(found):
     note = next((target for target in found["summary"] if target["target"] == NOTE_ACCURACY), None)
     if note and note["best_epochs"] is not None:
         seconds = best_length(note)["median"]
-        print(f"; the technical note took {NOTE_SECONDS / seconds:,.0f} times as long to {NOTE_ACCURACY} %", end="")
+        print(f"; the technical note took {NOTE_SECONDS / seconds:,.0f} times as long for {NOTE_ACCURACY} %", end="")
     print()
 
 
@@ -124,7 +125,7 @@ def best_length(target):
 
 
 def draw(found, path):
-    """Draw what `main` found, a dict: test error against seconds, both on log scales, a line a run."""
+    """Draw the result of `main`: test error against seconds on logarithmic scales, with one line per run."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
@@ -137,24 +138,24 @@ def draw(found, path):
     axes.set_xscale("log")
     axes.set_yscale("log")
 
-    # Okabe and Ito 2008, "Color Universal Design": told apart by the colour-blind, too
+    # Colour-blind readers can distinguish these colours (Okabe and Ito 2008, "Color Universal Design").
     colours = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
     lengths = sorted({run["epochs"] for run in found["runs"]})
-    least = 100 / found["test_images"]  # percent: one image; a logarithmic axis has no zero
+    least = 100 / found["test_images"]  # the error of one image in percent, because a logarithmic axis has no zero
     seconds, errors = [], []
     for run in found["runs"]:
         rank = lengths.index(run["epochs"])
         x = [reading[0] for reading in run["curve"]]
         y = [max(least / 2, 100 - reading[2]) for reading in run["curve"]]
         first = run is next(other for other in found["runs"] if other["epochs"] == run["epochs"])
-        label = f"{run['epochs']} epoch{'s' if run['epochs'] > 1 else ''} in all, a line a seed" if first else None
+        label = f"{run['epochs']} epoch{'s' if run['epochs'] > 1 else ''}, one line per seed" if first else None
         axes.plot(x, y, color=colours[rank % len(colours)], linewidth=1.1, alpha=0.85, label=label)
         seconds, errors = seconds + x, errors + y
 
     style = {"linestyle": "", "markersize": 7, "markeredgecolor": "white", "zorder": 4}
     label = "the technical note: 97.77 % in 20 minutes"
     axes.plot(NOTE_SECONDS, 100 - NOTE_ACCURACY, "s", color=INK, label=label, **style)
-    axes.plot([], [], "D", color=MUTED, label="reached: median of the seeds, best length", **style)
+    axes.plot([], [], "D", color=MUTED, label="target reached: median of the seeds, best length", **style)
     for target in found["summary"]:
         error = 100 - target["target"]
         axes.axhline(error, color=MUTED, linewidth=1, linestyle="--", zorder=1)
@@ -172,7 +173,7 @@ def draw(found, path):
         where = {"xytext": (4, 2), "textcoords": "offset points", "ha": "left", "va": "bottom"}
         axes.annotate(name, (0, error), xycoords=("axes fraction", "data"), bbox=box, **where, **text)
 
-    limits = [100 - NOTE_ACCURACY, *(100 - target["target"] for target in found["summary"]), *errors]
+    limits = [100 - NOTE_ACCURACY, *errors] + [100 - target["target"] for target in found["summary"]]
     axes.set_xlim(min(seconds) / 1.5, max(NOTE_SECONDS, *seconds) * 1.4)
     axes.set_ylim(min(limits) / 1.25, max(limits) * 1.25)
     for axis, text in ((axes.xaxis, "training time, seconds (log scale)"), (axes.yaxis, "test error, % (log scale)")):
@@ -195,24 +196,25 @@ def draw(found, path):
 
 
 def as_text(found):
-    """Return `found` as JSON with a line for each reading of a curve."""
+    """Return `found` as JSON with one line per point of a curve."""
     text = json.dumps(found, indent=2) + "\n"
     return re.sub(r"\[\s+([^][{}]+?)\s+\]", lambda match: f"[{' '.join(match[1].split())}]", text)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--recipe", choices=list(RECIPES), default="tuned", help="settings of the training (tuned)")
-    parser.add_argument("--epochs", nargs="+", type=int, default=[10], metavar="N", help="lengths of a run (10)")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="N", help="runs a length (0 1 2)")
-    parser.add_argument("--every", type=int, default=100, metavar="N", help="steps from test to test (100)")
+    add = parser.add_argument
+    add("--recipe", choices=list(RECIPES), default="tuned", help="recipe of the training (tuned)")
+    add("--epochs", nargs="+", type=int, default=[10], metavar="N", help="lengths of the runs (10)")
+    add("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="N", help="seeds of every length (0 1 2)")
+    add("--every", type=int, default=100, metavar="N", help="steps between two tests (100)")
     targets = [NOTE_ACCURACY, 99, 99.3]
-    parser.add_argument("--targets", nargs="+", type=float, default=targets, metavar="X", help="%% (97.77 99 99.3)")
-    parser.add_argument("--workers", type=int, default=available_cores(), metavar="N", help="cores to use (all)")
-    parser.add_argument("--limit", type=int, metavar="N", help="use the first N training and test images only")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write what was measured here too, run by run")
-    parser.add_argument("--picture", type=Path, metavar="FILE", help="draw it here, a PNG")
-    parser.add_argument("--recorded", type=Path, metavar="FILE", help="measure nothing, take what --json wrote here")
+    add("--targets", nargs="+", type=float, default=targets, metavar="X", help="accuracies in %% (97.77 99 99.3)")
+    add("--workers", type=int, default=available_cores(), metavar="N", help="worker processes (one per core)")
+    add("--limit", type=int, metavar="N", help="use only the first N training and test images")
+    add("--json", type=Path, metavar="FILE", help="also write the results to FILE after every run")
+    add("--picture", type=Path, metavar="FILE", help="draw the results into FILE, a PNG")
+    add("--recorded", type=Path, metavar="FILE", help="measure nothing and read a file from --json")
     options = parser.parse_args()
     if options.recorded:
         found = json.loads(options.recorded.read_text())

@@ -1,12 +1,13 @@
-"""How long one training step takes, beside PyTorch, JAX and the matrix products alone.
+"""Measure the time of one training step, of PyTorch and JAX, and of the matrix products of a step.
 
     python benchmarks/train_step.py                                       batch 64, the default model
-    python benchmarks/train_step.py 16 64 256 1024 64x3072 --json FILE    batches, and one with another MLP width
+    python benchmarks/train_step.py 16 64 256 1024 64x3072 --json FILE    other batches, one with another MLP width
 
-A step is forward, backward and Adam in float32 on a batch that is in memory; images are not augmented. Peers that are
-not installed are skipped. All take turns, round by round (`turns.py`), and a ratio is the median over the rounds of
-what two took in the same one. "products" is every matrix product that the plain step needs and nothing else, the
-fastest way this library's BLAS does them on as many threads: the floor, as long as no product is saved.
+A step is forward, backward and Adam in float32 on a batch in memory, without augmentation. Peers that are not
+installed are skipped. All contestants take turns, round by round (`turns.py`). A ratio is the median over the rounds
+of the ratio of two times from the same round. "products" computes only the matrix products of the plain step, in the
+fastest way that NumPy's BLAS offers on the same number of threads. It is a lower bound for a step that needs all of
+these products.
 """
 
 import argparse
@@ -32,7 +33,7 @@ from tinyvit.training import ParallelGradient
 from tinyvit.training.workers import CHUNK_TOKENS, gradient_of_share, split
 
 LEARNING_RATE = 3e-4
-BATCHES = 8  # different ones, in turn
+BATCHES = 8  # used in turn
 NAMES = {
     "tinyvit": "tinyvit, compiled loops",
     "numpy": "tinyvit, NumPy only",
@@ -40,13 +41,13 @@ NAMES = {
     "products": "the matrix products of a step for all tokens alone",
     "torch": "PyTorch eager",
     "torch-compiled": "PyTorch torch.compile",
-    "torch-shortcut": "the same, last block for the class token only",
+    "torch-shortcut": "torch.compile, last block for the class token only",
     "jax": "JAX jit",
 }
 
 
 def workload(batch, mlp):
-    """Return the model's settings, its first weights, and batches of images (B, 28, 28) float32 and labels."""
+    """Return the model's settings, its initial weights, and batches of images (B, 28, 28) float32 and labels."""
     config = ViTConfig(mlp_width=mlp)
     data = load_mnist()
     chosen = np.random.default_rng(0).permutation(len(data.train_images))[: BATCHES * batch]
@@ -58,7 +59,7 @@ def workload(batch, mlp):
 
 
 def normalised(config, batches):
-    """Return the batches with pixels as a framework's user hands them to the model."""
+    """Return the batches with normalised pixels, which the models of the peers expect."""
     return [((x - config.pixel_mean) / config.pixel_deviation, y) for x, y in batches]
 
 
@@ -139,9 +140,9 @@ def in_place(array):
 
 
 def products_step(batch, mlp, threads):
-    """Return a function that does the plain step's matrix products, the faster of two ways.
+    """Return a function that computes the matrix products of the plain step in the faster of two ways.
 
-    Either BLAS shares every product among its threads, or each thread does all of them for its share of the batch.
+    BLAS uses all threads for every product, or each thread computes all products for its part of the batch.
     """
     import time
 
@@ -188,7 +189,15 @@ def products_step(batch, mlp, threads):
 def torch_step(batch, mlp, threads, compiled=False, shortcut=False):
     config, parameters, batches = workload(batch, mlp)
     batches = normalised(config, batches)
-    return peers.torch_train_step(config, parameters, batches, LEARNING_RATE, threads, compiled, shortcut)
+    return peers.torch_train_step(
+        config,
+        parameters,
+        batches,
+        LEARNING_RATE,
+        threads=threads,
+        compiled=compiled,
+        shortcut=shortcut,
+    )
 
 
 def jax_step(batch, mlp, threads):
@@ -209,23 +218,31 @@ BUILT_BY = {
 
 
 def measure(batch, mlp, threads, names, rounds, seconds):
-    """Return a dict of what every contestant took, and how tinyvit's time compares."""
+    """Return the record of all contestants: their times, their ratios to tinyvit, and their memory."""
     contestants = {}
     for name in names:
         function, arguments = BUILT_BY[name]
-        entered = Contestant(name, "train_step", function, batch=batch, mlp=mlp, threads=threads, **arguments)
-        if entered.present:
-            contestants[name] = entered
+        contestant = Contestant(
+            name,
+            "train_step",
+            function,
+            batch=batch,
+            mlp=mlp,
+            threads=threads,
+            **arguments,
+        )
+        if contestant.missing:
+            print(f"{NAMES[name]}: skipped, not installed ({contestant.missing})")
         else:
-            print(f"{NAMES[name]}: skipped, not installed ({entered.detail})")
+            contestants[name] = contestant
     compare(list(contestants.values()), rounds, seconds)
     ours = contestants["tinyvit"]
     record = {"batch": batch, "mlp_width": mlp, "threads": threads, "contestants": {}}
-    for name, entered in contestants.items():
+    for name, contestant in contestants.items():
         record["contestants"][name] = {
-            "milliseconds": [1e3 * value for value in quartiles(entered.seconds)],
-            "times_tinyvit": ratio(entered, ours),
-            "megabytes": round(entered.megabytes),
+            "milliseconds": [1e3 * value for value in quartiles(contestant.seconds)],
+            "times_tinyvit": ratio(contestant, ours),
+            "megabytes": round(contestant.megabytes),
         }
     return record
 
@@ -233,7 +250,7 @@ def measure(batch, mlp, threads, names, rounds, seconds):
 def show(record):
     """Print a record as a table."""
     print(f"\nbatch {record['batch']}, MLP {record['mlp_width']}, {record['threads']} threads")
-    print(f"{'':50} {'ms a step':>20} {'times tinyvit':>20} {'peak MB':>8}")
+    print(f"{'':50} {'ms per step':>20} {'times tinyvit':>20} {'peak MB':>8}")
     for name, figures in record["contestants"].items():
         low, median, high = figures["milliseconds"]
         below, times, above = figures["times_tinyvit"]
@@ -251,19 +268,28 @@ def case(text):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("cases", nargs="*", type=case, default=[(64, 512)], metavar="B[xF]", help="64x512 for batch "
-                        "64 and an MLP of width 512, which is what 64 alone means")  # fmt: skip
-    parser.add_argument("--threads", type=int, default=available_cores(), metavar="N", help="cores to use (all)")
-    parser.add_argument("--rounds", type=int, default=15, metavar="N", help="rounds that count (15)")
-    parser.add_argument("--seconds", type=float, default=0.7, metavar="S", help="a contestant's turn (0.7)")
-    parser.add_argument("--only", nargs="+", choices=list(BUILT_BY), metavar="NAME", help=f"of {', '.join(BUILT_BY)}")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write what was measured here too")
+    add = parser.add_argument
+    add("cases", nargs="*", type=case, default=[(64, 512)], metavar="B[xF]",
+        help="batch size and MLP width, such as 64x512 (64); the width is 512 by default")  # fmt: skip
+    add("--threads", type=int, default=available_cores(), metavar="N", help="number of threads (one per core)")
+    add("--rounds", type=int, default=15, metavar="N", help="rounds after the warm-up (15)")
+    add("--seconds", type=float, default=0.7, metavar="S", help="length of a turn (0.7)")
+    add("--only", nargs="+", choices=list(BUILT_BY), metavar="NAME", help=f"contestants: {', '.join(BUILT_BY)}")
+    add("--json", type=Path, metavar="FILE", help="also write the results to FILE")
     options = parser.parse_args()
-    names = ["tinyvit", *(n for n in options.only or BUILT_BY if n != "tinyvit")]
+    names = ["tinyvit"] + [name for name in options.only or BUILT_BY if name != "tinyvit"]
     records = []
     for batch, mlp in options.cases:
-        records.append(measure(batch, mlp, options.threads, names, options.rounds, options.seconds))
-        show(records[-1])
+        record = measure(
+            batch=batch,
+            mlp=mlp,
+            threads=options.threads,
+            names=names,
+            rounds=options.rounds,
+            seconds=options.seconds,
+        )
+        records.append(record)
+        show(record)
         if options.json:
             found = {"conditions": conditions("torch", "jax", "jaxlib"), "records": records}
             options.json.write_text(json.dumps(found, indent=2) + "\n")

@@ -1,9 +1,8 @@
-"""Measure contestants in turns: a process each, one at work while the others wait, round after round.
+"""Measure contestants in turns. Each is a process, and one works while the others wait, round after round.
 
-On a machine that others use too, the fair figure is a ratio of what two took in the same round. Each contestant is
-built by a function of a module, in a process of its own, because thread pools and BLAS limits are a process's: what
-one sets must not slow another. A round asks each for some steps after two that are not counted, which bring its own
-data back into the caches.
+On a shared machine the fair figure is a ratio of two times from the same round. Each contestant is built in its own
+process, because thread pools and BLAS limits belong to a process and must not slow the other contestants. A turn
+begins with two steps that are not counted, which bring the contestant's data back into the caches.
 """
 
 import contextlib
@@ -23,88 +22,15 @@ from pathlib import Path
 
 from checkout import ROOT
 
-PEERS = ("torch", "jax", "jaxlib", "onnx", "onnxruntime")  # may be absent
-
-
-def _serve(connection, module, function, arguments):
-    """Build a contestant and answer: the time of a number of steps, or how much memory it took."""
-    try:
-        sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
-        step = getattr(importlib.import_module(module), function)(**arguments)
-        step()
-        connection.send(("ready", ""))
-    except ImportError as error:
-        if (error.name or "").partition(".")[0] not in PEERS:
-            raise
-        connection.send(("absent", str(error)))
-        return
-    while (steps := connection.recv()) is not None:
-        for _ in range(2):
-            step()
-        times = []
-        for _ in range(steps):
-            began = time.perf_counter()
-            step()
-            times.append(time.perf_counter() - began)
-        connection.send((statistics.median(times), sum(most for _, most in processes().values())))
-
-
-def processes(process="self"):
-    """Return {process: (megabytes resident now, most so far)} for a process and all it started; {} without /proc."""
-    try:
-        status = Path(f"/proc/{process}/status").read_text()
-        threads = list(Path(f"/proc/{process}/task").iterdir())
-        started = [child for thread in threads for child in (thread / "children").read_text().split()]
-    except OSError:  # it has just ended, or the system is not Linux
-        return {}
-    found = {}
-    if "VmRSS" in status:  # not so in its last moment
-        now, most = (int(re.search(rf"{name}:\s+(\d+) kB", status)[1]) / 1024 for name in ("VmRSS", "VmHWM"))
-        found[process] = now, most
-    for child in started:
-        found |= processes(child)
-    return found
-
-
-class Contestant:
-    """A process that has built `module`.`function`(**arguments), a step, and takes as many of it as one asks for."""
-
-    def __init__(self, name, module, function, **arguments):
-        self.name = name
-        self.seconds = []  # a step, the median of a round's
-        self.megabytes = 0.0  # the process's peak so far
-        context = multiprocessing.get_context("spawn")
-        self._connection, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs, module, function, arguments), daemon=True)
-        self._process.start()
-        theirs.close()
-        try:
-            answer, self.detail = self._connection.recv()
-        except EOFError:
-            raise RuntimeError(f"{name} died while it was being built: its error is above") from None
-        self.present = answer == "ready"
-
-    def run(self, seconds):
-        """Take steps for about `seconds`, at least three, and note the median."""
-        steps = 3 if not self.seconds else max(3, round(seconds / self.seconds[-1]))
-        self._connection.send(steps)
-        try:
-            median, self.megabytes = self._connection.recv()
-        except EOFError:
-            raise RuntimeError(f"{self.name} died at work: its error, if it had time for one, is above") from None
-        self.seconds.append(median)
-
-    def close(self):
-        if self.present:
-            self._connection.send(None)
-        self._process.join(10)
+PEERS = ("torch", "jax", "jaxlib", "onnx", "onnxruntime")  # may be missing
+LIMIT = 3600  # seconds until a contestant that does not answer is ended
 
 
 class RemoteError(RuntimeError):
-    """What another process was asked for failed there.
+    """A call in another process failed.
 
-    kind: the name of its error's class, "absent" if a peer is not installed, "ended" if the process is gone; log: the
-    end of what it has printed.
+    kind: the name of the error's class there, "absent" if a peer is not installed, or "ended" if the process is gone;
+    log: the last lines that the process printed.
     """
 
     def __init__(self, kind, text, log=""):
@@ -113,10 +39,9 @@ class RemoteError(RuntimeError):
 
 
 class Remote:
-    """A process that has built `module`.`function`(**arguments), an object, and calls its methods when asked to.
+    """A process that builds an object with `module`.`function`(**arguments) and runs its methods.
 
-    What fails there raises `RemoteError` here and ends that process, and no other. seconds: how long it may take to
-    be built; then it is ended.
+    A failure there raises `RemoteError` here and ends that process only. seconds: the time limit for building.
     """
 
     def __init__(self, module, function, *, seconds, **arguments):
@@ -124,24 +49,27 @@ class Remote:
         self._connection, theirs = context.Pipe()
         handle, self._log = tempfile.mkstemp(prefix="tinyvit-", suffix=".log")
         os.close(handle)
-        given = theirs, self._log, module, function, arguments
-        self._process = context.Process(target=_obey, args=given, daemon=True)
+        self._process = context.Process(
+            target=_serve,
+            args=(theirs, self._log, module, function, arguments),
+            daemon=True,
+        )
         self._process.start()
         theirs.close()
-        self._answer("it was built", seconds)
+        self._receive("while it was built", seconds)
 
     def call(self, method, *arguments, seconds):
-        """Return what the object's method returns, within so many seconds, or raise `RemoteError`."""
+        """Return the result of a method. Raises `RemoteError`, also if it takes longer than `seconds`."""
         try:
             self._connection.send((method, arguments))
         except OSError as error:
             raise self._failed("ended", f"the process is gone ({error})") from None
-        return self._answer(f"at {method}", seconds)
+        return self._receive(f"in {method}", seconds)
 
-    def _answer(self, when, seconds):
+    def _receive(self, when, seconds):
         try:
             if not self._connection.poll(max(0.0, seconds)):
-                raise self._failed("ended", f"ended, as it took longer than {seconds:.3g} s {when}")
+                raise self._failed("ended", f"ended because it took longer than {seconds:.3g} s {when}")
             state, *rest = self._connection.recv()
         except (EOFError, OSError):
             self._process.join(10)
@@ -154,21 +82,23 @@ class Remote:
         printed = ""
         with contextlib.suppress(OSError), open(self._log, encoding="utf-8", errors="replace") as log:
             printed = log.read()
+        self._process.kill()
         self.close()
         return RemoteError(kind, text, "\n".join(printed.splitlines()[-25:]))
 
     def close(self):
-        """End the process, whatever it is at."""
+        """End the process. It has ten seconds to end by itself."""
+        self._connection.close()
+        self._process.join(10)
         self._process.kill()
         self._process.join(10)
-        self._connection.close()
         with contextlib.suppress(OSError):
             os.remove(self._log)
 
 
-def _obey(connection, log, module, function, arguments):
-    """Build an object and call its methods as they are asked for, until the connection closes."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that asks, which ends this one
+def _serve(connection, log, module, function, arguments):
+    """Build an object and run its methods until the connection closes."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C stops the parent, which ends this process
     descriptor = os.open(log, os.O_WRONLY | os.O_APPEND)
     for stream in (1, 2):
         os.dup2(descriptor, stream)
@@ -195,12 +125,77 @@ def _obey(connection, log, module, function, arguments):
     if answer(build):
         with contextlib.suppress(EOFError):
             while True:
-                method, given = connection.recv()
-                answer(getattr(built[0], method), *given)
+                method, values = connection.recv()
+                answer(getattr(built[0], method), *values)
+
+
+class Steps:
+    """A step and its time. `step` is (module, function, arguments), and the function returns the step."""
+
+    def __init__(self, step):
+        module, function, arguments = step
+        self._step = getattr(importlib.import_module(module), function)(**arguments)
+        self._step()
+
+    def turn(self, count):
+        """Return the median time of `count` steps in seconds, and the peak memory of all processes in megabytes."""
+        for _ in range(2):
+            self._step()
+        times = []
+        for _ in range(count):
+            began = time.perf_counter()
+            self._step()
+            times.append(time.perf_counter() - began)
+        return statistics.median(times), sum(most for _, most in processes().values())
+
+
+class Contestant:
+    """A process that takes steps, which `module`.`function`(**arguments) builds."""
+
+    def __init__(self, name, module, function, **arguments):
+        self.name = name
+        self.seconds = []  # the median time of a step, for each round
+        self.megabytes = 0.0  # the peak memory of the process so far
+        self.missing = ""  # the error, if a peer is not installed
+        try:
+            self._remote = Remote("turns", "Steps", seconds=LIMIT, step=(module, function, arguments))
+        except RemoteError as error:
+            if error.kind != "absent":
+                raise RuntimeError(f"{name}: {error}\n{error.log}") from None
+            self.missing = str(error)
+
+    def run(self, seconds):
+        """Take steps for about `seconds`, at least three, and keep their median time."""
+        count = 3 if not self.seconds else max(3, round(seconds / self.seconds[-1]))
+        try:
+            median, self.megabytes = self._remote.call("turn", count, seconds=LIMIT)
+        except RemoteError as error:
+            raise RuntimeError(f"{self.name}: {error}\n{error.log}") from None
+        self.seconds.append(median)
+
+    def close(self):
+        self._remote.close()
+
+
+def processes(process="self"):
+    """Return {process: (megabytes resident now, peak)} for a process and all its children, or {} without /proc."""
+    try:
+        status = Path(f"/proc/{process}/status").read_text()
+        threads = list(Path(f"/proc/{process}/task").iterdir())
+        started = [child for thread in threads for child in (thread / "children").read_text().split()]
+    except OSError:  # the process has just ended, or the system is not Linux
+        return {}
+    found = {}
+    if "VmRSS" in status:  # missing while the process ends
+        now, most = (int(re.search(rf"{name}:\s+(\d+) kB", status)[1]) / 1024 for name in ("VmRSS", "VmHWM"))
+        found[process] = now, most
+    for child in started:
+        found |= processes(child)
+    return found
 
 
 def compare(contestants, rounds, seconds):
-    """Let the contestants run in turns, every other round backwards; the first round warms up and is not kept."""
+    """Let the contestants take turns, in reverse order every other round. The first round is a warm-up."""
     for number in range(rounds + 1):
         for contestant in contestants if number % 2 == 0 else reversed(contestants):
             contestant.run(seconds)
@@ -217,13 +212,13 @@ def quartiles(values):
 
 
 def ratio(slower, faster):
-    """Return quartiles of how many times as long `slower` took as `faster`, round by round."""
+    """Return the quartiles over the rounds of the time of `slower` divided by that of `faster`."""
     return quartiles([a / b for a, b in zip(slower.seconds, faster.seconds, strict=True)])
 
 
 def conditions(*packages):
-    """Return what a measurement depends on: machine, versions, BLAS, and the settings of it in the environment."""
-    from tinyvit.gpu import get_backend  # here, and so not in the memory of every contestant
+    """Return the conditions of a measurement: machine, versions, BLAS, its environment variables, and the command."""
+    from tinyvit.gpu import get_backend  # imported here to save memory in the contestants
     from tinyvit.training.results import versions
 
     found = versions(get_backend("cpu"))
@@ -236,7 +231,7 @@ def conditions(*packages):
 
 
 def _shortened(argument):
-    """Return a path below the project as one from there, and anything else as it is."""
+    """Return a path in the project relative to its root, and only the name of any other path."""
     try:
         return str(Path(argument).resolve().relative_to(ROOT)) if os.sep in argument else argument
     except ValueError:

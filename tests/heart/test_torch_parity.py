@@ -1,33 +1,14 @@
-"""PyTorch, where it is installed, gives the same values and the same gradients: of every operation and the model."""
+"""PyTorch, if it is installed, gives the same values and gradients for every operation and for the model."""
 
 import math
 
 import numpy as np
 import pytest
+from operations import MEDIUM, OPERATIONS, out_and_gradients
 from strategies import normal
 
+from tinyvit import reference
 from tinyvit.model import ViTConfig, loss_and_gradient, vit_backward_to_images, vit_forward
-from tinyvit.ops import (
-    attention_backward,
-    attention_forward,
-    class_attention_backward,
-    class_attention_forward,
-    cross_entropy_backward,
-    cross_entropy_forward,
-    gelu_backward,
-    gelu_forward,
-    gelu_tanh_forward,
-    layer_norm_backward,
-    layer_norm_forward,
-    linear_backward,
-    linear_forward,
-    multi_head_attention_backward,
-    multi_head_attention_forward,
-    patch_embedding_backward,
-    patch_embedding_forward,
-    softmax_backward,
-    softmax_forward,
-)
 from tinyvit.optim import Adam, matrices_only
 from tinyvit.parameters import Parameters
 
@@ -41,98 +22,82 @@ def assert_close(ours, theirs):
     np.testing.assert_allclose(ours, theirs, rtol=1e-10, atol=1e-10)
 
 
-def compare(forward, backward, theirs, inputs):
-    """Values, and gradients of all inputs for a random dout, agree with those of a function on tensors."""
-    tensors = [torch.tensor(x, requires_grad=True) for x in inputs]
-    out, cache = forward(*inputs)
-    expected = theirs(*tensors)
-    assert_close(out, expected)
-    dout = np.random.default_rng(99).standard_normal(out.shape)
-    expected.backward(torch.tensor(dout))
-    gradients = backward(dout, cache)
-    for ours, tensor in zip(gradients if isinstance(gradients, tuple) else [gradients], tensors, strict=True):
-        assert_close(ours, tensor.grad)
+# ---- operations: the functions of PyTorch for rows of the table ----
 
 
-# ---- operations ----
+def attend(queries):
+    """Return multi-head attention in which only the first `queries` tokens have queries; 0 stands for all."""
 
-
-def test_linear():
-    inputs = normal(0, (2, 3, 4), (4, 5), (5,))
-    compare(linear_forward, linear_backward, lambda x, w, b: F.linear(x, w.T, b), inputs)
-
-
-def test_layer_norm():
-    inputs = normal(0, (2, 3, 5), (5,), (5,))
-    compare(layer_norm_forward, layer_norm_backward, lambda x, w, b: F.layer_norm(x, (5,), w, b, 1e-6), inputs)
-
-
-def test_gelu():
-    x = [np.linspace(-10, 10, 401)]
-    compare(gelu_forward, gelu_backward, F.gelu, x)
-    compare(gelu_tanh_forward, gelu_backward, lambda x: F.gelu(x, approximate="tanh"), x)
-
-
-def test_softmax():
-    compare(softmax_forward, softmax_backward, lambda x: F.softmax(x, dim=-1), [normal(0, (2, 3, 5))])
-
-
-def test_attention():
-    inputs = normal(0, (2, 3, 4, 5), (2, 3, 6, 5), (2, 3, 6, 5))
-    compare(attention_forward, attention_backward, F.scaled_dot_product_attention, inputs)
-
-
-@pytest.mark.parametrize(
-    ("forward", "backward", "asking"),
-    [
-        (multi_head_attention_forward, multi_head_attention_backward, 5),
-        (class_attention_forward, class_attention_backward, 1),
-    ],
-)
-def test_multi_head_attention(forward, backward, asking):
-    module = torch.nn.MultiheadAttention(12, 3, batch_first=True, dtype=torch.float64)
-
-    def theirs(x, w_qkv, b_qkv, w_out, b_out):
+    def function(x, w_qkv, b_qkv, w_out, b_out, heads):
+        module = torch.nn.MultiheadAttention(x.shape[-1], heads, batch_first=True, dtype=torch.float64)
         weights = {"in_proj_weight": w_qkv.T, "in_proj_bias": b_qkv}
         weights |= {"out_proj.weight": w_out.T, "out_proj.bias": b_out}
-        return torch.func.functional_call(module, weights, (x[:, :asking], x, x))[0]
+        return torch.func.functional_call(module, weights, (x[:, : queries or x.shape[1]], x, x))[0]
 
-    def ours(*arrays):
-        return forward(*arrays, 3)
-
-    compare(ours, backward, theirs, normal(0, (2, 5, 12), (12, 36), (36,), (12, 12), (12,)))
+    return function
 
 
-def test_patch_embedding_is_a_convolution_with_a_stride():
-    def theirs(images, w, b, class_token, positions):
-        kernels = w.T.reshape(5, 1, 3, 3)
-        embedded = F.conv2d((images[:, None] - 0.13) / 0.31, kernels, b, stride=3).flatten(2).mT
-        return torch.cat([class_token.expand(2, 1, 5), embedded], dim=1) + positions
-
-    def ours(*arrays):
-        return patch_embedding_forward(*arrays, 3, 0.13, 0.31)
-
-    compare(ours, patch_embedding_backward, theirs, normal(0, (2, 6, 9), (9, 5), (5,), (5,), (7, 5)))
+def embed(images, w, b, class_token, positions, side):
+    """Embed patches by a convolution with a stride."""
+    pixels = (images[:, None] - reference.PIXEL_MEAN) / reference.PIXEL_DEVIATION
+    embedded = F.conv2d(pixels, w.T.reshape(-1, 1, side, side), b, stride=side).flatten(2).mT
+    return torch.cat([class_token.expand(len(images), 1, -1), embedded], dim=1) + positions
 
 
-@pytest.mark.parametrize("smoothing", [0.0, 0.1])
-def test_cross_entropy(smoothing):
-    labels = np.array([0, 4, 2])
-    compare(
-        lambda logits: cross_entropy_forward(logits, labels, smoothing),
-        cross_entropy_backward,
-        lambda logits: F.cross_entropy(logits, torch.tensor(labels), label_smoothing=smoothing),
-        [normal(0, (3, 5))],
-    )
+def cross_entropy(logits, targets, smoothing=0.0):
+    targets = torch.tensor(targets if targets.ndim == 2 else targets.astype(np.int64))
+    return F.cross_entropy(logits, targets, label_smoothing=smoothing)
 
 
-# ---- the whole model, of PyTorch's own modules, with every token calculated to the end ----
+FUNCTIONS = {
+    "linear": lambda x, w, b: F.linear(x, w.T, b),
+    "layer_norm": lambda x, w, b, epsilon: F.layer_norm(x, w.shape, w, b, epsilon),
+    "layer_norm with the default epsilon": lambda x, w, b: F.layer_norm(x, w.shape, w, b, 1e-6),
+    "gelu": F.gelu,
+    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "softmax": lambda x: F.softmax(x, dim=-1),
+    "attention": F.scaled_dot_product_attention,
+    "multi_head_attention": attend(queries=0),
+    "class_attention": attend(queries=1),
+    "patch_embedding": embed,
+    "cross_entropy": cross_entropy,
+    "cross_entropy of smoothed labels": cross_entropy,
+    "cross_entropy of probabilities": cross_entropy,
+}
+
+
+def compare(name, arrays, constants, dout):
+    """Values and gradients of a row agree with those of PyTorch."""
+    ours = out_and_gradients(OPERATIONS[name].pair("ops"), arrays, constants, dout)
+    tensors = [torch.tensor(x, requires_grad=True) for x in arrays]
+    out = FUNCTIONS[name](*tensors, *constants)
+    out.backward(torch.tensor(dout))
+    for a, b in zip(ours, [out, *(tensor.grad for tensor in tensors)], strict=True):
+        assert_close(a, b)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_operations(name, seed):
+    compare(name, *OPERATIONS[name].draw(MEDIUM, seed))
+
+
+@pytest.mark.parametrize("name", ["gelu", "gelu_tanh"])
+def test_gelu_far_out(name):
+    compare(name, [np.linspace(-10, 10, 401)], (), normal(99, (401,)))
+
+
+def test_every_operation_is_compared():
+    assert set(OPERATIONS) - set(FUNCTIONS) == {"patches", "patch_embedding of bytes"}  # parts of patch_embedding
+
+
+# ---- the whole model, from modules of PyTorch, which compute all tokens in all blocks ----
 
 SMALL = ViTConfig(width=12, depth=3, heads=3, mlp_width=20)
 
 
 class StockViT(torch.nn.Module):
-    """The Vision Transformer as one writes it with PyTorch."""
+    """A common Vision Transformer in PyTorch."""
 
     def __init__(self, config):
         super().__init__()
@@ -176,14 +141,14 @@ THEIR_NAMES = {
 
 
 def their_parameter(model, name):
-    """The parameter of the stock model that has `name` with us."""
+    """Return the parameter of the stock model that corresponds to `name`."""
     for ours, theirs in THEIR_NAMES.items():
         name = name.replace(ours, theirs)
     return model.get_parameter(name)
 
 
 def twins(config):
-    """Our parameters, all of them random, and a stock model with the same."""
+    """Return random parameters and a stock model with the same parameters."""
     shapes = config.shapes()
     parameters = Parameters(shapes, 0.3 * normal(5, (sum(math.prod(shape) for shape in shapes.values()),)))
     model = StockViT(config)

@@ -1,4 +1,4 @@
-"""The benchmarks run, count rightly, and measure peers that compute what this library does."""
+"""The benchmarks run, their counts are right, and their peers compute the same as tinyvit."""
 
 import asyncio
 import importlib
@@ -42,7 +42,7 @@ PNG = b"\x89PNG\r\n\x1a\n"
 
 @pytest.fixture
 def no_peers(tmp_path):
-    """An environment in which no peer is installed, whether or not one is."""
+    """Return an environment in which no peer can be imported."""
     folder = tmp_path / "hidden"
     folder.mkdir()
     for name in ("torch", "jax", "onnx", "onnxruntime"):
@@ -58,7 +58,7 @@ def run(script, *arguments, env=None, expect=0):
 
 
 def one_record(path):
-    """Return the only record of a benchmark's JSON, which says under what conditions it was made."""
+    """Return the only record in the JSON of a benchmark, and check its conditions."""
     found = json.loads(path.read_text())
     assert {"numpy", "blas", "cpu", "environment", "command"} <= set(found["conditions"])
     (record,) = found["records"]
@@ -73,8 +73,8 @@ def test_train_step(tmp_path, no_peers):
     path = tmp_path / "found.json"
     quick = ("8x20", "--threads", 1, "--rounds", 2, "--seconds", 0.01, "--json", path)
     done = run("train_step", *quick, "--only", "products", "torch", "jax", env=no_peers)
-    assert "PyTorch eager: skipped, not installed (torch is hidden)" in done.stdout
-    assert "JAX jit: skipped, not installed (jax is hidden)" in done.stdout
+    assert "PyTorch eager: skipped, not installed (ImportError: torch is hidden)" in done.stdout
+    assert "JAX jit: skipped, not installed (ImportError: jax is hidden)" in done.stdout
     record = one_record(path)
     assert list(record["contestants"]) == ["tinyvit", "products"]
     assert record["contestants"]["tinyvit"]["times_tinyvit"] == [1, 1, 1]
@@ -96,16 +96,24 @@ def test_inference(tmp_path, no_peers):
     assert str(figures["batch"]) == min(figures["milliseconds_by_batch"], key=figures["milliseconds_by_batch"].get)
 
 
-def test_inference_refuses_a_batch_that_would_leave_a_smaller_one():
+def test_inference_refuses_a_batch_that_does_not_divide_the_images():
     done = run("inference", "--images", 100, "--batch", 64, expect=2)
-    assert "--batch must divide 100 images, as 64 does not" in done.stderr
+    assert "--batch must divide the number of images, 100, but got 64" in done.stderr
 
 
-def test_inference_refuses_a_contestant_that_computes_something_else():
+def test_inference_refuses_a_contestant_with_other_logits():
     expected = inference.expected_logits(8, 20)
-    with pytest.raises(ValueError, match=r"tinyvit gives other logits than tinyvit: 0\.01 apart"):
-        inference.classify_step("tinyvit", 8, 20, 10, 1, expected + 0.01, None)
-    with pytest.raises(ValueError, match="nan apart"):
+    with pytest.raises(ValueError, match=r"the logits of tinyvit differ from those of tinyvit by 0\.01"):
+        inference.classify_step(
+            "tinyvit",
+            mlp=8,
+            images=20,
+            batch=10,
+            threads=1,
+            expected=expected + 0.01,
+            folder=None,
+        )
+    with pytest.raises(ValueError, match="by nan"):
         inference.check("jax", expected * math.nan, expected)
 
 
@@ -164,7 +172,7 @@ def test_time_to_accuracy_takes_the_median_of_the_seeds_and_the_best_of_the_leng
     assert found[1]["best_epochs"] is None
 
 
-# ---- what they reckon with ----
+# ---- statistics and counts ----
 
 
 def test_quartiles():
@@ -179,9 +187,9 @@ def test_a_ratio_is_taken_round_by_round():
         turns.ratio(slower, SimpleNamespace(seconds=[1]))
 
 
-def test_the_memory_of_a_process_and_of_those_it_started():
+def test_the_memory_of_a_process_and_of_its_children():
     if not Path("/proc/self/task").is_dir():
-        pytest.skip("only Linux says")
+        pytest.skip("needs /proc")
     program = "memory = bytearray(50_000_000); print('ready', flush=True); input()"
     child = subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     try:
@@ -228,22 +236,22 @@ def test_a_step_of_the_default_model_is_5_gflop():
     assert found == pytest.approx(5.27e9, rel=1e-3)
 
 
-def test_operations_done_are_the_plain_ones_but_for_the_last_block():
+def test_operations_done_are_the_plain_ones_except_in_the_last_block():
     def count(depth):
         config = scaling.model(width=128, depth=depth, patch=7)
         return peers.operations(peers.matrix_products(config, 4)), scaling.operations_done(config, 4)
 
     (plain_1, done_1), (plain_2, done_2) = count(1), count(2)
     assert done_1 < plain_1 / 2
-    assert 1 < (done_2 - done_1) / (plain_2 - plain_1) < 1.03  # sums are matrix products as well: a little more
+    assert 1 < (done_2 - done_1) / (plain_2 - plain_1) < 1.03  # a little more, because sums are matrix products too
 
 
-# ---- the peers compute what this library does ----
+# ---- the peers compute the same as tinyvit ----
 
 
 @pytest.fixture
 def weights():
-    """Parameters of the tiny model, all of them random: ones and zeros would hide a mistake."""
+    """Return random parameters of the tiny model. Ones and zeros would hide a mistake."""
     parameters = initialise(TINY, seed=1)
     parameters.flat[...] += 0.1 * np.random.default_rng(2).standard_normal(parameters.flat.shape)
     return parameters
@@ -251,7 +259,7 @@ def weights():
 
 @pytest.fixture
 def batches():
-    """Two batches of images in 0 to 1, and labels."""
+    """Return two batches of images from 0 to 1 and labels."""
     rng = np.random.default_rng(3)
     return [(rng.random((6, 8, 8), np.float32), rng.integers(0, 4, 6)) for _ in range(2)]
 
@@ -273,7 +281,7 @@ def losses_of_this_library(weights, batches, steps):
 
 def assert_same_training(step, weights, batches):
     ours = losses_of_this_library(weights, batches, 3)
-    assert abs(ours[2] - ours[0]) > 0.01  # the steps make a difference, which is not lost in the tolerance
+    assert abs(ours[2] - ours[0]) > 0.01  # the loss changes by more than the tolerance
     np.testing.assert_allclose([step() for _ in range(3)], ours, atol=1e-4)
 
 
@@ -314,7 +322,7 @@ def test_onnx_runtime_gives_the_same_logits_for_any_batch(weights, batches, tmp_
     for name in ("torch", "onnx", "onnxruntime"):
         pytest.importorskip(name)
     images, _ = batches[0]
-    for count in (1, 2, 6):  # the second and third from the file that the first has written
+    for count in (1, 2, 6):  # the second and third use the file of the first
         logits = peers.onnx_logits(TINY, weights, 1, tmp_path)(normalised(images[:count]))
         np.testing.assert_allclose(logits, vit_logits(images[:count], weights, TINY), atol=1e-4)
 
@@ -370,7 +378,7 @@ def recorded_step(backend, config, batch, augmented=True, clip=0.0, decay=0.0, a
 
 
 def bytes_of(name, arguments, clip, batch):
-    """Return what a launch reads and writes: its arrays, but for those of which it needs a part or writes more."""
+    """Return the bytes that a launch reads and writes. They differ from the size of its arrays for some kernels."""
     arrays = [argument for argument in arguments if hasattr(argument, "nbytes") and argument.shape]
     size = sum(array.nbytes for array in arrays)
     if name == "gather_patches":
@@ -378,7 +386,7 @@ def bytes_of(name, arguments, clip, batch):
         parts = [array for array in (images, labels, order, maps) if array is not None]
         share = batch / len(images)
         return share * sum(array.nbytes for array in parts) + counter.nbytes + sum(w.nbytes for w in written[:2])
-    if name == "linear_forward" and arguments[3] is not None:  # of the residual the rows that are added
+    if name == "linear_forward" and arguments[3] is not None:  # only the added rows of the residual
         return size - arguments[3].nbytes + arguments[4].nbytes
     if name == "linear_backward":  # weights only with dx; dw and db once per partial gradient
         _, _, w, _, dx, dw, db, *_ = arguments
@@ -438,14 +446,14 @@ def test_the_floors_are_those_of_what_a_step_launches(strict_gpu, config, batch,
         assert launch.operations == operations_of(name, arguments), launch
 
 
-def test_attention_has_two_products_there_and_four_back():
+def test_attention_has_two_products_forward_and_four_backward():
     found = {launch.name: launch.float32_operations for launch in floors.launches(TINY, 2)[:-1]}
-    one = 2 * 2 * TINY.tokens**2 * TINY.width  # 2 images; of all heads
+    one = 2 * 2 * TINY.tokens**2 * TINY.width  # 2 images, all heads
     assert (found["attention_forward"], found["attention_backward"]) == (2 * one / 5, 4 * one)
-    # of forward the last block is the last to be seen, where one token of 5 asks; of backward it is the first
+    # The dict keeps the last launch of each name. Forward it is that of the last block, with one query for 5 tokens.
 
 
-def test_a_step_takes_its_kernels_floors_and_a_gap_each():
+def test_a_step_takes_the_floors_of_its_kernels_and_the_gaps():
     def launch(size, operations=0, float32_operations=0):
         return floors.Launch("a", "b", (1,), 32, size, operations, float32_operations)
 
@@ -455,11 +463,19 @@ def test_a_step_takes_its_kernels_floors_and_a_gap_each():
 
 
 @pytest.mark.parametrize("precision", floors.PRECISIONS)
-def test_a_persistent_kernel_takes_less_with_more_images_to_a_cluster(precision):
+def test_a_persistent_kernel_takes_less_with_more_images_per_cluster(precision):
     card = floors.CARDS["H100 SXM"]
-    one, two = (floors.persistent(ViTConfig(), 64, card, precision, n, 2 * n)["total"] for n in (1, 2))
+    one, two = (
+        floors.persistent(ViTConfig(), 64, card, precision, images=n, cluster=2 * n)["total"] for n in (1, 2)
+    )
     step = floors.launches(ViTConfig(), 64)
-    launched = floors.predict(step, card.bandwidth, card.rates[precision], card.rates["float32"], floors.GAP)
+    launched = floors.predict(
+        step,
+        bandwidth=card.bandwidth,
+        rate=card.rates[precision],
+        float32_rate=card.rates["float32"],
+        gap=floors.GAP,
+    )
     assert 0 < two < one < launched["total"]
 
 
@@ -467,7 +483,7 @@ def test_floors_says_that_it_computes():
     done = run("floors", "--batch", 64)
     assert done.stdout.startswith("computed, not measured")
     launches = sum(launch.name != "" for launch in floors.launches(ViTConfig(), 64))
-    assert f"a step                 {launches:8}" in done.stdout
+    assert f"step                   {launches:8}" in done.stdout
     assert "--batch must be at least 1" in run("floors", "--batch", 0, expect=2).stderr
 
 
@@ -486,16 +502,16 @@ def test_gpu_without_one_says_what_to_do_in_one_line(tmp_path):
     done = run("gpu", "--quick", env=os.environ | {"PYTHONPATH": os.pathsep.join([hidden, str(ROOT)])}, expect=2)
     assert done.stdout == ""
     (line,) = done.stderr.splitlines()
-    assert line.startswith("gpu.py measures on a GPU: device 'gpu' ")
+    assert line.startswith("gpu.py needs a GPU: device 'gpu' ")
     assert "pip install" in line
 
 
-def test_gpu_refuses_a_batch_that_leaves_no_second_one():
+def test_gpu_refuses_a_batch_above_half_the_images():
     done = run("gpu", "--batches", 64, "--limit", 100, expect=2)
-    assert "--batches must be at least 1 and twice in the images, not [64]" in done.stderr
+    assert "--batches must be from 1 to half the number of images, not [64]" in done.stderr
 
 
-# CuPy's stand-in, whose kernels check their arguments and compute nothing
+# The kernels of this stand-in for CuPy check their arguments and compute nothing.
 STAND_IN = """
 import sys
 import emulate, strict_cupy
@@ -510,7 +526,7 @@ def stand_in(tmp_path, no_peers):
     return os.environ | {"PYTHONPATH": os.pathsep.join(folders)}
 
 
-def test_gpu_measures_everything_there_is(tmp_path, stand_in):
+def test_gpu_measures_everything(tmp_path, stand_in):
     path = tmp_path / "found.json"
     small = ("--batches", 2, 4, "--precisions", "float32", "bfloat16", "--depth", 1, "--limit", 100, "--epochs", 2)
     short = ("--trainings", 2, "--rounds", 2, "--seconds", 0.01, "--side", 64, "--copy", 1, "--json", path)
@@ -540,7 +556,7 @@ def test_gpu_measures_everything_there_is(tmp_path, stand_in):
 
     ceilings = found["ceilings"]
     assert all(ceilings[name] > 0 for name in ("copy", "copy_within_the_cache", "gap"))
-    assert "cublas" in ceilings["float32"]  # the stand-in has none, which stops no other measurement
+    assert "cublas" in ceilings["float32"]  # the stand-in has no cuBLAS, and the other measurements continue
     assert [(record["batch"], record["precision"]) for record in found["kernels"]] == cases
     for record in found["kernels"]:
         model = floors.launches(ViTConfig(depth=1), record["batch"])
@@ -549,30 +565,30 @@ def test_gpu_measures_everything_there_is(tmp_path, stand_in):
         assert all(row["seconds"] > 0 for row in record["rows"])
 
     printed = run("gpu", "--recorded", path).stdout
-    for line in done.stdout.splitlines()[:-1]:  # the last one is how long it took
+    for line in done.stdout.splitlines()[:-1]:  # the last line is the duration
         assert line in printed
 
 
-def test_gpu_leaves_out_what_it_has_no_time_for(tmp_path, stand_in):
+def test_gpu_leaves_out_parts_without_time(tmp_path, stand_in):
     path = tmp_path / "found.json"
     small = ("--batches", 2, "--precisions", "float32", "--depth", 1, "--limit", 100, "--epochs", 1, "--rounds", 1)
     few = ("--only", "graph", "torch-compiled", "--side", 64, "--copy", 1, "--minutes", 0.01, "--json", path)
     run("gpu", *small, *few, env=stand_in)
     found = json.loads(path.read_text())
     (record,), (kernels,) = found["steps"], found["kernels"]
-    assert record["contestants"]["torch-compiled"] == {"left_out": "no time for it in 0.01 minutes"}
+    assert record["contestants"]["torch-compiled"] == {"left_out": "no time left in 0.01 minutes"}
     assert_rising(record["contestants"]["graph"]["milliseconds"])
-    assert kernels["left_out"] == "no time for it in 0.01 minutes"
+    assert kernels["left_out"] == "no time left in 0.01 minutes"
 
 
-def test_gpu_finds_out_at_once_that_a_file_cannot_be(tmp_path):
+def test_gpu_refuses_an_impossible_file_at_once(tmp_path):
     lost = tmp_path / "lost" / "found.json"
     assert "--json: there is no folder" in run("gpu", "--json", lost, expect=2).stderr
     assert "--recorded: there is no file" in run("gpu", "--recorded", lost, expect=2).stderr
 
 
 def made_up():
-    """Return a run as gpu.py keeps it, of a card that there never was."""
+    """Return the record of a run of gpu.py on a made-up card."""
 
     def figures(milliseconds, times):
         spread = [0.9 * milliseconds, milliseconds, 1.1 * milliseconds]
@@ -637,11 +653,12 @@ def made_up():
     }
 
 
-def test_gpu_prints_what_a_run_has_kept(tmp_path):
+def test_gpu_prints_a_recorded_run(tmp_path):
     path = tmp_path / "found.json"
     path.write_text(json.dumps(made_up()))
     printed = run("gpu", "--recorded", path).stdout
-    assert "10 epochs, float32: 2.50 (2.25-3.00) s, 3 times, 60,000 images in batches of 64, 98.00 % right" in printed
+    assert "10 epochs, float32: 2.50 (2.25-3.00) s in 3 runs, 60,000 images in batches of 64, training" in printed
+    assert "training accuracy 98.00 % in the last epoch" in printed
     assert "10 epochs, tf32: failed: ValueError: no such thing" in printed
     lines = {" ".join(line.split()) for line in printed.splitlines()}
     assert "PyTorch eager 2.200 (1.980-2.420) 11.00 (9.90-12.10) 100 3.0 s" in lines
@@ -650,14 +667,14 @@ def test_gpu_prints_what_a_run_has_kept(tmp_path):
     assert (
         'PyTorch, torch.compile(mode="max-autotune") left out: no time for it in 7.5 minutes' in lines
     )
-    # 4 MB at 2 TB/s are 2 us, and 1 GFLOP at 50 TFLOP/s 20; 8 MB are 4
+    # 4 MB at 2 TB/s take 2 us, 8 MB take 4 us, and 1 GFLOP at 50 TFLOP/s takes 20 us.
     assert "linear_forward head 2 8 20.00 20.00 1.0 40.0 operations" in lines
     assert "layer_norm_forward head 2 8 10.00 4.00 2.5 20.0 bytes" in lines
     assert "4 launches, together 60 us, their floors 48 us" in lines
-    assert "4 launches, together 60 us" in lines  # tf32, whose ceiling could not be measured
+    assert "4 launches, together 60 us" in lines  # tf32 without a measured speed
     assert (
-        "a step of the graph takes 200 us: 56 in kernels, and 144 between them, where 4 launches of an empty kernel "
-        "would take 4" in lines
+        "a step of the graph takes 200 us: 56 in kernels and 144 between them; 4 launches of an empty kernel take 4"
+        in lines
     )
     assert "float32 10 epochs 2.50 s; torch 11.00 (9.90-12.10)x, aim; torch-compiled 1.50 (1.35-1.65)x, goal" in lines
     assert "the kernels of a step, batch 256, bfloat16: failed: ValueError: bad" in lines
@@ -683,7 +700,7 @@ def test_the_results_say_what_a_card_did_or_that_none_was_asked():
     assert "not measured on a real card yet" in tables.gpu_table(None)
 
 
-def test_torch_on_its_way_to_a_gpu_trains_as_on_a_cpu():
+def test_the_pytorch_steps_of_gpu_train_as_on_a_cpu():
     pytest.importorskip("torch")
     ours = gpu_work.TorchSteps("eager", device="cpu")
     ours.build(4, "float32", 1, 100)
@@ -691,13 +708,13 @@ def test_torch_on_its_way_to_a_gpu_trains_as_on_a_cpu():
     config = ViTConfig(depth=1)
     theirs = peers.torch_train_step(config, initialise(config), batches, gpu_work.RATE, threads=1)
     losses = [theirs() for _ in range(9)]
-    assert ours.steps(4) > 0  # after the five of its building
+    assert ours.steps(4) > 0  # after five steps of `build`
     assert float(ours.loss.detach()) == pytest.approx(losses[-1], rel=1e-4)
     assert ours.build(4, "bfloat16", 1, 100) > 0
-    assert ours.turn(2)[1] == pytest.approx(losses[-1], rel=0.05)  # two that do not count, and two
+    assert ours.turn(2)[1] == pytest.approx(losses[-1], rel=0.05)  # two uncounted steps and two
 
 
-# ---- a process that one asks ----
+# ---- processes ----
 
 REMOTE = """
 import os, time
@@ -743,16 +760,16 @@ def test_a_remote_answers(remote):
     ("method", "seconds", "kind", "text"),
     [
         ("fail", 60, "ValueError", "ValueError: no such luck"),
-        ("die", 60, "ended", "the process died at die, exit code 3"),
-        ("wait", 0.2, "ended", "ended, as it took longer than 0.2 s at wait"),
+        ("die", 60, "ended", "the process died in die, exit code 3"),
+        ("wait", 0.2, "ended", "ended because it took longer than 0.2 s in wait"),
     ],
 )
-def test_a_remote_that_fails_says_how_and_is_gone(remote, method, seconds, kind, text):
+def test_a_failed_remote_reports_the_error_and_ends(remote, method, seconds, kind, text):
     one = remote()
     with pytest.raises(turns.RemoteError) as caught:
         one.call(method, seconds=seconds)
     assert (caught.value.kind, str(caught.value)) == (kind, text)
-    assert caught.value.log.startswith("building") or method == "die"  # which leaves no time to write it down
+    assert caught.value.log.startswith("building") or method == "die"  # os._exit writes no buffered output
     assert not one._process.is_alive()
     with pytest.raises(turns.RemoteError, match="the process is gone"):
         one.call("double", 1, seconds=60)
@@ -761,7 +778,7 @@ def test_a_remote_that_fails_says_how_and_is_gone(remote, method, seconds, kind,
 def test_a_remote_that_cannot_be_built(remote):
     with pytest.raises(turns.RemoteError, match="No module named 'torch_is_not_here'") as caught:
         remote(broken=True)
-    assert caught.value.kind == "ModuleNotFoundError"  # and "absent" for a peer
+    assert caught.value.kind == "ModuleNotFoundError"  # "absent" only for a peer
 
 
 def test_a_remote_whose_peer_is_not_installed(tmp_path, monkeypatch):
@@ -775,7 +792,7 @@ def test_a_remote_whose_peer_is_not_installed(tmp_path, monkeypatch):
 # ---- the page's server ----
 
 
-def test_serving_a_crowd(tmp_path):
+def test_serving_many_clients(tmp_path):
     pytest.importorskip("uvicorn", reason="the page needs uvicorn: pip install -e '.[app,app-test]'")
     pytest.importorskip("fastapi", reason="the page needs fastapi: pip install -e '.[app,app-test]'")
     path = tmp_path / "found.json"
@@ -796,7 +813,7 @@ def test_serving_a_crowd(tmp_path):
 
 
 def test_serving_counts_wrong_answers_and_lost_connections():
-    """A server that answers each third request with another digit, and then with a 503, and then not at all."""
+    """The server gives the right digit, another digit, status 503, and then closes the connection."""
     serve = importlib.import_module("serve")
 
     async def bad_server(reader, writer):
@@ -822,14 +839,14 @@ def test_serving_counts_wrong_answers_and_lost_connections():
     assert [error.split(":")[0] for error in errors] == ["200", "503", "IncompleteReadError"]
 
 
-# ---- what a stranger reads first ----
+# ---- --help ----
 
 SCRIPTS = [path.stem for path in sorted((ROOT / "benchmarks").glob("*.py")) if "argparse" in path.read_text()]
 
 
 @pytest.fixture
 def not_installed(tmp_path):
-    """An environment in which the only tinyvit that Python finds by itself is a broken one."""
+    """Return an environment in which an installed tinyvit is broken."""
     (tmp_path / "tinyvit").mkdir()
     (tmp_path / "tinyvit" / "__init__.py").write_text("raise ImportError('not the tinyvit of the checkout')\n")
     return os.environ | {"PYTHONPATH": str(tmp_path)}

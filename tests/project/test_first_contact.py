@@ -1,4 +1,4 @@
-"""The script for a first hour with a GPU runs to its end, whatever fails on the way, and sees what is wrong."""
+"""The script for the first contact with a GPU runs to its end if checks fail, and reports the failures."""
 
 import importlib.util
 import json
@@ -25,7 +25,7 @@ first_contact = importlib.import_module("first_contact")
 
 SMALL = ViTConfig(image_size=8, patch_size=4, width=8, depth=1, heads=2, mlp_width=12)
 
-# CuPy's stand-in. Its kernels check their arguments; of what they compute there is only a trace.
+# The kernels of this stand-in for CuPy check their arguments. Two of them change an array, and the others do nothing.
 STAND_IN = """
 import sys
 import emulate, strict_cupy
@@ -52,7 +52,7 @@ def test_a_step_of_launches_and_of_the_graph_are_the_same(accelerator):
 
 
 @needs_compiler
-def test_a_graph_that_computes_something_else_is_found_out(strict_gpu, monkeypatch):
+def test_a_wrong_graph_is_seen(strict_gpu, monkeypatch):
     launch = strict_cupy.Graph.launch
 
     def wrong(self, stream=None):
@@ -64,7 +64,7 @@ def test_a_graph_that_computes_something_else_is_found_out(strict_gpu, monkeypat
         first_contact.check_step("float32", SMALL)
 
 
-def test_kernels_that_compute_nothing_are_found_out(strict_gpu, monkeypatch):
+def test_kernels_that_compute_nothing_are_seen(strict_gpu, monkeypatch):
     monkeypatch.setattr(Kernels, "_launch", lambda *arguments: None)
     with pytest.raises(AssertionError, match="launches: no weight has changed"):
         first_contact.check_step("float32", SMALL)
@@ -75,7 +75,7 @@ def test_kernels_that_compute_nothing_are_found_out(strict_gpu, monkeypatch):
 
 @pytest.fixture
 def machine(tmp_path, monkeypatch):
-    """A machine with the stand-in for CuPy and programs that only pretend; returns the folder for its programs."""
+    """Simulate a machine with the stand-in for CuPy and fake programs. Return the folder of the programs."""
     (tmp_path / "python" / "cupy").mkdir(parents=True)
     (tmp_path / "python" / "cupy" / "__init__.py").write_text(STAND_IN)
     programs = tmp_path / "programs"
@@ -125,7 +125,8 @@ def test_both_parts_run_to_their_end(machine, tmp_path, capsys):
     assert list(found) == [*order, *first_contact.CHECKERS, "quick"]
     states = {name: record["state"] for name, record in found.items()}
     states.pop("torch")  # installed or missing
-    failed = {"doctor", "racecheck", "initcheck"}  # the stand-in learns nothing; the second says nothing of errors
+    # The stand-in cannot train, racecheck finds errors, and initcheck prints no summary.
+    failed = {"doctor", "racecheck", "initcheck"}
     assert {name for name, state in states.items() if state != "ok"} == failed
     assert set(states.values()) == {"ok", "failed"}
     assert found["racecheck"]["exit_status"] == 9
@@ -149,7 +150,7 @@ def test_both_parts_run_to_their_end(machine, tmp_path, capsys):
     assert json.loads((out / "gpu.json").read_text())["kernels"][0]["rows"]
 
 
-def test_what_is_missing_is_said_in_a_line_and_skipped(machine, tmp_path, capsys, monkeypatch):
+def test_a_check_without_its_tool_is_skipped_with_one_line(machine, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("PATH", str(machine))
     find_spec, absent = importlib.util.find_spec, ("torch", "pytest")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name in absent else find_spec(name))
@@ -159,9 +160,9 @@ def test_what_is_missing_is_said_in_a_line_and_skipped(machine, tmp_path, capsys
     assert [record["name"] for record in records] == ["torch", "tests", *first_contact.CHECKERS, "ncu"]
     assert {record["state"] for record in records} == {"missing"}
     printed = capsys.readouterr().out.splitlines()
-    assert len(printed) == 2 * len(records)  # what it is, and why not
+    assert len(printed) == 2 * len(records)  # the check and the reason
     reasons = ["torch is not installed", "pytest is not installed"]
-    reasons += ["there is no compute-sanitizer", "there is no ncu"]
+    reasons += ["compute-sanitizer is missing", "ncu is missing"]
     for reason in reasons:
         assert any(f"skipped: {reason}" in line for line in printed)
 
@@ -171,7 +172,7 @@ def check(name, program, **settings):
     return first_contact.Check(name, name, command, **{"most": 60, "least": 20, **settings})
 
 
-def test_a_check_that_takes_too_long_is_ended_with_all_it_started_and_the_next_one_runs(tmp_path):
+def test_a_slow_check_is_ended_with_its_children_and_the_next_one_runs(tmp_path):
     child = "import time\nfor _ in range(1000): print('alive', flush=True); time.sleep(0.05)"
     slow = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
     checks = [
@@ -196,7 +197,7 @@ def test_a_check_leaves_time_for_those_that_come_later(tmp_path):
     checks += [check("third", "print('c')", most=600, least=50, missing="there is none")]
     first, second, _ = first_contact.run_part(2, checks, tmp_path, first_contact.MINUTES)
     assert first["limit"] == pytest.approx(540 - 100, abs=0.2)
-    assert 540 - 60 < second["limit"] <= 540  # what is missing needs no time
+    assert 540 - 60 < second["limit"] <= 540  # a missing check needs no time
     (left_out,) = first_contact.run_part(2, checks[:1], tmp_path, 0.01)
     assert left_out["state"] == "left out"
 
@@ -209,7 +210,7 @@ def test_the_time_of_a_part_suffices_for_the_least_of_every_check(number, tmp_pa
     assert all(entry.least <= entry.most for entry in checks)
 
 
-def test_without_a_part_it_says_what_to_give(capsys):
+def test_without_a_part_the_error_names_the_arguments(capsys):
     with pytest.raises(SystemExit):
         first_contact.main([])
     assert "give the part, 1 or 2" in capsys.readouterr().err
