@@ -42,6 +42,7 @@ class Backend:
 
 
 CPU = Backend("cpu", np)
+LOOPS = ("auto", "on", "off")  # choices of `use_loops`
 MANY_IMAGES = 5_000
 
 
@@ -134,15 +135,13 @@ def use_loops(choice="auto"):
     Raises
     ------
     ValueError
-        If the choice is another.
-    ModuleNotFoundError
-        If the choice is "on" and Numba is not installed.
+        If the choice is another, or if it is "on" and Numba is missing.
     """
-    if choice not in ("auto", "on", "off"):
-        raise ValueError(f"loops {choice!r} are unknown: give 'auto', 'on' or 'off'")
+    if choice not in LOOPS:
+        raise ValueError(f"loops {choice!r} is unknown: give {', '.join(map(repr, LOOPS))}")
     loops = None if choice == "off" else compiled_loops()
     if choice == "on" and loops is None:
-        raise ModuleNotFoundError("compiled loops need Numba: pip install numba, or turn loops off", name="numba")
+        raise ValueError("loops 'on' needs Numba: type pip install numba, or give 'auto' or 'off'")
     token = _loops.set((loops,))
     try:
         yield loops is not None
@@ -157,6 +156,11 @@ def use_loops_for_many(images):
     """
     chosen = _loops.get(None) is not None
     return contextlib.nullcontext() if chosen or images < MANY_IMAGES else use_loops("auto")
+
+
+def loops_in_use():
+    """Return whether operations called in this context use compiled loops."""
+    return _loops.get((None,)) != (None,)
 
 
 def loops_for(*arrays):

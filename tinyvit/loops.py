@@ -5,7 +5,7 @@ caller gives it. `ops` and `optim` call them for float32 arrays inside `backend.
 Numba, which is optional, so it is imported only there.
 
 A loop reads and writes each array under one name, since the compiler cannot vectorise over arrays that may overlap.
-It may reorder sums, and it respects NaN and infinity: exponentials are polynomials, so that they are vectorised.
+Exponentials are polynomials, since calls of `exp` are not vectorised.
 """
 
 import time
@@ -13,18 +13,24 @@ import time
 import numpy as np
 from numba import njit
 
-# The compiler may reorder sums, fuse a product with a sum, ignore the sign of 0 and multiply by a reciprocal.
-# It may not assume that there is no NaN or infinity.
-OPTIONS = {"fastmath": {"reassoc", "contract", "nsz", "arcp"}, "error_model": "numpy", "nogil": True}
-inner = njit(inline="always", **OPTIONS)
+# The compiler may fuse a product with a sum, ignore the sign of 0 and multiply by a reciprocal. Where a loop has sums
+# it may also reorder them. It may never assume that there is no NaN or infinity.
+FLAGS = {"contract", "nsz", "arcp"}
+OPTIONS = {"error_model": "numpy", "nogil": True}
+inner = njit(inline="always", fastmath=FLAGS, **OPTIONS)
 
 
-def loop(function):
+def loop(function, flags=FLAGS):
     """Compile a function at its first call, and keep the result in a file for other processes."""
     try:
-        return njit(cache=True, **OPTIONS)(function)
+        return njit(cache=True, fastmath=flags, **OPTIONS)(function)
     except RuntimeError:  # no folder for the file is writable
-        return njit(**OPTIONS)(function)
+        return njit(fastmath=flags, **OPTIONS)(function)
+
+
+def loop_with_sums(function):
+    """Compile a function whose sums may be reordered, which vectorises them."""
+    return loop(function, FLAGS | {"reassoc"})
 
 ZERO, HALF, ONE = np.float32(0), np.float32(0.5), np.float32(1)
 
@@ -90,7 +96,7 @@ def gelu_values(x, out):
 # ---- layer norm ----
 
 
-@loop
+@loop_with_sums
 def layer_norm_forward(x, w, b, epsilon, out, normalised, inverse_deviation):
     """Write the layer norm of x (N, D), and what the backward pass needs: (N, D) and (N, 1)."""
     width = np.float32(x.shape[1])
@@ -111,7 +117,7 @@ def layer_norm_forward(x, w, b, epsilon, out, normalised, inverse_deviation):
             out[n, i] = normal * w[i] + b[i]
 
 
-@loop
+@loop_with_sums
 def layer_norm_backward(dout, normalised, inverse_deviation, w, dx, dw, db):
     """Write dx (N, D), dw (D,) and db (D,) for dout (N, D)."""
     width = np.float32(dout.shape[1])

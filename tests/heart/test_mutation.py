@@ -337,7 +337,7 @@ LOOPS = Path(backend.__file__).with_name("loops.py")
 def loops_in_python(source=""):
     """Return the names of `tinyvit.loops` without compilation, some of them defined by another source."""
     tree = ast.parse(LOOPS.read_text(encoding="utf-8"))
-    compiler = {"njit", "loop", "inner"}
+    compiler = {"njit"}
     tree.body = [
         node
         for node in tree.body

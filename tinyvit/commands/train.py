@@ -13,6 +13,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+from tinyvit.backend import LOOPS
 from tinyvit.classifier import VisionTransformer, fitting_patch_size
 from tinyvit.commands import CommandError, integer, make_folder, number, path, require_range
 from tinyvit.data import DataError, load_mnist
@@ -79,6 +80,8 @@ def add_arguments(parser):
     group.add_argument("--kernels", choices=KERNELS, help=text)
     text = "number of processes that share a batch (default: one per core, each with at least 8 images)"
     group.add_argument("--workers", type=integer, metavar="N", help=text)
+    text = "operations of a CPU as loops compiled by Numba; auto: if Numba is installed (default: auto)"
+    group.add_argument("--loops", choices=LOOPS, help=text)
     text = "folder for the results (default: runs/RECIPE-seedN)"
     group.add_argument("--out", type=path, metavar="DIR", help=text)
     text = "continue the run in this folder, with its settings, where it stopped (default: start a new run)"
@@ -163,7 +166,8 @@ def run(options):
 def describe(step):
     """Return the mode of a GPU, or the number of workers on a CPU, in words."""
     if step.mode == "plain":
-        return "mode plain" if step.asynchronous else f"{step.workers} worker{'s' * (step.workers > 1)}"
+        loops = ", compiled loops" if step.loops == "on" else ""
+        return "mode plain" if step.asynchronous else f"{step.workers} worker{'s' * (step.workers > 1)}{loops}"
     return f"mode {step.mode}, {step.precision}, kernels compiled in {step.compile_seconds:.1f} s"
 
 
@@ -201,6 +205,7 @@ def start(options, backend):
         workers=options.workers,
         precision=origin["precision"],
         kernels=options.kernels,
+        loops=options.loops,
     )
     training.state.origin = origin
     if options.out is None:
@@ -277,6 +282,7 @@ def resume(options, backend):
         workers=options.workers,
         precision=origin["precision"],
         kernels=options.kernels,
+        loops=options.loops,
     )
     training.state.origin = origin
     if origin["precision"] != earlier:
@@ -285,6 +291,12 @@ def resume(options, backend):
         print(
             f"note: the run continues with --workers {workers}, not {info['workers']} as before:\n"
             "the weights differ in their last digits from those of a run with one number",
+            file=sys.stderr,
+        )
+    if info["loops"] in ("on", "off") and (loops := training.step.record["loops"]) != info["loops"]:
+        print(
+            f"note: the run continues with --loops {loops}, not {info['loops']} as before:\n"
+            "the weights differ in their last digits from those of a run with one choice",
             file=sys.stderr,
         )
     epochs = training.config.epochs
@@ -321,6 +333,7 @@ def finish(training, data, folder, backend):
         "kernels": "off" if step.mode == "plain" else step.mode,
         "compile_seconds": step.compile_seconds,
         "workers": step.workers,
+        "loops": step.loops,
         "seed": config.seed,
         "recipe": state.origin["recipe"],
         "versions": results.versions(backend),

@@ -53,7 +53,7 @@ class KernelStep:
         self.model_config, self.precision = kernels.config, kernels.precision
         self.images, self.labels = to_device(images), to_device(labels).astype(np.uint8)
         self.mode = "graph" if graph else "launches"
-        self.workers, self.record = 1, {"workers": 1}
+        self.workers, self.loops, self.record = 1, "off", {"workers": 1, "loops": "auto"}
         self.steps = -(-len(images) // config.batch_size)  # per epoch
         self.stream = xp.cuda.Stream()  # this stream and the legacy default stream wait for each other
         self._graphs, self._buffers = {}, {}  # keys: numbers of images in a batch
