@@ -135,8 +135,13 @@ def erf(x):
 def one_blas_thread():
     """Limit BLAS to one thread in this process, for work that already runs in parallel.
 
-    Several such contexts may overlap, also in different threads. The first one sets the limit. When the last one ends,
-    it restores the previous number of threads.
+    Several such contexts may overlap, also in different threads. The first one sets the limit. The last one restores
+    the previous number of threads when it ends.
+
+    Yields
+    ------
+    None
+        The limit holds inside the context.
     """
     with _limit.lock:
         _limit.users += 1
