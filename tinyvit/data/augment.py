@@ -59,8 +59,8 @@ class Augmentation:
         Returns
         -------
         ndarray of shape (count, 2, 3)
-            Float32 maps. A map multiplies (row, column, 1), the place of a pixel of the new image, and gives the place
-            in the old image that the pixel shows. Rows and columns are measured in pixels from the centre.
+            Float32 maps. A map times (row, column, 1), the place of a pixel in the new image, is the place in the old
+            image that the pixel shows. Rows and columns are measured in pixels from the centre.
 
         Notes
         -----
@@ -119,7 +119,7 @@ def warp(images, maps):
         raise ValueError("every entry of maps must be a finite number, but some are NaN or infinite")
 
     # A black frame surrounds the image, with a width of one pixel above and left, and of two pixels below and right.
-    # Places outside the image are clipped to the frame, and so are their lower and right neighbours.
+    # Places outside the image are clipped to the frame, which also contains their lower and right neighbours.
     height, width = rows + 3, columns + 3
     framed = xp.zeros((batch, height, width), xp.float32)
     framed[:, 1:-2, 1:-2] = images

@@ -41,12 +41,11 @@ def stream_of(rng):
     key : tuple of int
         Key, two integers.
     position : int
-        Index of the next 64-bit word in the generator's stream.
+        Index of the next 64-bit word. The words with the indices ``4 * i`` to ``4 * i + 3`` belong to the counter i.
 
     Notes
     -----
-    Each value of the counter gives four words. NumPy stores those of the current value, and ``buffer_pos`` is the number
-    of them that are used.
+    NumPy stores the four words of the current counter, of which ``buffer_pos`` are used.
     """
     state = rng.bit_generator.state
     counter = int(state["state"]["counter"][0])  # the low 64 bits, which are enough for any epoch
