@@ -53,8 +53,8 @@ def gradient_error(forward, backward, inputs, rng=0, step=STEP):
     AssertionError
         If a pass wrote into its inputs, `dout`, `out` or the cache.
     """
-    dout, analytical = analytical_gradients(forward, backward, inputs, rng)
-    numerical = numerical_gradients(forward, inputs, dout, step)
+    dout, analytical = analytical_gradients(forward, backward, inputs, rng=rng)
+    numerical = numerical_gradients(forward, inputs, dout, step=step)
     return [relative_error(a, n) for a, n in zip(analytical, numerical, strict=True)]
 
 
@@ -94,7 +94,7 @@ def directional_error(forward, backward, inputs, rng=0, step=0.1 * STEP, directi
         If a pass wrote into its inputs, `dout`, `out` or the cache.
     """
     rng = _generator(rng)
-    dout, gradients = analytical_gradients(forward, backward, inputs, rng)
+    dout, gradients = analytical_gradients(forward, backward, inputs, rng=rng)
     gradients = [to_host(gradient) for gradient in gradients]
     if not all(np.isfinite(gradient).all() for gradient in gradients):
         return math.inf

@@ -69,7 +69,7 @@ class Workspace:
         if free is None:
             free = self._free[size] = []
         memory, offset = free.pop() if free else _new_memory(size)
-        lease = np.ndarray.__new__(_Lease, shape, dtype, memory, offset)
+        lease = np.ndarray.__new__(_Lease, shape, dtype, buffer=memory, offset=offset)
         lease.memory, lease.free = (memory, offset), free
         return lease.view(np.ndarray)
 

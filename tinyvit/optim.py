@@ -92,7 +92,7 @@ class Adam:
         """
         self.steps += 1
         if self._pool is None:
-            self._update(flat, gradient, learning_rate, slice(None))
+            self._update(flat, gradient, learning_rate, part=slice(None))
             return
         # Each thread gets a copy of the context, so that the caller's np.errstate applies there too.
         jobs = [

@@ -53,7 +53,7 @@ def test_what_is_augmented_is_float_in_0_to_1():
 @pytest.mark.parametrize(("start", "stop"), [(-1, 5), (-5, -1), (0, 51), (50, 51), (60, 70), (9, 8)])
 def test_places_outside_the_epoch_raise_on_every_device(backend, start, stop):
     made = Epoch(*to_device(backend, IMAGES, LABELS), STRONG, 0, 0, backend)
-    said = f"start <= stop <= 50, not start={start}, stop={stop}"
+    said = f"start <= stop <= 50, but are {start} and {stop}"
     with no_synchronisation(), pytest.raises(IndexError, match=said):
         made.load(start, stop)
 

@@ -115,7 +115,7 @@ class Epoch:
         """
         count = len(self.images)
         if not 0 <= start <= stop <= count:
-            raise IndexError(f"start and stop must fit 0 <= start <= stop <= {count}, not start={start}, stop={stop}")
+            raise IndexError(f"start and stop must satisfy 0 <= start <= stop <= {count}, but are {start} and {stop}")
         chosen = self._order[start:stop]
         maps = None if self._maps is None else self._maps[start:stop]
         return self.images[chosen], self.labels[chosen], maps

@@ -115,12 +115,20 @@ def load_mnist(data_dir=None, classes=10):
         if not os.path.isdir(folder):
             raise DatasetError(folder, "a folder with idx files", "no such folder")
 
-    train_images, train_labels, train_file = _load_split(load, folder, "train", classes)
-    test_images, test_labels, test_file = _load_split(load, folder, "t10k", classes)
+    train_images, train_labels, train_file = _load_split(load, folder, split="train", classes=classes)
+    test_images, test_labels, test_file = _load_split(load, folder, split="t10k", classes=classes)
     if train_images.shape[1:] != test_images.shape[1:]:
         expected = f"images of {_size(train_images)} as in {train_file}"
         raise DatasetError(test_file, expected, _size(test_images))
-    return ImageDataset(train_images, train_labels, test_images, test_labels, classes, name, str(folder))
+    return ImageDataset(
+        train_images=train_images,
+        train_labels=train_labels,
+        test_images=test_images,
+        test_labels=test_labels,
+        classes=classes,
+        name=name,
+        source=str(folder),
+    )
 
 
 def _load_split(load, folder, split, classes):

@@ -31,8 +31,8 @@ def cross_entropy_forward(logits, targets, smoothing=0.0):
 
     Notes
     -----
-    On a GPU only the shapes are checked, because reading values would wait for the device. A label that is out of
-    range gives the loss NaN there.
+    On a GPU only the shapes are checked, because reading values would wait for the device. There, a label that is out
+    of range makes the loss NaN.
 
     References
     ----------
@@ -92,8 +92,8 @@ def one_hot(labels, logits):
 
 def checked_probabilities(targets, logits):
     """Return `targets` in the dtype of `logits`. On a CPU, raise `ValueError` unless they are probabilities."""
-    if array_module(logits) is np and not (
-        (targets >= 0).all() and np.allclose(targets.sum(axis=1), 1, rtol=0, atol=1e-4)
-    ):
-        raise ValueError("the target probabilities of each image must be at least 0 and sum to 1")
+    if array_module(logits) is np:
+        fits = (targets >= 0).all(axis=1) & np.isclose(targets.sum(axis=1), 1, rtol=0, atol=1e-4)
+        if not fits.all():
+            raise ValueError(f"target probabilities must be at least 0 and sum to 1, not {targets[~fits][0]}")
     return targets.astype(logits.dtype, copy=False)

@@ -87,7 +87,7 @@ def gelu_tanh_forward(x, with_cache=True):
     xp = array_module(x)
     scale = math.sqrt(2 / math.pi)
     square = xp.multiply(x, x, out=empty_like(x))
-    tanh = xp.multiply(square, 0.044715 * scale, out=empty_like(x))  # holds u until np.tanh overwrites it
+    tanh = xp.multiply(square, 0.044715 * scale, out=empty_like(x))  # holds u, and below tanh(u)
     tanh += scale
     tanh *= x
     xp.tanh(tanh, out=tanh)
@@ -101,7 +101,7 @@ def gelu_tanh_forward(x, with_cache=True):
         slope = square  # reuses the memory of square
         slope *= 3 * 0.044715 * scale
         slope += scale
-        slope *= x
+        slope *= x  # now x * slope
         derivative = xp.multiply(tanh, tanh, out=empty_like(x))
         xp.subtract(1, derivative, out=derivative)
         derivative *= slope
