@@ -303,7 +303,7 @@ def initialise(rng, side=28, patch_size=7, width=128, depth=4, mlp_width=512, cl
 
 
 def adam_step(parameters, gradients, m, v, step, learning_rate, beta1=0.9, beta2=0.999, epsilon=1e-8):
-    """Update every parameter and its moments m and v in place, as in Kingma and Ba 2015, at step 1, 2, ..."""
+    """Update every parameter and its moments m and v in place (Kingma and Ba 2015), with steps from 1."""
     for name, g in gradients.items():
         m[name] = beta1 * m[name] + (1 - beta1) * g
         v[name] = beta2 * v[name] + (1 - beta2) * g**2

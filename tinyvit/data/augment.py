@@ -108,8 +108,8 @@ def warp(images, maps):
 
     Notes
     -----
-    On a GPU, maps are not checked for finite entries, because this would wait for the device. Such an image becomes
-    black or NaN there.
+    On a GPU, maps are not checked for NaN and infinity, because this would wait for the device. There, an image with
+    such a map becomes black or NaN.
     """
     xp = array_module(images)
     batch, rows, columns = images.shape
