@@ -1,4 +1,4 @@
-"""A Vision Transformer from scratch: every forward and backward pass written by hand, on NumPy or CuPy.
+"""A Vision Transformer from scratch, with every forward and backward pass written by hand, on NumPy or CuPy.
 
     import tinyvit
 
@@ -7,20 +7,23 @@
     print(model.evaluate(data.test_images, data.test_labels))
 
 train              train a model on images and labels
-VisionTransformer  a model to use: predict, predict_proba, evaluate, save, load
-load_pretrained    the trained model that comes with the package
-load_mnist         MNIST, which comes with the package, or four idx files of the same form
+VisionTransformer  predict, evaluate, save and load with a trained model
+load_pretrained    load the trained model that comes with the package
+load_mnist         load MNIST, which comes with the package, or another data set in the same format
 ViTConfig          the settings of a model
-initialise         new parameters: one flat array with named views
-loss_and_gradient  the loss of a batch and its gradient: what a training loop of your own needs
-gradient_error     is a backward pass the derivative of its forward pass?
+initialise         draw new parameters, which are named views of one flat array
+loss_and_gradient  compute the loss of a batch and its gradient, for a training loop of your own
+vit_forward        compute the logits of a batch
+vit_backward       compute the gradient of every parameter
+gradient_error     compare a backward pass with central differences, element by element
+directional_error  compare a backward pass with central differences along random directions
 
-To read how it works, begin with tinyvit/reference.py, the whole model in its plain form. `tinyvit.ops` has the same
-operations tuned, `tinyvit.model` the model, `tinyvit.optim` Adam, `tinyvit.training` one step and the training loop.
-In a shell, `tinyvit --help` lists the commands.
+To read the code, begin with tinyvit/reference.py, which has the whole model in plain form. `tinyvit.ops` has the
+tuned operations, `tinyvit.model` the model, `tinyvit.optim` Adam, and `tinyvit.training` the training loop. In a
+shell, `tinyvit --help` lists the commands.
 """
 
-# There is no __all__, so that help(tinyvit) prints the overview above and not every method of every class.
+# Without __all__, help(tinyvit) prints only the overview above and not every method of every class.
 from tinyvit.classifier import VisionTransformer, load_pretrained, train
 from tinyvit.data import load_mnist
 from tinyvit.gradcheck import directional_error, gradient_error

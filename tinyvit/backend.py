@@ -1,7 +1,7 @@
 """NumPy or CuPy behind one small object.
 
-An operation never asks where it runs. It takes its array module from its argument, by `array_module(x)`, and the
-memory of its results from `memory.py`. `tinyvit.gpu` imports CuPy and makes the backend of a GPU.
+An operation gets the array module from its argument with `array_module(x)`, and the memory of its results from
+`tinyvit.memory`. So the same code runs on a CPU and on a GPU. `tinyvit.gpu` imports CuPy and makes the GPU's backend.
 """
 
 import contextlib
@@ -20,23 +20,50 @@ from threadpoolctl import ThreadpoolController
 
 @dataclass(frozen=True)
 class Backend:
-    """Where arrays live: a device's name, its array module, and the way in and out."""
+    """A device and its array module.
 
-    device: str  # "cpu" or "gpu"
-    xp: ModuleType  # numpy or cupy
+    Parameters
+    ----------
+    device : {"cpu", "gpu"}
+        Name of the device.
+    xp : module
+        NumPy for the CPU, CuPy for the GPU.
+    """
+
+    device: str
+    xp: ModuleType
 
     def asarray(self, array, dtype=None):
-        """Return `array`, a NumPy array or an array of this device, on this device, copied only if necessary."""
+        """Return an array on this device, without a copy if it is there already.
+
+        Parameters
+        ----------
+        array : array_like
+            NumPy array, CuPy array or nested sequence of numbers.
+        dtype : dtype, optional
+            Dtype of the result, that of `array` by default.
+
+        Returns
+        -------
+        ndarray
+            Array on this device.
+        """
         if self.device == "cpu":
             array = to_host(array)
         return self.xp.asarray(array, dtype=dtype)
 
     def compute_capability(self):
-        """Return the card's compute capability as an integer, 90 for 9.0, and None for a CPU."""
+        """Return the compute capability of the GPU.
+
+        Returns
+        -------
+        int or None
+            Capability as an integer, for example 90 for 9.0, and None for the CPU.
+        """
         return int(self.xp.cuda.Device().compute_capability) if self.device == "gpu" else None
 
     def synchronise(self):
-        """Wait until the device has finished all its work; a CPU always has."""
+        """Wait until the GPU has finished all its work. On the CPU this does nothing."""
         if self.device == "gpu":
             self.xp.cuda.get_current_stream().synchronize()
 
@@ -47,33 +74,77 @@ MANY_IMAGES = 5_000
 
 
 def array_module(array):
-    """Return the module whose functions work on `array`, numpy or cupy. Raises `TypeError` on another type."""
+    """Return the module whose functions work on an array.
+
+    Parameters
+    ----------
+    array : ndarray
+        NumPy or CuPy array.
+
+    Returns
+    -------
+    module
+        NumPy or CuPy.
+
+    Raises
+    ------
+    TypeError
+        If `array` is of another type.
+    """
     if isinstance(array, np.ndarray | np.generic):
         return np
     cupy = sys.modules.get("cupy")
     if cupy is None or not isinstance(array, cupy.ndarray):
-        raise TypeError(f"expected an array of NumPy or CuPy, not {type(array).__name__}")
+        raise TypeError(f"expected a NumPy or CuPy array, not {type(array).__name__}: convert it with np.asarray")
     return cupy
 
 
 def to_host(array):
-    """Return `array` as a NumPy array; a GPU array is copied, which waits for the device."""
+    """Return an array as a NumPy array.
+
+    Parameters
+    ----------
+    array : array_like
+        NumPy array, CuPy array, sequence or number.
+
+    Returns
+    -------
+    numpy.ndarray
+        The same array if it is on the CPU. Otherwise a copy, which waits for the GPU.
+    """
     if isinstance(array, np.ndarray | np.generic | list | tuple | int | float):
         return np.asarray(array)
     return array_module(array).asnumpy(array)
 
 
 def erf(x):
-    """Return the error function of each element of `x`, `(2/sqrt(pi)) * integral of exp(-t**2) from 0 to x`."""
+    """Compute the error function, ``2 / sqrt(pi)`` times the integral of ``exp(-t**2)`` from 0 to `x`.
+
+    Parameters
+    ----------
+    x : ndarray
+        Input of any shape.
+
+    Returns
+    -------
+    ndarray of the shape of `x`
+        Error function of each element.
+    """
     if array_module(x) is np:
-        from scipy.special import erf  # imported here because it is large and training in float32 never needs it
+        from scipy.special import erf  # imported here because it is large and training in float32 does not use it
     else:
         from cupyx.scipy.special import erf
     return erf(x)
 
 
 def available_cores():
-    """Return the number of cores that this process may use, by its affinity and by the limit of a container."""
+    """Return the number of cores that this process may use.
+
+    Returns
+    -------
+    int
+        At least 1. The process's affinity and a container's limit are respected.
+    """
     import joblib  # imported here because a worker process does not need it
 
     return joblib.cpu_count()
@@ -81,10 +152,15 @@ def available_cores():
 
 @contextlib.contextmanager
 def one_blas_thread():
-    """Limit BLAS to one thread in this process, for work that runs in parallel already.
+    """Limit BLAS to one thread in this process, for work that already runs in parallel.
 
-    Contexts may overlap in any order and in any threads. The first one to be entered sets the limit, and the last
-    one to be left restores the earlier number of threads.
+    Several such contexts may overlap, also in different threads. The first one sets the limit. The last one restores
+    the previous number of threads when it ends.
+
+    Yields
+    ------
+    None
+        The limit holds inside the context.
     """
     with _limit.lock:
         _limit.users += 1
@@ -150,21 +226,48 @@ def use_loops(choice="auto"):
 
 
 def use_loops_for_many(images):
-    """Return the context `use_loops("auto")` for 5,000 images or more, unless the caller has chosen already.
+    """Return the context `use_loops("auto")` for 5,000 images or more, unless the caller is inside `use_loops`.
 
     Numba takes a third of a second to import, which fewer images do not repay.
+
+    Parameters
+    ----------
+    images : int
+        Number of images.
+
+    Returns
+    -------
+    context manager
+        `use_loops("auto")`, or a context without effect.
     """
     chosen = _loops.get(None) is not None
     return contextlib.nullcontext() if chosen or images < MANY_IMAGES else use_loops("auto")
 
 
 def loops_in_use():
-    """Return whether operations called in this context use compiled loops."""
+    """Return whether operations that are called here use compiled loops.
+
+    Returns
+    -------
+    bool
+        Whether this code runs inside `use_loops` and loops are used.
+    """
     return _loops.get((None,)) != (None,)
 
 
 def loops_for(*arrays):
-    """Return the module of loops if it is in use and suits the arrays, which must be float32 and C-contiguous."""
+    """Return the compiled loops if they are in use and suit the arrays.
+
+    Parameters
+    ----------
+    *arrays : ndarray
+        The arrays of an operation.
+
+    Returns
+    -------
+    module or None
+        `tinyvit.loops` if all arrays are NumPy's, float32 and C-contiguous.
+    """
     (loops,) = _loops.get((None,))
     if loops is not None and all(
         isinstance(array, np.ndarray) and array.dtype == np.float32 and array.flags.c_contiguous for array in arrays

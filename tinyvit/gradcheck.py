@@ -1,14 +1,15 @@
-"""Is a backward pass the derivative of its forward pass? Central differences in float64 tell.
+"""Comparison of a backward pass with central differences in float64.
 
     x, w, b = rng.standard_normal((3, 8)), rng.standard_normal(8), rng.standard_normal(8)
     gradient_error(layer_norm_forward, layer_norm_backward, [x, w, b])  # three errors, near 1e-10
 
-What is differentiated is f = sum(out * dout), for a `dout` drawn at random. The plain sum(out) would not do: the
-rows of a softmax sum to one whatever goes in, so the true gradient of that sum is zero, and a backward pass that
-returns nothing but zeros would pass.
+The function to differentiate is ``sum(out * dout)`` with a random `dout`. With ``sum(out)`` the check could miss a
+bug. For example, the rows of a softmax always sum to 1, so the gradient of their sum is zero, and a backward pass
+that always returns zeros would pass the check.
 
-How to read an error: 1e-7 and below is right, 1e-4 and above is a bug, and 1 is a gradient that is not there at
-all. What lies between is mostly a step of the wrong size, or an input near a kink.
+An error of at most 1e-7 means that the backward pass is right. An error of at least 1e-4 is a bug, and 1 means that a
+gradient is missing. Errors in between usually come from an unsuitable step, or from an input near a point where the
+function has no derivative.
 """
 
 import math
@@ -18,37 +19,87 @@ import numpy as np
 
 from tinyvit.backend import array_module, to_host
 
-STEP = 1e-5  # the formula's error falls as step**2, that of rounding grows as 1e-16 / step: here both are small
-SMALLEST = 1e-4  # a gradient whose norm is below this drowns in rounding, and counts as if this were its norm
+STEP = 1e-5  # the truncation error is about step**2 and the rounding error about 1e-16 / step, so both are small
+SMALLEST = 1e-4  # least denominator of a relative error, because rounding dominates gradients of smaller norms
 
 
 def gradient_error(forward, backward, inputs, rng=0, step=STEP):
-    """Return the relative error of the gradient of each input: a list of numbers, 0 at best and 1 at worst.
+    """Compute the relative error of the gradient of each input.
 
-    forward(*inputs) gives (out, cache); backward(dout, cache) gives the gradients of all inputs in their order,
-    or the bare gradient of an only one. What is not differentiated (labels, the heads) goes into a lambda.
-    inputs: float64 arrays, small ones, as forward runs twice for each of their elements; rng: a seed or a NumPy
-    generator, for dout; step: how far an element is moved to either side.
-    A gradient that is not finite has the error infinity. Raises as `analytical_gradients` does.
+    Parameters
+    ----------
+    forward : callable
+        Forward pass. ``forward(*inputs)`` returns ``(out, cache)``. Wrap it in a lambda to fix other arguments.
+    backward : callable
+        Backward pass. ``backward(dout, cache)`` returns the gradients of all inputs in order, or the only gradient.
+    inputs : list of ndarray
+        Float64 arrays. They should be small, because `forward` runs twice for each of their elements.
+    rng : int or numpy.random.Generator, default 0
+        Seed or generator for `dout`.
+    step : float, default 1e-5
+        Distance by which an element is moved in both directions.
+
+    Returns
+    -------
+    list of float
+        Error for each input, from 0 to 1, and infinity if a gradient is not finite.
+
+    Raises
+    ------
+    TypeError
+        If an input is not a float64 array.
+    ValueError
+        If the number or the shapes of the gradients are not those of the inputs.
+    AssertionError
+        If a pass wrote into its inputs, `dout`, `out` or the cache.
     """
-    dout, analytical = analytical_gradients(forward, backward, inputs, rng)
-    numerical = numerical_gradients(forward, inputs, dout, step)
+    dout, analytical = analytical_gradients(forward, backward, inputs, rng=rng)
+    numerical = numerical_gradients(forward, inputs, dout, step=step)
     return [relative_error(a, n) for a, n in zip(analytical, numerical, strict=True)]
 
 
 def directional_error(forward, backward, inputs, rng=0, step=0.1 * STEP, directions=3):
-    """Return the relative error of the derivative along random directions through all inputs at once.
+    """Compute the relative error of the derivative along random directions through all inputs.
 
-    The arguments are those of `gradient_error`; but here forward runs twice for each of the `directions`, however
-    large the inputs, so that a whole model can be checked. The worst error of all directions is returned.
-    The default step is smaller than there: all P elements move, and their way is sqrt(P) steps long.
+    Unlike `gradient_error`, it needs only a few forward passes for inputs of any size, such as a whole model.
+
+    Parameters
+    ----------
+    forward : callable
+        Forward pass. ``forward(*inputs)`` returns ``(out, cache)``.
+    backward : callable
+        Backward pass. ``backward(dout, cache)`` returns the gradients of all inputs in order, or the only gradient.
+    inputs : list of ndarray
+        Float64 arrays.
+    rng : int or numpy.random.Generator, default 0
+        Seed or generator for `dout` and the directions.
+    step : float, default 1e-6
+        Distance by which every element is moved. All P elements move at once, so the whole distance is
+        ``sqrt(P) * step``.
+    directions : int, default 3
+        Number of directions. `forward` runs twice for each.
+
+    Returns
+    -------
+    float
+        Largest error of all directions, and infinity if a derivative is not finite.
+
+    Raises
+    ------
+    TypeError
+        If an input is not a float64 array.
+    ValueError
+        If the number or the shapes of the gradients are not those of the inputs.
+    AssertionError
+        If a pass wrote into its inputs, `dout`, `out` or the cache.
     """
     rng = _generator(rng)
-    dout, gradients = analytical_gradients(forward, backward, inputs, rng)
+    dout, gradients = analytical_gradients(forward, backward, inputs, rng=rng)
     gradients = [to_host(gradient) for gradient in gradients]
     if not all(np.isfinite(gradient).all() for gradient in gradients):
         return math.inf
-    # a direction of signs has the expected slope |gradient|; signs may happen to cancel, so that is what divides
+    # Directions are random signs. The derivative along one has the root mean square |gradient|, but it can be nearly
+    # zero by chance, so the error is divided by |gradient| instead.
     norm = math.sqrt(sum((gradient**2).sum() for gradient in gradients))
     worst = 0.0
     for _ in range(directions):
@@ -65,7 +116,24 @@ def directional_error(forward, backward, inputs, rng=0, step=0.1 * STEP, directi
 
 
 def numerical_gradients(forward, inputs, dout, step=STEP):
-    """Return d sum(out * dout) / d input for each input: (f(x + step) - f(x - step)) / (2 step), one by one."""
+    """Compute the gradient of ``f = sum(out * dout)`` as ``(f(x + step) - f(x - step)) / (2 * step)``.
+
+    Parameters
+    ----------
+    forward : callable
+        Forward pass. ``forward(*inputs)`` returns ``(out, cache)``.
+    inputs : list of ndarray
+        Float64 arrays.
+    dout : ndarray of the shape of `out`
+        Factor of each element of `out`.
+    step : float, default 1e-5
+        Distance by which an element is moved in both directions.
+
+    Returns
+    -------
+    list of numpy.ndarray
+        Gradient of each input.
+    """
     gradients = []
     for i, x in enumerate(inputs):
         moved, gradient = list(inputs), np.empty(x.shape)
@@ -82,15 +150,39 @@ def numerical_gradients(forward, inputs, dout, step=STEP):
 
 
 def analytical_gradients(forward, backward, inputs, rng=0):
-    """Draw dout, and return it and the list of what `backward` makes of it, if both passes keep their promises.
+    """Run both passes with a random `dout`, and check that they change none of their arguments.
 
-    Raises `TypeError` on an input that is no float64 array, `ValueError` if the gradients do not have the number
-    and the shapes of the inputs, and `AssertionError` if a pass wrote into an input, dout, out or the cache.
+    Parameters
+    ----------
+    forward : callable
+        Forward pass. ``forward(*inputs)`` returns ``(out, cache)``.
+    backward : callable
+        Backward pass. ``backward(dout, cache)`` returns the gradients of all inputs in order, or the only gradient.
+    inputs : list of ndarray
+        Float64 arrays.
+    rng : int or numpy.random.Generator, default 0
+        Seed or generator for `dout`.
+
+    Returns
+    -------
+    dout : ndarray of the shape of `out`
+        Standard normal numbers.
+    gradients : list of ndarray
+        Gradients that `backward` returned for this `dout`.
+
+    Raises
+    ------
+    TypeError
+        If an input is not a float64 array.
+    ValueError
+        If the number or the shapes of the gradients are not those of the inputs.
+    AssertionError
+        If a pass wrote into its inputs, `dout`, `out` or the cache.
     """
     for i, x in enumerate(inputs):
         if getattr(x, "dtype", None) != np.float64:
             found = getattr(x, "dtype", type(x).__name__)
-            raise TypeError(f"input {i} must be a float64 array, or rounding hides the difference, not {found}")
+            raise TypeError(f"input {i} must be a float64 array, not {found}: use np.asarray(x, np.float64)")
     watched = {f"input {i}": x for i, x in enumerate(inputs)}
     before = _contents(watched)
     out, cache = forward(*inputs)
@@ -105,12 +197,28 @@ def analytical_gradients(forward, backward, inputs, rng=0):
     gradients = list(gradients) if isinstance(gradients, tuple | list) else [gradients]
     found, expected = [gradient.shape for gradient in gradients], [x.shape for x in inputs]
     if found != expected:
-        raise ValueError(f"backward gave gradients of shapes {found} for inputs of shapes {expected}")
+        raise ValueError(
+            f"backward returned gradients of shapes {found} for inputs of shapes {expected}: "
+            "return one gradient per input, in the order of the inputs"
+        )
     return dout, gradients
 
 
 def relative_error(a, b):
-    """Return |a - b| / (|a| + |b|), of Euclidean norms: 0 for equal arrays, 1 if one of the two is zero."""
+    """Compute ``|a - b| / (|a| + |b|)`` with Euclidean norms.
+
+    Parameters
+    ----------
+    a : ndarray
+        First array.
+    b : ndarray of the shape of `a`
+        Second array.
+
+    Returns
+    -------
+    float
+        0 for equal arrays, 1 if only one of them is zero, and infinity if one of them is not finite.
+    """
     a, b = to_host(a), to_host(b)
     if not (np.isfinite(a).all() and np.isfinite(b).all()):
         return math.inf
@@ -118,12 +226,12 @@ def relative_error(a, b):
 
 
 def _generator(rng):
-    """A seed gets a stream of its own: default_rng(0) may have drawn the inputs, and dout must not equal one."""
+    """Return a generator. It differs from ``default_rng(rng)``, which may have drawn the inputs already."""
     return rng if isinstance(rng, np.random.Generator) else np.random.default_rng([*b"dout", rng])
 
 
 def _arrays(cache, name):
-    """Yield the name and the array of everything in a cache of nested tuples, lists and mappings."""
+    """Yield the name and the array of every member of a cache of nested tuples, lists and mappings."""
     if isinstance(cache, Mapping):
         for key in cache:
             yield from _arrays(cache[key], f"{name}[{key!r}]")
@@ -138,7 +246,7 @@ def _contents(watched):
     return {name: to_host(array).tobytes() for name, array in watched.items()}
 
 
-def _assert_same(before, watched, culprit):
+def _assert_same(before, watched, name_of_pass):
     changed = [name for name, content in _contents(watched).items() if content != before[name]]
     if changed:
-        raise AssertionError(f"{culprit} wrote into {', '.join(changed)}")
+        raise AssertionError(f"{name_of_pass} wrote into {', '.join(changed)}: compute in a new array instead")

@@ -1,6 +1,7 @@
-"""Where the arrays of a step come from: plain allocation, or memory that an earlier array no longer uses.
+"""Arrays for results, in new memory or in the memory of arrays that are no longer used.
 
-Operations call `empty`, `empty_like`, `matmul` and `ones`. Without an active `Workspace` these allocate.
+Operations create their results with `empty`, `empty_like`, `matmul` and `ones`. These functions take memory from the
+active `Workspace`, or allocate it if no workspace is active.
 """
 
 import math
@@ -12,52 +13,71 @@ from tinyvit.backend import array_module
 
 
 class Workspace:
-    """Keeps the memory of arrays that are no longer used, so that a step allocates next to nothing.
+    """Memory that successive steps reuse, so that they allocate almost nothing.
 
-    Used as a context, it serves every `empty` called in this thread until it is left. When the last reference to an
-    array goes, its memory is free for the next array of its size, and what was freed last, and so is still in the
-    processor's cache, is handed out first. On a GPU it does nothing: CuPy keeps its memory in just this way.
+    Notes
+    -----
+    Within ``with workspace:``, the functions of this module take memory from the workspace, in this thread only. When
+    the last reference to an array disappears, its memory is free for the next array of the same size. The memory that
+    became free last is used first, because it is probably still in the processor's cache. On a GPU a workspace does
+    nothing, because CuPy reuses memory in the same way.
+
+    A workspace can be entered again after it was left, but not while it is active. That raises `RuntimeError`.
     """
 
     def __init__(self):
-        self._free = {}  # bytes -> memory blocks of that size
-        self._serves = False
+        self._free = {}  # from a size in bytes to the free memory blocks of that size
+        self._active = False
 
     def __enter__(self):
-        """Serve this thread. Raises `RuntimeError` if it serves already."""
-        if self._serves:
-            raise RuntimeError("this workspace is in use: it can serve one thread at a time, and once")
-        self._serves = True
-        self._asked_for = set()
+        if self._active:
+            raise RuntimeError("this workspace is in use already: create another one for a nested block or a thread")
+        self._active = True
+        self._requested = set()
         self._outer = getattr(_thread, "workspace", None)
         _thread.workspace = self
         return self
 
     def __exit__(self, *exception):
         _thread.workspace = self._outer
-        self._serves = False
-        # sizes that were not needed this time belong to another batch size: a step of a new size may need the room
-        self._free = {size: free for size, free in self._free.items() if size in self._asked_for}
+        self._active = False
+        # Sizes that were not requested this time belong to another batch size, so their memory is released.
+        self._free = {size: free for size, free in self._free.items() if size in self._requested}
 
     def empty(self, shape, dtype, xp):
-        """Return an uninitialised C-ordered array."""
+        """Return an uninitialised C-ordered array.
+
+        Parameters
+        ----------
+        shape : tuple of int
+            Shape of the array.
+        dtype : dtype
+            Dtype of the array.
+        xp : module
+            NumPy or CuPy. A CuPy array gets its memory from CuPy.
+
+        Returns
+        -------
+        ndarray of `shape`
+            Array that begins at the start of a cache line.
+        """
         if xp is not np:
             return xp.empty(shape, dtype=dtype)
         size = math.prod(shape) * dtype.itemsize
-        self._asked_for.add(size)
+        self._requested.add(size)
         free = self._free.get(size)
         if free is None:
             free = self._free[size] = []
         memory, offset = free.pop() if free else _new_memory(size)
-        lease = np.ndarray.__new__(_Lease, shape, dtype, memory, offset)
+        lease = np.ndarray.__new__(_Lease, shape, dtype, buffer=memory, offset=offset)
         lease.memory, lease.free = (memory, offset), free
         return lease.view(np.ndarray)
 
 
 class _Lease(np.ndarray):
-    """Stands behind an array, and so lives as long as the array or a view of it; then it gives the memory back."""
+    """The base of an array and of all its views. When the last of them is deleted, its memory becomes free again."""
 
-    memory = free = None  # as a copy of one has no memory to give back
+    memory = free = None  # defaults for copies, which own no memory of the workspace
 
     def __del__(self):
         if self.free is not None:
@@ -65,7 +85,7 @@ class _Lease(np.ndarray):
 
 
 def _new_memory(size, line=64):
-    """Return `size` bytes of memory and where in it an array should begin: at the start of a cache line."""
+    """Allocate `size` bytes and return the memory with the offset of its first cache line."""
     memory = bytearray(size + line)
     return memory, -np.frombuffer(memory, np.uint8).ctypes.data % line
 
@@ -74,7 +94,20 @@ _thread = threading.local()
 
 
 def empty(shape, like):
-    """Return an uninitialised C-ordered array of `shape` (a tuple), with the dtype and the device of `like`."""
+    """Return an uninitialised C-ordered array.
+
+    Parameters
+    ----------
+    shape : tuple of int
+        Shape of the array.
+    like : ndarray
+        Array whose dtype and device the result gets.
+
+    Returns
+    -------
+    ndarray of `shape`
+        Array from the active workspace, or a new one.
+    """
     workspace = getattr(_thread, "workspace", None)
     if workspace is None:
         return array_module(like).empty(shape, dtype=like.dtype)
@@ -82,7 +115,18 @@ def empty(shape, like):
 
 
 def empty_like(x):
-    """Return an uninitialised array of the shape, dtype and device of `x`, its axes in the same order in memory."""
+    """Return an uninitialised array with the shape, dtype, device and memory order of another array.
+
+    Parameters
+    ----------
+    x : ndarray
+        Array to imitate.
+
+    Returns
+    -------
+    ndarray of the shape of `x`
+        Array from the active workspace, or a new one.
+    """
     if x.flags.c_contiguous:
         return empty(x.shape, like=x)
     order = sorted(range(x.ndim), key=lambda axis: -x.strides[axis])  # from the outermost axis to the innermost
@@ -91,14 +135,42 @@ def empty_like(x):
 
 
 def matmul(a, b, out=None):
-    """Return `a @ b` for a (..., M, I) and b (..., I, N) with the same leading axes: in `out`, or in an `empty`."""
+    """Compute ``a @ b``.
+
+    Parameters
+    ----------
+    a : ndarray of shape (..., M, I) or (I,)
+        Left factor.
+    b : ndarray of shape (..., I, N)
+        Right factor, with the same leading axes as `a`.
+    out : ndarray, optional
+        Array for the product, by default an array from `empty`.
+
+    Returns
+    -------
+    ndarray of shape (..., M, N) or (N,)
+        Product.
+    """
     if out is None:
         out = empty((*a.shape[:-1], b.shape[-1]), like=a)
     return array_module(a).matmul(a, b, out=out)
 
 
 def ones(length, like):
-    """Return `length` ones, of the dtype and the device of `like`: a product with them is a fast sum."""
+    """Return a vector of ones. A matrix product with it is a fast sum.
+
+    Parameters
+    ----------
+    length : int
+        Length of the vector.
+    like : ndarray
+        Array whose dtype and device the result gets.
+
+    Returns
+    -------
+    ndarray of shape (length,)
+        Vector of ones.
+    """
     result = empty((length,), like=like)
     result[...] = 1
     return result

@@ -1,4 +1,8 @@
-"""The Vision Transformer (Dosovitskiy et al. 2021, "An Image is Worth 16x16 Words"): read down, then back up."""
+"""The Vision Transformer: its settings, its initial parameters, and its forward and backward passes.
+
+The model is that of Dosovitskiy et al. 2021, "An Image is Worth 16x16 Words", with layer norms before each sublayer.
+Letters in shapes are those of `tinyvit.ops`, and F is the width of the MLP.
+"""
 
 import math
 from dataclasses import asdict, dataclass
@@ -31,46 +35,79 @@ from tinyvit.parameters import Parameters
 
 @dataclass(frozen=True)
 class ViTConfig:
-    """Every setting of the model; the defaults are the technical note's (803,338 parameters).
+    """Settings of the model. The defaults are those of the technical note and give 803,338 parameters.
 
-    Raises `ValueError` on a value that cannot be, naming it and what would do.
+    Parameters
+    ----------
+    image_size : int, default 28
+        Side of an image in pixels.
+    patch_size : int, default 7
+        Side P of a patch in pixels, a divisor of `image_size`.
+    width : int, default 128
+        Length D of a token.
+    depth : int, default 4
+        Number of blocks.
+    heads : int, default 4
+        Number of heads H per block, a divisor of `width`.
+    mlp_width : int, default 512
+        Width F of the hidden layer of the MLP in each block.
+    classes : int, default 10
+        Number of classes.
+    gelu : {"erf", "tanh"}, default "erf"
+        Form of the activation function.
+    pixel_mean : float, default 0.1307
+        Mean of the pixels of the training images, on the scale from 0 to 1.
+    pixel_deviation : float, default 0.3081
+        Standard deviation of these pixels.
+    epsilon : float, default 1e-6
+        Number added to the variance in layer norms.
+
+    Raises
+    ------
+    ValueError
+        If a value is of the wrong type, out of range, or not a divisor where one is needed.
     """
 
-    image_size: int = 28  # pixels a side
-    patch_size: int = 7  # pixels a side; divides image_size
-    width: int = 128  # D, the length of a token
-    depth: int = 4  # blocks
-    heads: int = 4  # H; divides width
-    mlp_width: int = 512  # F, the hidden width of a block's MLP
+    image_size: int = 28
+    patch_size: int = 7
+    width: int = 128
+    depth: int = 4
+    heads: int = 4
+    mlp_width: int = 512
     classes: int = 10
-    gelu: str = "erf"  # or "tanh"
-    pixel_mean: float = 0.1307  # of the training images, pixels in 0 to 1
+    gelu: str = "erf"
+    pixel_mean: float = 0.1307
     pixel_deviation: float = 0.3081
-    epsilon: float = 1e-6  # added to the variance in layer norm
+    epsilon: float = 1e-6
 
     def __post_init__(self):
         for name in ("image_size", "patch_size", "width", "depth", "heads", "mlp_width", "classes"):
-            require_number(name, getattr(self, name), 1, 100_000, integer=True)
+            require_number(name, getattr(self, name), minimum=1, maximum=100_000, integer=True)
         for part, whole in (("patch_size", "image_size"), ("heads", "width")):
-            if getattr(self, whole) % getattr(self, part):
-                size = getattr(self, whole)
-                fitting = ", ".join(str(n) for n in range(1, size + 1) if size % n == 0)
-                given = getattr(self, part)
-                raise ValueError(f"{part} must divide {whole}: {given} does not divide {size} ({fitting} do)")
+            divisor, size = getattr(self, part), getattr(self, whole)
+            if size % divisor:
+                divisors = ", ".join(str(n) for n in range(1, size + 1) if size % n == 0)
+                raise ValueError(f"{part} must divide {whole}: {divisor} does not divide {size}, but {divisors} do")
         if self.gelu not in ("erf", "tanh"):
             raise ValueError(f"gelu must be 'erf' or 'tanh', not {self.gelu!r}")
         for name in ("pixel_mean", "pixel_deviation", "epsilon"):
-            require_number(name, getattr(self, name), -1e30, 1e30)
+            require_number(name, getattr(self, name), minimum=-1e30, maximum=1e30)
             if getattr(self, name) <= 0 and name != "pixel_mean":
                 raise ValueError(f"{name} must be above 0, not {getattr(self, name)!r}")
 
     @property
     def tokens(self):
-        """T: the patches and the class token."""
+        """Number of tokens T, which are the patches and the class token."""
         return (self.image_size // self.patch_size) ** 2 + 1
 
     def shapes(self):
-        """Return the name and shape of every parameter, in the order in which they lie in the flat array."""
+        """Return the name and the shape of every parameter.
+
+        Returns
+        -------
+        dict of str to tuple of int
+            Shapes in the order of the flat array of `Parameters`.
+        """
         d, f = self.width, self.mlp_width
         shapes = {
             "patch_embedding.weight": (self.patch_size**2, d),
@@ -95,17 +132,45 @@ class ViTConfig:
         return shapes
 
     def as_dict(self):
-        """Return the settings as a plain dict, as a checkpoint keeps them."""
+        """Return the settings as a dict.
+
+        Returns
+        -------
+        dict of str to int, float or str
+            Names and values, for example for a checkpoint.
+        """
         return asdict(self)
 
 
 def initialise(config, seed=0, dtype=np.float32):
-    """Return new `Parameters` on the CPU: Glorot-uniform matrices, norms at 1 and 0, standard normal positions.
+    """Draw the parameters of a new model.
 
-    config: `ViTConfig`; seed: an integer; the same seed gives the same bits. Positions as loud as the patches
-    they are added to let attention tell places apart from the first step; the customary deviation of 0.02 does not,
-    and learns far more slowly (`benchmarks/NOTES.md`).
-    Source: Glorot and Bengio 2010, "Understanding the difficulty of training deep feedforward networks", eq. 16.
+    Matrices are Glorot-uniform, biases 0 and the factors of layer norms 1. The class token and the positions are
+    standard normal.
+
+    Parameters
+    ----------
+    config : ViTConfig
+        Settings of the model.
+    seed : int, default 0
+        Seed of the random numbers. The same seed gives the same parameters.
+    dtype : dtype, default numpy.float32
+        Float dtype of the parameters.
+
+    Returns
+    -------
+    Parameters
+        Parameters on the CPU.
+
+    Notes
+    -----
+    Positions are often drawn with a standard deviation of 0.02. That of the embedded patches is of the order of 1, so
+    attention could hardly distinguish such positions at first, and training would be much slower. A measurement is in
+    ``benchmarks/NOTES.md``.
+
+    References
+    ----------
+    Glorot and Bengio 2010, "Understanding the difficulty of training deep feedforward neural networks", equation 16.
     """
     shapes = config.shapes()
     parameters = Parameters(shapes, np.zeros(sum(math.prod(s) for s in shapes.values()), dtype))
@@ -122,17 +187,49 @@ def initialise(config, seed=0, dtype=np.float32):
 
 
 class ModelCache(NamedTuple):
-    """What `vit_backward` needs of the forward pass."""
+    """Caches of `vit_forward`, which `vit_backward` reads.
+
+    Parameters
+    ----------
+    parameters : Parameters
+        Parameters of the model.
+    embedding : PatchEmbeddingCache
+        Cache of the patch embedding.
+    blocks : list of BlockCache
+        Cache of each block.
+    norm : LayerNormCache
+        Cache of the last layer norm.
+    head : tuple
+        Cache of the linear layer that computes the logits.
+    """
 
     parameters: Parameters
     embedding: tuple
-    blocks: list  # of BlockCache
+    blocks: list
     norm: tuple
     head: tuple
 
 
 class BlockCache(NamedTuple):
-    """What `block_backward` needs of the forward pass."""
+    """Caches of `block_forward`, which `block_backward` reads.
+
+    Parameters
+    ----------
+    norm1 : LayerNormCache
+        Cache of the layer norm before attention.
+    attention : MultiHeadAttentionCache or ClassAttentionCache
+        Cache of attention.
+    norm2 : LayerNormCache
+        Cache of the layer norm before the MLP.
+    fc1 : tuple
+        Cache of the first linear layer of the MLP.
+    gelu : ndarray
+        Cache of GELU.
+    fc2 : tuple
+        Cache of the second linear layer of the MLP.
+    class_only : bool
+        Whether the block returned only the class token.
+    """
 
     norm1: tuple
     attention: tuple
@@ -140,13 +237,34 @@ class BlockCache(NamedTuple):
     fc1: tuple
     gelu: Any
     fc2: tuple
-    class_only: bool  # whether only the class token left the block
+    class_only: bool
 
 
 def vit_forward(images, parameters, config, with_cache=True):
-    """Run the model: images (B, R, C), uint8 or float in 0 to 1, to logits (B, classes), and the cache.
+    """Compute the logits of a batch of images.
 
-    Without a backward pass to follow, with_cache=False saves time and memory: the cache is None.
+    Parameters
+    ----------
+    images : ndarray of shape (B, R, C)
+        Images, uint8 from 0 to 255 or float from 0 to 1, on the device of the parameters.
+    parameters : Parameters
+        Parameters of the model.
+    config : ViTConfig
+        Settings of the model.
+    with_cache : bool, default True
+        Whether to return a cache. Without one, the forward pass needs less time and memory.
+
+    Returns
+    -------
+    logits : ndarray of shape (B, classes)
+        Scores of the classes.
+    cache : ModelCache or None
+        Input of `vit_backward`.
+
+    Raises
+    ------
+    ValueError
+        If the images are of another size or dtype.
     """
     check_images(images, config)
     x, embedding_cache = patch_embedding_forward(
@@ -160,37 +278,72 @@ def vit_forward(images, parameters, config, with_cache=True):
     )  # (B, T, D)
     block_caches = []
     for i in range(config.depth):
-        # only the class token is read in the end, so the last block computes no other: the function is the same
+        # The head reads only the class token, so the last block computes no other token.
         x, cache = block_forward(
             x,
             parameters,
-            f"blocks.{i}",
-            config,
+            name=f"blocks.{i}",
+            config=config,
             class_only=i == config.depth - 1,
             with_cache=with_cache,
         )
         block_caches.append(cache)
-    normed, norm_cache = layer_norm_forward(x[:, 0], *parameters.pair("norm"), config.epsilon)
+    normed, norm_cache = layer_norm_forward(x[:, 0], *parameters.pair("norm"), epsilon=config.epsilon)
     logits, head_cache = linear_forward(normed, *parameters.pair("head"))
     if not with_cache:
         return logits, None
-    return logits, ModelCache(parameters, embedding_cache, block_caches, norm_cache, head_cache)
+    return logits, ModelCache(
+        parameters=parameters,
+        embedding=embedding_cache,
+        blocks=block_caches,
+        norm=norm_cache,
+        head=head_cache,
+    )
 
 
 def vit_backward(dlogits, cache, gradients=None):
-    """Return the gradient of every parameter, `Parameters` of the same names, for `dlogits` (B, classes).
+    """Compute the gradient of every parameter.
 
-    gradients: the `Parameters` to write into and return, new ones by default.
+    Parameters
+    ----------
+    dlogits : ndarray of shape (B, classes)
+        Gradient of the loss with respect to the logits.
+    cache : ModelCache
+        Cache of `vit_forward`.
+    gradients : Parameters, optional
+        Arrays for the gradients, new ones by default.
+
+    Returns
+    -------
+    Parameters
+        Gradient of each parameter, under the same name.
     """
     return vit_backward_to_images(dlogits, cache, gradients)[0]
 
 
 def vit_backward_to_images(dlogits, cache, gradients=None):
-    """As `vit_backward`, and dimages (B, R, C) too: how the loss changes with each pixel as it was given."""
+    """Compute the gradient of every parameter and of every pixel.
+
+    Parameters
+    ----------
+    dlogits : ndarray of shape (B, classes)
+        Gradient of the loss with respect to the logits.
+    cache : ModelCache
+        Cache of `vit_forward`.
+    gradients : Parameters, optional
+        Arrays for the gradients, new ones by default.
+
+    Returns
+    -------
+    gradients : Parameters
+        Gradient of each parameter, under the same name.
+    dimages : ndarray of shape (B, R, C)
+        Gradient of the images, for pixels in the scale of the images (0 to 255 or 0 to 1).
+    """
     gradients = cache.parameters.empty_like() if gradients is None else gradients
     dnormed, _, _ = linear_backward(dlogits, cache.head, *gradients.pair("head"))
     dx, _, _ = layer_norm_backward(dnormed, cache.norm, *gradients.pair("norm"))
-    dx = dx[:, None]  # (B, 1, D): only the class token left the last block
+    dx = dx[:, None]  # (B, 1, D), because the last block returns only the class token
     for i in reversed(range(len(cache.blocks))):
         dx = block_backward(dx, cache.blocks[i], gradients, f"blocks.{i}")
     dimages, *_ = patch_embedding_backward(
@@ -204,14 +357,39 @@ def vit_backward_to_images(dlogits, cache, gradients=None):
 
 
 def loss_and_gradient(images, targets, parameters, config, smoothing=0.0, weight=1.0, gradients=None):
-    """Compute the loss of a batch, or of a share of one, and its gradient: the heart of every training step.
+    """Compute the loss of a batch, or of a share of a batch, and its gradient.
 
-    images: (B, R, C), uint8 or float in 0 to 1; targets: labels (B,), integers, or probabilities (B, classes);
-    smoothing: as in `cross_entropy_forward`; weight: how much of the whole batch these images are, so that the
-    losses and the gradients of all shares of a batch add up to those of the batch; gradients: the `Parameters` to
-    write into and return, new ones by default.
-    Returns loss and correct, 0-d arrays on the device (weight times the mean loss; the number of images whose most
-    probable class is that of the target), and the gradients.
+    Parameters
+    ----------
+    images : ndarray of shape (B, R, C)
+        Images, uint8 from 0 to 255 or float from 0 to 1, on the device of the parameters.
+    targets : ndarray of shape (B,) or (B, classes)
+        Integer labels, or probabilities of the classes.
+    parameters : Parameters
+        Parameters of the model.
+    config : ViTConfig
+        Settings of the model.
+    smoothing : float, default 0.0
+        Part of every target that is distributed evenly over all classes, from 0 to below 1.
+    weight : float, default 1.0
+        Number of these images divided by the size of the whole batch. Then the losses and the gradients of all shares
+        of a batch add up to those of the batch.
+    gradients : Parameters, optional
+        Arrays for the gradients, new ones by default.
+
+    Returns
+    -------
+    loss : ndarray of shape ()
+        Mean loss of the images times `weight`.
+    correct : ndarray of shape ()
+        Number of images whose largest logit is that of the target's most probable class.
+    gradients : Parameters
+        Gradient of `loss` with respect to each parameter.
+
+    Raises
+    ------
+    ValueError
+        If the images or the targets do not fit the model.
     """
     logits, cache = vit_forward(images, parameters, config)
     loss, loss_cache = cross_entropy_forward(logits, targets, smoothing)
@@ -222,23 +400,41 @@ def loss_and_gradient(images, targets, parameters, config, smoothing=0.0, weight
 
 
 def block_forward(x, parameters, name, config, class_only=False, with_cache=True):
-    """One pre-norm block: x + attention(norm1(x)), then x + mlp(norm2(x)).
+    """Compute one block, ``x = x + attention(norm1(x))`` followed by ``out = x + fc2(gelu(fc1(norm2(x))))``.
 
-    x: (B, T, D). Returns x of the same shape and the cache; with class_only, x (B, 1, D), the first token alone.
-    with_cache: whether a backward pass will follow.
+    Parameters
+    ----------
+    x : ndarray of shape (B, T, D)
+        Tokens.
+    parameters : Parameters
+        Parameters of the model.
+    name : str
+        Name of the block, for example ``"blocks.0"``.
+    config : ViTConfig
+        Settings of the model.
+    class_only : bool, default False
+        Whether to compute only the class token.
+    with_cache : bool, default True
+        Whether to return a cache.
+
+    Returns
+    -------
+    out : ndarray of shape (B, T, D), or (B, 1, D) with `class_only`
+        Tokens.
+    cache : BlockCache or None
+        Input of `block_backward`.
     """
-    normed, norm1_cache = layer_norm_forward(x, *parameters.pair(f"{name}.norm1"), config.epsilon)
+    normed, norm1_cache = layer_norm_forward(x, *parameters.pair(f"{name}.norm1"), epsilon=config.epsilon)
+    w_qkv, b_qkv = parameters.pair(f"{name}.attention.qkv")
+    w_out, b_out = parameters.pair(f"{name}.attention.projection")
     attend = class_attention_forward if class_only else multi_head_attention_forward
     attended, attention_cache = attend(
-        normed,
-        *parameters.pair(f"{name}.attention.qkv"),
-        *parameters.pair(f"{name}.attention.projection"),
-        config.heads,
+        normed, w_qkv=w_qkv, b_qkv=b_qkv, w_out=w_out, b_out=b_out, heads=config.heads
     )
     attended += x[:, :1] if class_only else x
     x = attended
 
-    normed, norm2_cache = layer_norm_forward(x, *parameters.pair(f"{name}.norm2"), config.epsilon)
+    normed, norm2_cache = layer_norm_forward(x, *parameters.pair(f"{name}.norm2"), epsilon=config.epsilon)
     hidden, fc1_cache = linear_forward(normed, *parameters.pair(f"{name}.mlp.fc1"))
     active, gelu_cache = (gelu_forward if config.gelu == "erf" else gelu_tanh_forward)(hidden, with_cache)
     out, fc2_cache = linear_forward(active, *parameters.pair(f"{name}.mlp.fc2"))
@@ -246,12 +442,35 @@ def block_forward(x, parameters, name, config, class_only=False, with_cache=True
     if not with_cache:
         return out, None
     return out, BlockCache(
-        norm1_cache, attention_cache, norm2_cache, fc1_cache, gelu_cache, fc2_cache, class_only
+        norm1=norm1_cache,
+        attention=attention_cache,
+        norm2=norm2_cache,
+        fc1=fc1_cache,
+        gelu=gelu_cache,
+        fc2=fc2_cache,
+        class_only=class_only,
     )
 
 
 def block_backward(dout, cache, gradients, name):
-    """Write the gradients of block `name` into `gradients` and return dx (B, T, D) for `dout`, (B, T or 1, D)."""
+    """Compute the gradients of `block_forward`.
+
+    Parameters
+    ----------
+    dout : ndarray of the shape of `out`
+        Gradient of the loss with respect to `out`.
+    cache : BlockCache
+        Cache of `block_forward`.
+    gradients : Parameters
+        Arrays for the gradients of the block's parameters.
+    name : str
+        Name of the block, for example ``"blocks.0"``.
+
+    Returns
+    -------
+    ndarray of shape (B, T, D)
+        Gradient of `x`.
+    """
     # out = x + fc2(gelu(fc1(norm2(x))))
     dactive, _, _ = linear_backward(dout, cache.fc2, *gradients.pair(f"{name}.mlp.fc2"))
     dhidden = gelu_backward(dactive, cache.gelu)
@@ -260,23 +479,33 @@ def block_backward(dout, cache, gradients, name):
     dattended += dout
 
     # x = x + attention(norm1(x))
+    dw_qkv, db_qkv = gradients.pair(f"{name}.attention.qkv")
+    dw_out, db_out = gradients.pair(f"{name}.attention.projection")
     attend_backward = class_attention_backward if cache.class_only else multi_head_attention_backward
     dnormed, *_ = attend_backward(
-        dattended,
-        cache.attention,
-        *gradients.pair(f"{name}.attention.qkv"),
-        *gradients.pair(f"{name}.attention.projection"),
+        dattended, cache.attention, dw_qkv=dw_qkv, db_qkv=db_qkv, dw_out=dw_out, db_out=db_out
     )
     dx, _, _ = layer_norm_backward(dnormed, cache.norm1, *gradients.pair(f"{name}.norm1"))
     if cache.class_only:
-        dx[:, :1] += dattended  # the other tokens have no residual branch
+        dx[:, :1] += dattended  # only the class token has a residual connection
     else:
         dx += dattended
     return dx
 
 
 def block_attention(cache):
-    """Return the attention weights of every block from `vit_forward`'s cache: (B, H, T, T), the last (B, H, 1, T)."""
+    """Return the attention weights of every block.
+
+    Parameters
+    ----------
+    cache : ModelCache
+        Cache of `vit_forward`.
+
+    Returns
+    -------
+    list of ndarray
+        Weights of shape (B, H, T, T) per block, and of shape (B, H, 1, T) for the last one.
+    """
     weights = [block.attention.attention.weights for block in cache.blocks]
     return [
         w[:, :, None] if block.class_only else w for w, block in zip(weights, cache.blocks, strict=True)
@@ -284,10 +513,29 @@ def block_attention(cache):
 
 
 def vit_logits(images, parameters, config, batch_size=None):
-    """Return logits (B, classes), a NumPy array, for images (B, R, C), uint8 or float in 0 to 1.
+    """Compute the logits of many images, a few at a time.
 
-    The images may lie on the CPU or on the parameters' device. batch_size of them are computed at a time: by default
-    on a CPU as many as have 544 tokens (32 images of 17), which fits the processor's cache, and on a GPU all of them.
+    Parameters
+    ----------
+    images : ndarray of shape (B, R, C)
+        Images, uint8 from 0 to 255 or float from 0 to 1, on the CPU or on the device of the parameters.
+    parameters : Parameters
+        Parameters of the model.
+    config : ViTConfig
+        Settings of the model.
+    batch_size : int, optional
+        Number of images per forward pass. By default all images on a GPU. On a CPU as many as have 544 tokens, which
+        fit in the processor's cache and are 32 images with the default settings.
+
+    Returns
+    -------
+    numpy.ndarray of shape (B, classes)
+        Scores of the classes.
+
+    Raises
+    ------
+    ValueError
+        If the images are of another size or dtype, or `batch_size` is below 1.
     """
     check_images(images, config)
     xp = array_module(parameters.flat)
@@ -302,11 +550,24 @@ def vit_logits(images, parameters, config, batch_size=None):
 
 
 def check_images(images, config):
-    """Raise `ValueError` unless `images` is a batch that the model can read."""
+    """Check that images have the size and a dtype that the model reads.
+
+    Parameters
+    ----------
+    images : ndarray
+        Images to check.
+    config : ViTConfig
+        Settings of the model.
+
+    Raises
+    ------
+    ValueError
+        If the shape is not (B, R, C) with the size of the model and B at least 1, or the dtype is not uint8 or float.
+    """
     side = config.image_size
     if images.ndim != 3 or images.shape[1:] != (side, side) or len(images) == 0:
         raise ValueError(
-            f"the model reads images of shape (B, {side}, {side}) with B at least 1, not {images.shape}"
+            f"the model reads images of shape (B, {side}, {side}) with B at least 1, not of shape {images.shape}"
         )
     if images.dtype.kind != "f" and images.dtype != np.uint8:
-        raise ValueError(f"images must be uint8 (0 to 255) or float (0 to 1), not {images.dtype}")
+        raise ValueError(f"images must be uint8 (0 to 255) or float (0 to 1), not {images.dtype}: convert them")

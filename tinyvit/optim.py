@@ -1,4 +1,4 @@
-"""Adam, clipping, averaging and learning-rate schedules, on flat arrays."""
+"""Adam, gradient clipping, averages of the weights and learning-rate schedules, on flat arrays of P elements."""
 
 import contextvars
 import itertools
@@ -11,21 +11,45 @@ from tinyvit.backend import array_module, loops_for
 
 
 class Adam:
-    """Adam with bias correction and optional decoupled weight decay, updating a flat array in place.
+    """Adam with bias correction and optional decoupled weight decay.
 
-    flat: the (P,) array that will be updated, for its size, dtype and device; beta1, beta2 in [0, 1); epsilon
-    above 0; weight_decay: share of a weight taken off per step and unit of learning rate; decayed: (P,) array of
-    ones and zeros saying where, everywhere if None; threads: how many update a part of the array each.
-    State: `first_moment`, `second_moment` (P,) and `steps`. Raises `ValueError` on a setting out of range.
-    Source: Kingma and Ba 2015, "Adam", algorithm 1; Loshchilov and Hutter 2019, "Decoupled Weight Decay
-    Regularization", algorithm 2.
+    Parameters
+    ----------
+    flat : ndarray of shape (P,)
+        Parameters to update later. Only their number, dtype and device are used here.
+    beta1 : float, default 0.9
+        Decay of the first moment per step, from 0 to below 1.
+    beta2 : float, default 0.999
+        Decay of the second moment per step, from 0 to below 1.
+    epsilon : float, default 1e-8
+        Number added to the root of the second moment, above 0.
+    weight_decay : float, default 0.0
+        Weight decay, at least 0. A step subtracts ``learning_rate * weight_decay`` times each parameter.
+    decayed : ndarray of shape (P,), optional
+        Factor of the weight decay for each parameter, usually 0 or 1. The default is 1 for all.
+    threads : int, default 1
+        Number of threads, each of which updates one part of the parameters.
+
+    Raises
+    ------
+    ValueError
+        If a setting is out of range.
+
+    Notes
+    -----
+    The state consists of the arrays `first_moment` and `second_moment` and the number of `steps`.
+
+    References
+    ----------
+    Kingma and Ba 2015, "Adam: A Method for Stochastic Optimization", algorithm 1.
+    Loshchilov and Hutter 2019, "Decoupled Weight Decay Regularization", algorithm 2.
     """
 
     def __init__(self, flat, beta1=0.9, beta2=0.999, epsilon=1e-8, weight_decay=0.0, decayed=None, threads=1):
         if not (0 <= beta1 < 1 and 0 <= beta2 < 1 and epsilon > 0 and weight_decay >= 0):
             raise ValueError(
                 "Adam needs beta1 and beta2 in [0, 1), epsilon above 0 and weight_decay of at least 0, not "
-                f"{beta1}, {beta2}, {epsilon} and {weight_decay}"
+                f"beta1={beta1}, beta2={beta2}, epsilon={epsilon} and weight_decay={weight_decay}"
             )
         xp = array_module(flat)
         self.beta1, self.beta2, self.epsilon = beta1, beta2, epsilon
@@ -37,42 +61,63 @@ class Adam:
         self.use_threads(threads)
 
     def use_threads(self, threads):
-        """Let so many threads update a part of the array each. Raises `ValueError` if threads is below 1."""
+        """Set the number of threads.
+
+        Parameters
+        ----------
+        threads : int
+            Number of threads, each of which updates one part of the parameters.
+
+        Raises
+        ------
+        ValueError
+            If `threads` is below 1.
+        """
         if threads < 1:
-            raise ValueError(f"Adam needs at least one thread, not {threads}")
+            raise ValueError(f"Adam needs threads of at least 1, not {threads}")
         count = len(self._scratch)
         edges = [count * i // threads for i in range(threads + 1)]
         self._parts = [slice(start, stop) for start, stop in itertools.pairwise(edges)]
         self._pool = ThreadPoolExecutor(threads) if threads > 1 else None
 
     def step(self, flat, gradient, learning_rate):
-        """Update `flat` (P,) in place for `gradient` (P,), which is left as it is."""
+        """Update the parameters in place.
+
+        Parameters
+        ----------
+        flat : ndarray of shape (P,)
+            Parameters.
+        gradient : ndarray of shape (P,)
+            Gradient of the loss, which stays unchanged.
+        learning_rate : float
+            Learning rate of this step.
+        """
         self.steps += 1
         if self._pool is None:
-            self._update(flat, gradient, learning_rate, slice(None))
+            self._update(flat, gradient, learning_rate, part=slice(None))
             return
-        # a copy of the context each: what the caller told NumPy to do about overflow holds in the threads too
+        # Each thread gets a copy of the context, so that the caller's np.errstate applies there too.
         jobs = [
             self._pool.submit(contextvars.copy_context().run, self._update, flat, gradient, learning_rate, part)
             for part in self._parts
         ]
-        wait(jobs)  # all of them, even if one fails: no thread writes into flat when this returns
+        wait(jobs)  # for all, even if one fails, so that no thread writes into flat after the return
         for job in jobs:
             job.result()
 
     def _update(self, flat, gradient, learning_rate, part):
-        """Update one part, a slice, in place: every weight goes its own way."""
+        """Update one part of the parameters, a slice, in place."""
         xp = array_module(flat)
         flat, gradient, scratch = flat[part], gradient[part], self._scratch[part]
         m, v = self.first_moment[part], self.second_moment[part]
 
-        if self.weight_decay:  # before the gradient's step, as the decay is of the weight that was
+        if self.weight_decay:  # flat -= learning_rate * weight_decay * decayed * flat
             xp.multiply(flat, learning_rate * self.weight_decay, out=scratch)
             if self.decayed is not None:
                 scratch *= self.decayed[part]
             flat -= scratch
 
-        # both moments start at zero, and the corrections undo that
+        # The moments start at 0. `rate` and `scale` contain the corrections for that.
         rate = learning_rate / (1 - self.beta1**self.steps)
         scale = 1 / math.sqrt(1 - self.beta2**self.steps)
         if loops := loops_for(flat, gradient, m, v):
@@ -80,9 +125,9 @@ class Adam:
             loops.adam_step(flat, gradient, m, v, *numbers)
             return
 
-        m *= self.beta1  # m = beta1 m + (1 - beta1) g
+        m *= self.beta1  # m = beta1 * m + (1 - beta1) * g
         m += xp.multiply(gradient, 1 - self.beta1, out=scratch)
-        v *= self.beta2  # v = beta2 v + (1 - beta2) g**2
+        v *= self.beta2  # v = beta2 * v + (1 - beta2) * g**2
         xp.multiply(gradient, gradient, out=scratch)
         scratch *= 1 - self.beta2
         v += scratch
@@ -97,9 +142,19 @@ class Adam:
 
 
 def matrices_only(parameters):
-    """Return a flat array of ones where a matrix lies and zeros elsewhere: what weight decay usually acts on.
+    """Return a mask of the weights of linear layers, on which weight decay usually acts.
 
-    Biases, norms, the class token and the positions are left alone, as in Dosovitskiy et al. and in nanoGPT.
+    Biases, layer norms, the class token and the positions are excluded.
+
+    Parameters
+    ----------
+    parameters : Parameters
+        Parameters of a model.
+
+    Returns
+    -------
+    ndarray of shape (P,)
+        Array with 1 for each element of a weight matrix and 0 elsewhere, in the dtype of the parameters.
     """
     mask = parameters.with_flat(array_module(parameters.flat).zeros_like(parameters.flat))
     for name, view in mask.items():
@@ -109,11 +164,30 @@ def matrices_only(parameters):
 
 
 def clip_by_global_norm(gradient, limit):
-    """Scale `gradient` (P,) in place so that its Euclidean norm is at most `limit`; return the norm before.
+    """Scale a gradient in place so that its Euclidean norm is at most a limit.
 
-    The norm is a 0-d array of the same device: nothing waits for it. If it is not finite, the gradient is set to
-    NaN so that the failure is noticed. Raises `ValueError` unless limit is above 0.
-    Source: Pascanu et al. 2013, "On the difficulty of training recurrent neural networks", algorithm 1.
+    If the norm is not finite, every element becomes NaN, so that training can report the failure.
+
+    Parameters
+    ----------
+    gradient : ndarray of shape (P,)
+        Gradient of all parameters.
+    limit : float
+        Largest norm, above 0.
+
+    Returns
+    -------
+    ndarray of shape ()
+        Norm before scaling. It stays on the device, so nothing waits for a GPU.
+
+    Raises
+    ------
+    ValueError
+        If `limit` is not above 0.
+
+    References
+    ----------
+    Pascanu et al. 2013, "On the difficulty of training recurrent neural networks", algorithm 1.
     """
     if limit <= 0:
         raise ValueError(f"the limit of the gradient's norm must be above 0, not {limit}")
@@ -124,43 +198,111 @@ def clip_by_global_norm(gradient, limit):
 
 
 class ExponentialMovingAverage:
-    """An average of the weights as training goes: average = decay * average + (1 - decay) * flat.
+    """Moving average of the parameters, ``average = decay * average + (1 - decay) * flat`` after each step.
 
-    flat: the (P,) weights, for their size, dtype and device; decay in [0, 1), or `ValueError`. Early on the decay is
-    (n - 1) / (n + 8) at the n-th update if that is less: the first update is the average, and soon forgotten.
-    State: `average` (P,) and `steps`, the number of updates.
+    Parameters
+    ----------
+    flat : ndarray of shape (P,)
+        Parameters to average later. Only their number, dtype and device are used here.
+    decay : float, default 0.999
+        Decay per step, from 0 to below 1.
+
+    Raises
+    ------
+    ValueError
+        If `decay` is out of range.
+
+    Notes
+    -----
+    The state consists of the array `average` and the number of `steps`. Step n uses the decay ``(n - 1) / (n + 8)``
+    if it is smaller than `decay`. So the average begins with the parameters of the first step and soon forgets them.
     """
 
     def __init__(self, flat, decay=0.999):
         if not 0 <= decay < 1:
-            raise ValueError(f"the decay of a moving average must be in [0, 1), not {decay}")
+            raise ValueError(f"the decay of a moving average must be in [0, 1), not {decay}: 0.999 is usual")
         self.decay = decay
         self.steps = 0
         self.average = flat.copy()
         self._scratch = array_module(flat).empty_like(flat)
 
     def step(self, flat):
-        """Take in the weights `flat` (P,) of one more step."""
+        """Add the parameters of one more step to the average.
+
+        Parameters
+        ----------
+        flat : ndarray of shape (P,)
+            Parameters after the step.
+        """
         self.steps += 1
         array_module(flat).subtract(flat, self.average, out=self._scratch)
         self._scratch *= self.share(self.steps)
         self.average += self._scratch
 
     def share(self, update):
-        """Return how much of the weights the average takes in at its `update`-th step, counted from 1."""
+        """Return the factor of the new parameters in the average, which is 1 minus the decay.
+
+        Parameters
+        ----------
+        update : int
+            Number of the step, from 1.
+
+        Returns
+        -------
+        float
+            Factor, 1 for the first step.
+        """
         return 1 - min(self.decay, (update - 1) / (update + 8))
 
 
 def constant(step, total_steps, peak, warmup_steps=0):
-    """Return the learning rate of `step` (from 0): a line up to `peak`, and `peak` from then on."""
+    """Return a learning rate that rises linearly and then stays constant.
+
+    Parameters
+    ----------
+    step : int
+        Number of the step, from 0.
+    total_steps : int
+        Number of steps of the training. It has no effect here.
+    peak : float
+        Largest learning rate.
+    warmup_steps : int, default 0
+        Number of steps until the peak.
+
+    Returns
+    -------
+    float
+        Learning rate of this step.
+    """
     return peak * min(1.0, (step + 1) / max(1, warmup_steps))
 
 
 def warmup_cosine(step, total_steps, peak, warmup_steps=0, final=0.0):
-    """Return the learning rate of `step` (from 0): a line up to `peak`, then half a cosine down to `final`.
+    """Return a learning rate that rises linearly and then falls as half a period of a cosine.
 
-    The first step already has peak / warmup_steps, and the last one is just above `final`.
-    Source: Loshchilov and Hutter 2017, "SGDR", eq. 5, for one cycle.
+    The first step has the rate ``peak / warmup_steps``, and the last one a rate slightly above `final`.
+
+    Parameters
+    ----------
+    step : int
+        Number of the step, from 0.
+    total_steps : int
+        Number of steps of the training.
+    peak : float
+        Largest learning rate.
+    warmup_steps : int, default 0
+        Number of steps until the peak.
+    final : float, default 0.0
+        Learning rate after the last step.
+
+    Returns
+    -------
+    float
+        Learning rate of this step.
+
+    References
+    ----------
+    Loshchilov and Hutter 2017, "SGDR: Stochastic Gradient Descent with Warm Restarts", equation 5, for one cycle.
     """
     if step < warmup_steps:
         return peak * (step + 1) / warmup_steps

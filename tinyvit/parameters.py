@@ -1,4 +1,4 @@
-"""One flat array with named views: weights, gradients and moments alike."""
+"""One flat array with named views, for the parameters of a model and for their gradients."""
 
 import math
 from collections.abc import Mapping
@@ -7,16 +7,25 @@ from tinyvit.memory import empty
 
 
 class Parameters(Mapping):
-    """A mapping from dotted names to arrays that all lie in one flat array, `flat`, in the order of `shapes`.
+    """A mapping from names to arrays, which are views of one flat array.
 
-    shapes: a dict from name to shape; flat: a one-dimensional array with as many elements as the shapes have.
-    Writing into a view writes into `flat` and the reverse. Raises `ValueError` if `flat` does not fit.
+    Parameters
+    ----------
+    shapes : dict of str to tuple of int
+        Shape of each array, in the order of the flat array.
+    flat : ndarray of shape (P,)
+        Array with P elements, the sum of all sizes. It is not copied.
+
+    Raises
+    ------
+    ValueError
+        If `flat` has another shape.
     """
 
     def __init__(self, shapes, flat):
         sizes = [math.prod(shape) for shape in shapes.values()]
         if flat.shape != (sum(sizes),):
-            raise ValueError(f"the shapes need a flat array of {sum(sizes):,} elements, not {flat.shape}")
+            raise ValueError(f"the shapes need a flat array of shape ({sum(sizes)},), not {flat.shape}")
         self.shapes = dict(shapes)
         self.flat = flat
         self._views = {}
@@ -35,11 +44,34 @@ class Parameters(Mapping):
         return len(self._views)
 
     def pair(self, name):
-        """Return the views `name.weight` and `name.bias`."""
+        """Return the weight and the bias of a layer.
+
+        Parameters
+        ----------
+        name : str
+            Name of the layer, for example ``"blocks.0.mlp.fc1"``.
+
+        Returns
+        -------
+        weight : ndarray
+            The array ``name.weight``.
+        bias : ndarray
+            The array ``name.bias``.
+        """
         return self._views[name + ".weight"], self._views[name + ".bias"]
 
     def set_pair(self, name, weight, bias):
-        """Copy two arrays into `name.weight` and `name.bias`."""
+        """Copy a weight and a bias into the arrays of a layer.
+
+        Parameters
+        ----------
+        name : str
+            Name of the layer.
+        weight : ndarray
+            Values for the array ``name.weight``.
+        bias : ndarray
+            Values for the array ``name.bias``.
+        """
         self._views[name + ".weight"][...] = weight
         self._views[name + ".bias"][...] = bias
 
@@ -47,9 +79,26 @@ class Parameters(Mapping):
         return f"Parameters({self.flat.size:,} {self.flat.dtype} in {len(self)} arrays)"
 
     def with_flat(self, flat):
-        """Return another flat array of the same size under the same names."""
+        """Return the same names as views of another flat array.
+
+        Parameters
+        ----------
+        flat : ndarray of shape (P,)
+            Array of the same size as `self.flat`.
+
+        Returns
+        -------
+        Parameters
+            Mapping with the same names and shapes.
+        """
         return Parameters(self.shapes, flat)
 
     def empty_like(self):
-        """Return uninitialised parameters of the same names, from the workspace if one is active."""
+        """Return the same names with uninitialised values.
+
+        Returns
+        -------
+        Parameters
+            Mapping with the same names, shapes, dtype and device. Its memory comes from the active workspace, if any.
+        """
         return self.with_flat(empty(self.flat.shape, like=self.flat))

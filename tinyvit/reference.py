@@ -2,16 +2,16 @@
 
 Every operation is a pair of functions. The forward pass returns its result and a cache. The backward pass takes the
 gradient of the loss with respect to that result and returns the gradients with respect to the inputs, in their order.
-The loss itself is where the backward pass begins.
+The backward pass of the model begins with that of the loss, which needs only its cache.
 
     out, cache = linear_forward(x, w, b)
     dx, dw, db = linear_backward(dout, cache)
 
 A comment above a derivative quotes the forward line that it belongs to. Shapes are written with B images, T tokens
 (the patches and the class token), D the width of a token, H heads, K = D / H the width of a head, F the width of
-the MLP and P the side of a patch in pixels; images are (B, rows, columns), N counts what one sum covers, and "..."
-stands for any leading axes. Nothing here is tuned: `tinyvit/ops` and `tinyvit/model.py` compute the same functions
-fast, and the tests require that they give the same numbers.
+the MLP and P the side of a patch in pixels. Images are (B, R, C) with R rows and C columns. N is any other number of
+rows, and "..." stands for any leading axes. Nothing here is tuned. `tinyvit/ops` and `tinyvit/model.py` compute the
+same functions fast, and the tests require that they give the same numbers.
 
 The model is that of Dosovitskiy et al. 2021, "An Image is Worth 16x16 Words", with blocks that normalise first.
 """
@@ -60,7 +60,7 @@ def layer_norm_backward(dout, cache):
     dw = rows(dout * normalised).sum(axis=0)
     db = rows(dout).sum(axis=0)
     dnormalised = dout * w
-    # normalised = (x - mean(x)) / deviation(x): x acts directly, through the mean and through the deviation
+    # normalised = (x - mean(x)) / deviation(x), where x also changes the mean and the deviation
     through_mean = dnormalised.mean(axis=-1, keepdims=True)
     through_deviation = normalised * (dnormalised * normalised).mean(axis=-1, keepdims=True)
     dx = (dnormalised - through_mean - through_deviation) / deviation
@@ -68,7 +68,7 @@ def layer_norm_backward(dout, cache):
 
 
 def gelu_forward(x):
-    """Multiply every x by the probability cdf(x) that a standard normal variable lies below it."""
+    """Multiply every x by cdf(x), the probability that a standard normal variable is below x."""
     cdf = (1 + erf(x / 2**0.5)) / 2
     return x * cdf, (x, cdf)
 
@@ -83,19 +83,19 @@ def gelu_backward(dout, cache):
 
 def softmax_forward(x):
     """Turn the last axis of x (..., N) into positive weights that sum to 1."""
-    exponentials = np.exp(x - x.max(axis=-1, keepdims=True))  # the shift changes nothing, and exp cannot overflow
+    exponentials = np.exp(x - x.max(axis=-1, keepdims=True))  # the shift cancels, and exp cannot overflow
     weights = exponentials / exponentials.sum(axis=-1, keepdims=True)
     return weights, weights
 
 
 def softmax_backward(dweights, weights):
-    """Return dx for dweights (..., N); the cache is the result itself."""
-    # d weights[i] / d x[j] = weights[i] * ((i == j) - weights[j]), summed over i with dweights[i]
+    """Return dx for dweights (..., N), where the cache is the result of the forward pass."""
+    # d weights[i] / d x[j] = weights[i] * ((i == j) - weights[j])
     return weights * (dweights - (dweights * weights).sum(axis=-1, keepdims=True))
 
 
 def attention_forward(q, k, v):
-    """Mix the values v (..., T, K): query q (..., S, K) weighs them by how well it fits their keys k (..., T, K)."""
+    """Average the values v (..., T, K) for each query q (..., S, K), weighted by softmax(q @ k.T / sqrt(K))."""
     scores = q @ k.swapaxes(-1, -2) / q.shape[-1] ** 0.5  # (..., S, T)
     weights, _ = softmax_forward(scores)
     return weights @ v, (weights, q, k, v)
@@ -117,18 +117,18 @@ def attention_backward(dout, cache):
 
 
 def split_heads(x, heads):
-    """(B, T, D) to (B, H, T, K): head h gets columns h * K to (h + 1) * K."""
+    """Reshape x from (B, T, D) to (B, H, T, K), so that head h has columns h * K to (h + 1) * K."""
     return x.reshape(*x.shape[:-1], heads, -1).swapaxes(1, 2)
 
 
 def join_heads(x):
-    """(B, H, T, K) to (B, T, D), the reverse of `split_heads`."""
+    """Reshape x from (B, H, T, K) to (B, T, D), the inverse of `split_heads`."""
     x = x.swapaxes(1, 2)
     return x.reshape(*x.shape[:2], -1)
 
 
 def multi_head_attention_forward(x, w_qkv, b_qkv, w_out, b_out, heads):
-    """Let the tokens of x (B, T, D) look at each other in several heads; w_qkv is (D, 3D), w_out is (D, D)."""
+    """Apply attention to the tokens x (B, T, D) in several heads, with w_qkv (D, 3D) and w_out (D, D)."""
     qkv, qkv_cache = linear_forward(x, w_qkv, b_qkv)
     q, k, v = (split_heads(part, heads) for part in np.split(qkv, 3, axis=-1))  # (B, H, T, K) each
     attended, attention_cache = attention_forward(q, k, v)
@@ -154,7 +154,7 @@ def patches_forward(images, patch_size):
 
 
 def patch_embedding_forward(images, w, b, class_token, positions, patch_size):
-    """Turn images (B, R, C) with pixels from 0 to 1 into tokens (B, T, D): the class token, then the patches."""
+    """Turn images (B, R, C) with pixels from 0 to 1 into tokens (B, T, D), with the class token first."""
     pixels = (patches_forward(images, patch_size) - PIXEL_MEAN) / PIXEL_DEVIATION
     embedded, linear_cache = linear_forward(pixels, w, b)
     first = np.broadcast_to(class_token, (len(images), 1, len(class_token)))
@@ -162,7 +162,7 @@ def patch_embedding_forward(images, w, b, class_token, positions, patch_size):
 
 
 def patch_embedding_backward(dtokens, linear_cache):
-    """Return dw, db, dclass_token and dpositions for dtokens (B, T, D); the images need no gradient."""
+    """Return dw, db, dclass_token and dpositions for dtokens (B, T, D), but no gradient of the images."""
     # tokens = [class_token, pixels @ w + b] + positions, with the same class token and positions for every image
     dpositions = dtokens.sum(axis=0)
     dclass_token = dtokens[:, 0].sum(axis=0)
@@ -173,7 +173,7 @@ def patch_embedding_backward(dtokens, linear_cache):
 def cross_entropy_forward(logits, labels):
     """Return the mean over the batch of -log softmax(logits)[label], for logits (B, classes) and labels (B,)."""
     shifted = logits - logits.max(axis=1, keepdims=True)
-    log_softmax = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))  # finite where a softmax rounds to 0
+    log_softmax = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))  # finite where the softmax rounds to 0
     loss = -log_softmax[np.arange(len(labels)), labels].mean()
     return loss, (np.exp(log_softmax), labels)
 
@@ -196,7 +196,7 @@ def pair(parameters, name):
 
 
 def block_forward(x, parameters, name, heads):
-    """x + attention(norm1(x)), then x + mlp(norm2(x)), for tokens x (B, T, D)."""
+    """Compute x = x + attention(norm1(x)), then out = x + mlp(norm2(x)), for tokens x (B, T, D)."""
     qkv, projection = pair(parameters, f"{name}.attention.qkv"), pair(parameters, f"{name}.attention.projection")
     normed, norm1_cache = layer_norm_forward(x, *pair(parameters, f"{name}.norm1"))
     attended, attention_cache = multi_head_attention_forward(normed, *qkv, *projection, heads)
@@ -215,7 +215,7 @@ def block_backward(dout, cache, gradients, name):
     def keep(layer, dw, db):
         gradients[f"{name}.{layer}.weight"], gradients[f"{name}.{layer}.bias"] = dw, db
 
-    # out = x + fc2(gelu(fc1(norm2(x)))): the gradient reaches x directly and through the MLP
+    # out = x + fc2(gelu(fc1(norm2(x)))), where x acts directly and through the MLP
     dactive, *fc2 = linear_backward(dout, fc2_cache)
     dhidden = gelu_backward(dactive, gelu_cache)
     dnormed, *fc1 = linear_backward(dhidden, fc1_cache)
@@ -243,7 +243,7 @@ def vit_forward(images, parameters, heads=4, patch_size=7):
     for i in range(depth):
         x, cache = block_forward(x, parameters, f"blocks.{i}", heads)
         block_caches.append(cache)
-    normed, norm_cache = layer_norm_forward(x[:, 0], *pair(parameters, "norm"))  # the class token alone is read
+    normed, norm_cache = layer_norm_forward(x[:, 0], *pair(parameters, "norm"))  # only the class token is read
     logits, head_cache = linear_forward(normed, *pair(parameters, "head"))
     return logits, (embedding_cache, block_caches, norm_cache, head_cache, x.shape)
 
@@ -255,7 +255,7 @@ def vit_backward(dlogits, cache):
     dnormed, gradients["head.weight"], gradients["head.bias"] = linear_backward(dlogits, head_cache)
     dclass, gradients["norm.weight"], gradients["norm.bias"] = layer_norm_backward(dnormed, norm_cache)
     dx = np.zeros(shape, dclass.dtype)
-    dx[:, 0] = dclass  # no other token of the last block is read
+    dx[:, 0] = dclass  # the other tokens of the last block are not read
     for i in reversed(range(len(block_caches))):
         dx = block_backward(dx, block_caches[i], gradients, f"blocks.{i}")
     dw, db, dclass_token, dpositions = patch_embedding_backward(dx, embedding_cache)
@@ -265,7 +265,7 @@ def vit_backward(dlogits, cache):
 
 
 def loss_and_gradient(images, labels, parameters, heads=4, patch_size=7):
-    """Return the mean loss of a batch, how many images are classified correctly, and the gradient."""
+    """Return the mean loss of a batch, the number of correct predictions, and the gradient."""
     logits, cache = vit_forward(images, parameters, heads, patch_size)
     loss, loss_cache = cross_entropy_forward(logits, labels)
     gradients = vit_backward(cross_entropy_backward(loss_cache), cache)
@@ -276,7 +276,7 @@ def loss_and_gradient(images, labels, parameters, heads=4, patch_size=7):
 
 
 def initialise(rng, side=28, patch_size=7, width=128, depth=4, mlp_width=512, classes=10):
-    """Draw parameters: matrices as Glorot and Bengio 2010, norms 1, biases 0, positions standard normal."""
+    """Draw parameters, with matrices as in Glorot and Bengio 2010 and standard normal positions."""
     parameters = {}
 
     def linear(name, inputs, outputs):
@@ -303,17 +303,17 @@ def initialise(rng, side=28, patch_size=7, width=128, depth=4, mlp_width=512, cl
 
 
 def adam_step(parameters, gradients, m, v, step, learning_rate, beta1=0.9, beta2=0.999, epsilon=1e-8):
-    """Update every parameter in place at step 1, 2, ...; m and v hold its moments (Kingma and Ba 2015)."""
+    """Update every parameter and its moments m and v in place (Kingma and Ba 2015), with steps from 1."""
     for name, g in gradients.items():
         m[name] = beta1 * m[name] + (1 - beta1) * g
         v[name] = beta2 * v[name] + (1 - beta2) * g**2
-        m_hat = m[name] / (1 - beta1**step)  # both moments start at 0, which this corrects
+        m_hat = m[name] / (1 - beta1**step)  # corrects for moments that start at 0
         v_hat = v[name] / (1 - beta2**step)
         parameters[name] -= learning_rate * m_hat / (np.sqrt(v_hat) + epsilon)
 
 
 def train(images, labels, steps=300, batch_size=64, learning_rate=1e-3, seed=0):
-    """Train a new model on images (N, 28, 28) with bytes from 0 to 255 and labels (N,); return its parameters."""
+    """Return the parameters of a new model, trained on images (N, 28, 28) with bytes 0 to 255 and labels (N,)."""
     rng = np.random.default_rng(seed)
     parameters = initialise(rng)
     m, v = ({name: np.zeros_like(x) for name, x in parameters.items()} for _ in range(2))

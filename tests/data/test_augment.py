@@ -123,7 +123,7 @@ def test_a_map_that_leads_nowhere_raises():
     for value in (np.nan, np.inf):
         maps = draw(3)
         maps[1, 0, 1] = value
-        with pytest.raises(ValueError, match="entries that are not finite numbers"):
+        with pytest.raises(ValueError, match="every entry of maps must be a finite number"):
             warp(random_images(3), maps)
 
 

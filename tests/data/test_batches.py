@@ -53,7 +53,7 @@ def test_what_is_augmented_is_float_in_0_to_1():
 @pytest.mark.parametrize(("start", "stop"), [(-1, 5), (-5, -1), (0, 51), (50, 51), (60, 70), (9, 8)])
 def test_places_outside_the_epoch_raise_on_every_device(backend, start, stop):
     made = Epoch(*to_device(backend, IMAGES, LABELS), STRONG, 0, 0, backend)
-    said = f"places {start} to {stop} are not within an epoch of 50 images"
+    said = f"start <= stop <= 50, but are {start} and {stop}"
     with no_synchronisation(), pytest.raises(IndexError, match=said):
         made.load(start, stop)
 
@@ -67,5 +67,5 @@ def test_the_last_place_is_within_and_no_places_are_no_images(backend):
 @pytest.mark.parametrize("labels", [LABELS[:-1], np.arange(51), LABELS[:, None], LABELS[:0]])
 def test_one_label_an_image_on_every_device(backend, labels):
     images, labels = to_device(backend, IMAGES, labels)
-    with pytest.raises(ValueError, match="50 images need as many labels, not labels of shape"):
+    with pytest.raises(ValueError, match=r"labels must have shape \(50,\), one per image, not"):
         Epoch(images, labels, STRONG, 0, 0, backend)

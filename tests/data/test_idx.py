@@ -264,7 +264,7 @@ def test_writing_where_nothing_can_be_written(tmp_path):
 GOOD = encode(np.arange(6, dtype=np.int16).reshape(2, 3))
 
 BROKEN = {
-    "empty": (b"", ["an idx file", "no bytes at all"]),
+    "empty": (b"", ["an idx file", "an empty file"]),
     "magic cut": (GOOD[:3], ["a header of at least 4 bytes", "found 3"]),
     "sizes cut": (GOOD[:9], ["a header of 12 bytes", "found 9"]),
     "no elements": (GOOD[:12], ["12 bytes of elements", "(2, 3)", "int16", "found 0"]),
@@ -318,8 +318,8 @@ BROKEN_GZIP = {
 def test_broken_gzip(tmp_path, data):
     path = tmp_path / "broken.gz"
     path.write_bytes(data)
-    refuse(path, str(path), "one sound gzip stream and nothing after it")
-    refuse(Drip(data), "drip", "one sound gzip stream and nothing after it")
+    refuse(path, str(path), "one intact gzip stream and nothing after it")
+    refuse(Drip(data), "drip", "one intact gzip stream and nothing after it")
 
 
 def test_a_second_gzip_member_is_too_much_data():

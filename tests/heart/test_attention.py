@@ -152,5 +152,5 @@ def test_heads_are_split_by_columns():
 
 @both_forms
 def test_heads_that_do_not_divide_the_width_are_refused(forward):
-    with pytest.raises(ValueError, match="4 heads do not divide a width of 6"):
+    with pytest.raises(ValueError, match="4 does not divide 6"):
         forward(*multi_head_inputs(0, 2, 5, 2, 3), 4)

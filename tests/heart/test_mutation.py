@@ -132,7 +132,9 @@ def other_variables(node, child, tree):
     match node:
         case ast.Call(ast.Name("array_module" | "len" | "empty_like")):  # any array of the same size does
             return
-        case ast.BinOp() | ast.AugAssign() | ast.Call():
+        case ast.keyword("out" | "like"):  # a buffer, and an array that gives only its dtype and device
+            return
+        case ast.BinOp() | ast.AugAssign() | ast.Call() | ast.keyword():
             if not isinstance(child, ast.Name) or not isinstance(child.ctx, ast.Load):
                 return
             if child is getattr(node, "func", None):

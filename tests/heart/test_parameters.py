@@ -73,5 +73,5 @@ def test_empty_like_keeps_names_and_type_and_comes_from_the_workspace(dtype):
 
 @pytest.mark.parametrize("shape", [(9,), (11,), (10, 1), ()])
 def test_a_flat_array_that_does_not_fit_is_refused(shape):
-    with pytest.raises(ValueError, match="the shapes need a flat array of 10 elements, not "):
+    with pytest.raises(ValueError, match=r"the shapes need a flat array of shape \(10,\), not "):
         Parameters(SHAPES, np.zeros(shape))

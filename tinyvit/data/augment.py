@@ -1,4 +1,4 @@
-"""Random rotations, scales, shears, shifts and flips: one affine map an image, a whole batch at once."""
+"""Random rotations, scales, shears, shifts and flips of a batch, with one affine map per image."""
 
 import math
 from dataclasses import asdict, dataclass
@@ -11,11 +11,25 @@ from tinyvit.checks import require_number
 
 @dataclass(frozen=True)
 class Augmentation:
-    """How far an image may be changed; every range is symmetric and uniform, and 0 leaves it out.
+    """Limits of random changes of an image. A limit of 0 switches a change off.
 
-    rotation: degrees; scale: a share, 0.1 for 1/1.1 to 1.1 times (uniform in its logarithm); shear: degrees;
-    shift: pixels, down and across alike; flip: the probability of a mirror image, left for right.
-    Raises `ValueError` on a value out of range.
+    Parameters
+    ----------
+    rotation : float, default 0.0
+        Largest angle in degrees, in both directions, at most 180.
+    scale : float, default 0.0
+        Largest change of size, at most 0.9. For example, 0.1 gives factors from 1 / 1.1 to 1.1.
+    shear : float, default 0.0
+        Largest angle of a shear in degrees, in both directions, at most 60.
+    shift : float, default 0.0
+        Largest shift in pixels, in each of the four directions, at most 1000.
+    flip : float, default 0.0
+        Probability of a flip from left to right, at most 1.
+
+    Raises
+    ------
+    ValueError
+        If a value is not a number within its limits.
     """
 
     rotation: float = 0.0
@@ -27,20 +41,34 @@ class Augmentation:
     def __post_init__(self):
         limits = {"rotation": 180, "scale": 0.9, "shear": 60, "shift": 1000, "flip": 1}
         for name, limit in limits.items():
-            require_number(f"augmentation {name}", getattr(self, name), 0, limit)
+            require_number(f"augmentation {name}", getattr(self, name), minimum=0, maximum=limit)
 
     def __bool__(self):
         return any(asdict(self).values())
 
     def draw(self, rng, count):
-        """Draw `count` maps from a NumPy generator: (count, 2, 3) float32, for `warp`.
+        """Draw random maps for `warp`.
 
-        A map takes a place (row, column, 1) of the new image, in pixels from its centre, to the place of the old
-        image whose brightness it gets. Every range draws its numbers whether used or not, so that one flag does
-        not change what the others do.
+        Parameters
+        ----------
+        rng : numpy.random.Generator
+            Source of the random numbers.
+        count : int
+            Number of maps.
+
+        Returns
+        -------
+        ndarray of shape (count, 2, 3)
+            Float32 maps. A map times (row, column, 1), the place of a pixel in the new image, is the place in the old
+            image that the pixel shows. Rows and columns are measured in pixels from the centre.
+
+        Notes
+        -----
+        Angles and shifts are uniform, and so is the logarithm of the scale. Changes that are off draw random numbers
+        too, so that switching one on does not affect the others.
         """
         uniform = rng.uniform(-1, 1, (6, count))
-        # new place -> mirror -> shear -> turn -> divide by the scale -> shift -> old place
+        # From a place in the new image to one in the old image, a map flips, shears, rotates, scales and shifts.
         angle = np.deg2rad(self.rotation) * uniform[0]
         zoom = np.exp(math.log1p(self.scale) * uniform[1])
         shear = np.tan(np.deg2rad(self.shear) * uniform[2])
@@ -59,20 +87,39 @@ class Augmentation:
 
 
 def warp(images, maps):
-    """Move every image through its map with bilinear interpolation. Pixels outside the image are black.
+    """Transform each image by its map with bilinear interpolation. Pixels outside the image are black.
 
-    images: (B, R, C) uint8 0 to 255; maps: (B, 2, 3) float32 from `Augmentation.draw`, on the same device.
-    Returns (B, R, C) float32 in 0 to 1. Raises `ValueError` if there is not one map an image and, on a CPU, if a map
-    is not finite; a GPU would have to be waited for, and makes such an image black or NaN.
+    Parameters
+    ----------
+    images : ndarray of shape (B, R, C)
+        Images, uint8 from 0 to 255.
+    maps : ndarray of shape (B, 2, 3)
+        Float32 maps of `Augmentation.draw`, on the device of the images.
+
+    Returns
+    -------
+    ndarray of shape (B, R, C)
+        Float32 images from 0 to 1.
+
+    Raises
+    ------
+    ValueError
+        If there is not one map per image, or a map is not finite.
+
+    Notes
+    -----
+    On a GPU, maps are not checked for NaN and infinity, because this would wait for the device. There, an image with
+    such a map becomes black or NaN.
     """
     xp = array_module(images)
     batch, rows, columns = images.shape
     if maps.shape != (batch, 2, 3):
         raise ValueError(f"{batch} images need maps of shape ({batch}, 2, 3), not {maps.shape}")
     if xp is np and not np.isfinite(maps).all():
-        raise ValueError("a map has entries that are not finite numbers, and leads to no place of an image")
+        raise ValueError("every entry of maps must be a finite number, but some are NaN or infinite")
 
-    # a black frame, two pixels wide below and to the right: a place outside is clipped onto it, and needs no test
+    # A black frame surrounds the image, with a width of one pixel above and left, and of two pixels below and right.
+    # Places outside the image are clipped to the frame, which also contains their lower and right neighbours.
     height, width = rows + 3, columns + 3
     framed = xp.zeros((batch, height, width), xp.float32)
     framed[:, 1:-2, 1:-2] = images
@@ -86,10 +133,10 @@ def warp(images, maps):
     row = xp.clip(places[:, 0] + (row_centre + 1), 0, rows + 1)  # (B, R*C), in framed pixels
     column = xp.clip(places[:, 1] + (column_centre + 1), 0, columns + 1)
 
-    upper, left = row.astype(xp.int32), column.astype(xp.int32)  # both positive: this rounds down
+    upper, left = row.astype(xp.int32), column.astype(xp.int32)  # truncation rounds down, because neither is negative
     row -= upper
     column -= left
-    corner = upper
+    corner = upper  # reuses the memory of upper for the index of the upper left pixel in `flat`
     corner *= width
     corner += left
     corner += xp.arange(batch, dtype=xp.int32)[:, None] * (height * width)

@@ -1,4 +1,4 @@
-"""The order of an epoch's images and how each is changed, both a pure function of (seed, epoch)."""
+"""The order and the augmentation of the images in an epoch, which depend only on the seed and the epoch's number."""
 
 import numpy as np
 
@@ -6,52 +6,141 @@ from tinyvit.data.augment import warp
 
 
 def draw_order(count, seed, number):
-    """Return an epoch's order, the places (count,) of all images, and the generator that draws their maps next."""
+    """Draw the order of the images in an epoch.
+
+    Parameters
+    ----------
+    count : int
+        Number of images.
+    seed : int
+        Seed of the training.
+    number : int
+        Number of the epoch, from 0.
+
+    Returns
+    -------
+    order : ndarray of shape (count,)
+        Random permutation of the images' indices.
+    rng : numpy.random.Generator
+        Generator for the epoch's maps.
+    """
     rng = np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, number])))
     return rng.permutation(count), rng
 
 
 def stream_of(rng):
-    """Return the key of a Philox generator, two integers, and which 64-bit word of its stream it gives next.
+    """Return the state of a Philox generator in the form that a CUDA kernel needs to draw the same numbers.
 
-    With these a kernel draws the numbers that the generator would. NumPy keeps four words at a time: those of the
-    counter it is at, of which `buffer_pos` are gone.
+    Parameters
+    ----------
+    rng : numpy.random.Generator
+        Generator with the bit generator `numpy.random.Philox`.
+
+    Returns
+    -------
+    key : tuple of int
+        Key, two integers.
+    position : int
+        Index of the next 64-bit word. The words with the indices ``4 * i`` to ``4 * i + 3`` belong to the counter i.
+
+    Notes
+    -----
+    NumPy stores the four words of the current counter, of which ``buffer_pos`` are used.
     """
     state = rng.bit_generator.state
-    counter = int(state["state"]["counter"][0])  # the low 64 bits, which no epoch exhausts
+    counter = int(state["state"]["counter"][0])  # the low 64 bits, which are enough for any epoch
     return tuple(int(word) for word in state["state"]["key"]), 4 * counter + state["buffer_pos"]
 
 
 class Epoch:
-    """One pass over a training set: a shuffled order, and an affine map for every place in it.
+    """One pass over a training set in random order, with one random map per image.
 
-    images: (N, R, C) uint8; labels: (N,) integers, both on the `backend`'s device; augmentation: an
-    `Augmentation`; seed, number: integers, from which everything random follows. Nothing needs saving to go
-    on in the middle of an epoch but its number and the place reached, and no draw depends on how a batch is cut.
-    Raises `ValueError` unless there is one label an image.
+    Parameters
+    ----------
+    images : ndarray of shape (N, R, C)
+        Images, uint8, on the device of `backend`.
+    labels : ndarray of shape (N,)
+        Integer labels, on the same device.
+    augmentation : Augmentation or None
+        Limits of the random changes.
+    seed : int
+        Seed of the training.
+    number : int
+        Number of the epoch, from 0.
+    backend : Backend
+        Device of the images.
+
+    Raises
+    ------
+    ValueError
+        If there is not one label per image.
+
+    Notes
+    -----
+    All random numbers are drawn here, so they do not depend on the batch size. To resume in the middle of an epoch,
+    training needs only the number of the epoch and the number of images that it has used.
     """
 
     def __init__(self, images, labels, augmentation, seed, number, backend):
-        if labels.shape != (len(images),):  # a GPU would not miss a label, but take another's
-            raise ValueError(f"{len(images)} images need as many labels, not labels of shape {labels.shape}")
+        if labels.shape != (len(images),):  # on a GPU an index beyond the labels would read another label
+            raise ValueError(f"labels must have shape ({len(images)},), one per image, not {labels.shape}")
         self.images, self.labels = images, labels
         order, rng = draw_order(len(images), seed, number)
         self._order = backend.asarray(order)
         self._maps = backend.asarray(augmentation.draw(rng, len(images))) if augmentation else None
 
     def batch(self, start, stop):
-        """Return the images, labels and maps at places `start` to `stop` of this epoch's order, as they are stored.
+        """Return a batch without applying the maps.
 
-        images: (B, R, C) uint8; labels: (B,); maps: (B, 2, 3) for `warp`, or None if nothing changes the images.
-        Raises `IndexError` on places outside the epoch.
+        Parameters
+        ----------
+        start : int
+            Position of the first image in the epoch's order.
+        stop : int
+            Position after the last image.
+
+        Returns
+        -------
+        images : ndarray of shape (B, R, C)
+            Images, uint8.
+        labels : ndarray of shape (B,)
+            Labels of the images.
+        maps : ndarray of shape (B, 2, 3) or None
+            Maps for `warp`, and None without augmentation.
+
+        Raises
+        ------
+        IndexError
+            If a position is outside the epoch.
         """
-        if not 0 <= start <= stop <= len(self.images):
-            raise IndexError(f"places {start} to {stop} are not within an epoch of {len(self.images)} images")
+        count = len(self.images)
+        if not 0 <= start <= stop <= count:
+            raise IndexError(f"start and stop must satisfy 0 <= start <= stop <= {count}, but are {start} and {stop}")
         chosen = self._order[start:stop]
         maps = None if self._maps is None else self._maps[start:stop]
         return self.images[chosen], self.labels[chosen], maps
 
     def load(self, start, stop):
-        """Return the images and labels of `batch`, the images changed by their maps: uint8, or float32 in 0 to 1."""
+        """Return a batch with the maps applied.
+
+        Parameters
+        ----------
+        start : int
+            Position of the first image in the epoch's order.
+        stop : int
+            Position after the last image.
+
+        Returns
+        -------
+        images : ndarray of shape (B, R, C)
+            Float32 images from 0 to 1 with augmentation, and uint8 images from 0 to 255 without.
+        labels : ndarray of shape (B,)
+            Labels of the images.
+
+        Raises
+        ------
+        IndexError
+            If a position is outside the epoch.
+        """
         images, labels, maps = self.batch(start, stop)
         return images if maps is None else warp(images, maps), labels

@@ -1,4 +1,4 @@
-"""The idx format: one array a file, as MNIST is published.
+"""Reading and writing of idx files, the format of MNIST, with one array per file.
 
     offset  bytes  meaning
          0      2  zero
@@ -7,7 +7,7 @@
          4  4 * r  the size of each dimension, unsigned, most significant byte first
      4 + 4r   rest the elements in C order (last dimension fastest), most significant byte first
 
-The format has no name for rank 0; here it is what an empty product of sizes says: a single element.
+The format's description does not mention rank 0. Here an array of rank 0 has one element, as in NumPy.
 
 Source: Y. LeCun, C. Cortes, C. J. C. Burges, "The MNIST database of handwritten digits", section
 "The idx file format", http://yann.lecun.com/exdb/mnist/.
@@ -36,15 +36,25 @@ TYPES = {
 CODES = {dtype: code for code, dtype in TYPES.items()}
 
 GZIP_MAGIC = b"\x1f\x8b"
-MAX_RANK = 64  # NumPy's own limit; the format could say 255
-CHUNK = 64 * 1024  # bytes; what a lying header can make us allocate
+MAX_RANK = 64  # NumPy's limit, while the format allows 255
+CHUNK = 64 * 1024  # bytes per read, so that a wrong header cannot cause a large allocation
 
 
 class DataError(ValueError):
-    """A data set cannot be used; says in one line which file it is, what was expected and what was found."""
+    """Error for a data set that cannot be used.
+
+    Parameters
+    ----------
+    file : path or str
+        Name of the file or the folder.
+    expected : object
+        Description of what was expected.
+    found : object
+        Description of what was found.
+    """
 
     def __init__(self, file, expected, found):
-        # All three as arguments, and plain ones, or the exception could not travel between processes.
+        # pickle calls the class with these arguments when the error is sent to another process
         super().__init__(str(file), str(expected), str(found))
 
     def __str__(self):
@@ -52,19 +62,42 @@ class DataError(ValueError):
 
 
 class IdxError(DataError):
-    """A file cannot be read or written as idx."""
+    """Error for a file that cannot be read or written as idx.
+
+    Parameters
+    ----------
+    file : path or str
+        Name of the file.
+    expected : object
+        Description of what was expected.
+    found : object
+        Description of what was found.
+    """
 
 
 def read_idx(source):
-    """Read one array from an idx file, raw or gzip, told apart by the first bytes and not by the name.
+    """Read the array of an idx file.
 
-    source: path (str or os.PathLike), or a binary stream, which is read to its end and left open.
+    Parameters
+    ----------
+    source : path or binary file object
+        File, raw or compressed with gzip. Its first bytes determine which, not its name. A file object is read to its
+        end and stays open.
 
-    Returns an array of the file's shape and type: C-contiguous, native-endian, writable.
+    Returns
+    -------
+    ndarray
+        Array of the file's shape and type, C-contiguous, writable and in native byte order.
 
-    Raises IdxError if the file is missing, cannot be read, or is anything but one sound array: a false or
-    incomplete header, too few or too many bytes, a damaged gzip stream. No header is trusted: memory grows
-    only with the bytes that arrive, and no more are unpacked than the header says, plus one buffer.
+    Raises
+    ------
+    IdxError
+        If the file is missing or unreadable, or the header, the number of bytes or the gzip stream is wrong.
+
+    Notes
+    -----
+    Files from unknown sources are safe to read. Memory grows only with the bytes that are present, whatever size the
+    header states, and at most one buffer is decompressed beyond that size.
     """
     is_stream = hasattr(source, "read")
     name = _name(source)
@@ -73,23 +106,29 @@ def read_idx(source):
             start = _read_at_most(stream, 4)
             if start[:2] != GZIP_MAGIC:
                 return _parse(start, stream, name)
-            with gzip.GzipFile(fileobj=_GivenBack(start, stream), mode="rb") as unpacked:
+            with gzip.GzipFile(fileobj=_Prepended(start, stream), mode="rb") as unpacked:
                 return _parse(_read_at_most(unpacked, 4), unpacked, name)
     except (gzip.BadGzipFile, zlib.error, EOFError) as error:
-        raise IdxError(name, "one sound gzip stream and nothing after it", error) from error
+        raise IdxError(name, "one intact gzip stream and nothing after it", error) from error
     except OSError as error:
         raise IdxError(name, "a file that can be read", error.strerror or error) from error
 
 
 def write_idx(target, array):
-    """Write one array as an idx file.
+    """Write an array as an idx file.
 
-    target: path (str or os.PathLike), written whole or not at all, and as gzip if it ends in ".gz" (with no
-        time inside, so that one Python gives one file for one array); or a buffered binary stream, which gets
-        the raw format and is left open.
-    array: uint8, int8, int16, int32, float32 or float64, of any shape, byte order and memory layout.
+    Parameters
+    ----------
+    target : path or binary file object
+        File to write. A path that ends with ``.gz`` gives a gzip file, and a failure leaves no partial file. A file
+        object gets the raw format and stays open.
+    array : array_like
+        Array of dtype uint8, int8, int16, int32, float32 or float64, with any shape and memory order.
 
-    Raises IdxError if idx has no such type or size, or if the path cannot be written.
+    Raises
+    ------
+    IdxError
+        If the format has no such dtype or size, or the path cannot be written.
     """
     array = np.asarray(array)
     name = _name(target)
@@ -108,7 +147,7 @@ def write_idx(target, array):
         return
     data = header + elements
     if name.endswith(".gz"):
-        data = gzip.compress(data, mtime=0)  # no time inside
+        data = gzip.compress(data, mtime=0)  # without a time stamp, equal arrays give equal files
     try:
         write_atomically(name, data)
     except OSError as error:
@@ -116,9 +155,9 @@ def write_idx(target, array):
 
 
 def _parse(start, stream, name):
-    """The array behind the first four bytes `start` and the rest of the file, `stream`."""
+    """Return the array of a file with the first four bytes `start` and the remaining bytes in `stream`."""
     if not start:
-        raise IdxError(name, "an idx file", "no bytes at all")
+        raise IdxError(name, "an idx file", "an empty file")
     if len(start) < 4:
         raise IdxError(name, "a header of at least 4 bytes", len(start))
     if start[:2] != b"\0\0":
@@ -135,42 +174,42 @@ def _parse(start, stream, name):
 
     shape = struct.unpack(f">{rank}I", sizes)
     dtype = TYPES[code]
-    # Python's integers, so no product can overflow. NumPy wants even an empty array's other sizes to fit.
+    # Python's integers cannot overflow. Sizes of 0 are left out because NumPy limits the product of the others too.
     if math.prod(size for size in shape if size) * dtype.itemsize > sys.maxsize:
         raise IdxError(name, "an array that memory can hold", f"a header for shape {shape} of {dtype.name}")
     expected = math.prod(shape) * dtype.itemsize
     elements = _read_at_most(stream, expected)
-    what = f"{expected} bytes of elements for shape {shape} of {dtype.name}"
+    description = f"{expected} bytes of elements for shape {shape} of {dtype.name}"
     if len(elements) < expected:
-        raise IdxError(name, what, len(elements))
-    if stream.read(1):  # at a gzip stream's end, this also has its checksum compared
-        raise IdxError(name, what, "more")
+        raise IdxError(name, description, len(elements))
+    if stream.read(1):  # at the end of a gzip stream, this also verifies its checksum
+        raise IdxError(name, description, "more bytes")
 
     array = np.ndarray(shape, dtype, buffer=elements)
     return array if dtype.isnative else array.byteswap(inplace=True).view(dtype.newbyteorder())
 
 
 def _read_at_most(stream, size):
-    """Up to `size` bytes, fewer only at the end; memory follows what is there, not what is asked for."""
+    """Read `size` bytes, or fewer at the end. The memory grows with the bytes that are present, not with `size`."""
     data = bytearray()
     while len(data) < size and (chunk := stream.read(min(CHUNK, size - len(data)))):
         data += chunk
     return data
 
 
-class _GivenBack:
-    """A stream with the bytes that were taken for a look put back in front: a pipe cannot seek."""
+class _Prepended:
+    """A stream that yields the bytes of `start` first. It replaces ``seek(0)``, which a pipe does not support."""
 
     def __init__(self, start, stream):
         self.start, self.stream = bytes(start), stream
 
     def read(self, size):
-        taken, self.start = self.start[:size], self.start[size:]
-        return taken + _read_at_most(self.stream, size - len(taken))
+        first, self.start = self.start[:size], self.start[size:]
+        return first + _read_at_most(self.stream, size - len(first))
 
 
 def _name(source):
-    """What to call a path or a stream in a message."""
+    """Return the name of a path or a stream for a message."""
     if hasattr(source, "read") or hasattr(source, "write"):
         return str(getattr(source, "name", f"<{type(source).__name__}>"))
     return os.fsdecode(source)

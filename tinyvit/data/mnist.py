@@ -1,7 +1,7 @@
-"""MNIST, which comes with the package, and any data set that is published in the same form.
+"""MNIST, which comes with the package, and other data sets in the same format.
 
 Source: Y. LeCun, L. Bottou, Y. Bengio, P. Haffner, "Gradient-based learning applied to document recognition",
-Proceedings of the IEEE 86(11), 1998, section III.A. What is in the files: tinyvit/data/mnist/README.md.
+Proceedings of the IEEE 86(11), 1998, section III.A. tinyvit/data/mnist/README.md describes the files.
 """
 
 import hashlib
@@ -14,7 +14,7 @@ import numpy as np
 
 from tinyvit.data.idx import DataError, read_idx
 
-# Of the files as they are stored, still compressed.
+# The checksums are those of the compressed files.
 SHA256 = {
     "train-images-idx3-ubyte.gz": "0b367032e93c5d0cea0925647cfdb18614af8ee15f83e6f2fc2ad904a6835971",
     "train-labels-idx1-ubyte.gz": "1787548bbe0bff1ec2ecdc0ef292b02df999e2d1a6002d27500982c652b17203",
@@ -24,20 +24,48 @@ SHA256 = {
 
 
 class DatasetError(DataError):
-    """Files are missing, are not the ones that were published, or do not make up a data set together."""
+    """Error for files that are missing or altered, or that do not form a data set together.
+
+    Parameters
+    ----------
+    file : path or str
+        Name of the file or the folder.
+    expected : object
+        Description of what was expected.
+    found : object
+        Description of what was found.
+    """
 
 
 @dataclass(frozen=True, eq=False)
 class ImageDataset:
-    """Labelled grey-scale images, split for training and testing."""
+    """Labelled grey-scale images for training and for testing.
 
-    train_images: np.ndarray  # (N, S, S) uint8, 0 is background
-    train_labels: np.ndarray  # (N,) uint8, in 0 .. classes - 1
-    test_images: np.ndarray  # (M, S, S) uint8
-    test_labels: np.ndarray  # (M,) uint8
+    Parameters
+    ----------
+    train_images : ndarray of shape (N, S, S)
+        Training images, uint8, where 0 is the background.
+    train_labels : ndarray of shape (N,)
+        Integer labels of the training images, uint8, from 0 to ``classes - 1``.
+    test_images : ndarray of shape (M, S, S)
+        Test images, uint8.
+    test_labels : ndarray of shape (M,)
+        Integer labels of the test images, uint8.
+    classes : int
+        Number of classes.
+    name : str
+        Name of the data set.
+    source : str
+        Folder of the files.
+    """
+
+    train_images: np.ndarray
+    train_labels: np.ndarray
+    test_images: np.ndarray
+    test_labels: np.ndarray
     classes: int
     name: str
-    source: str  # the folder that was read
+    source: str
 
     def __repr__(self):
         def split(images):
@@ -50,18 +78,33 @@ class ImageDataset:
 
 
 def load_mnist(data_dir=None, classes=10):
-    """Load MNIST, or a data set in the form of MNIST such as Fashion-MNIST or KMNIST.
+    """Load MNIST, or a data set in the same format such as Fashion-MNIST or KMNIST.
 
-    data_dir: folder with the four idx files under their usual names, `train-images-idx3-ubyte` or
-        `train-images.idx3-ubyte`, raw or with `.gz`, and so on. Where there are several, that order decides:
-        the name with the hyphen before the name with the dot, and of each the raw file before the packed one.
-        None: the copy of MNIST inside the package, 60,000 + 10,000 images of 28 x 28, checked by SHA-256.
-    classes: the labels must lie in 0 .. classes - 1.
+    Parameters
+    ----------
+    data_dir : path, optional
+        Folder with the four idx files. The default is the copy of MNIST inside the package, which has 60,000 training
+        images and 10,000 test images of 28 x 28 pixels.
+    classes : int, default 10
+        Number of classes. Labels must be from 0 to ``classes - 1``.
 
-    Returns an ImageDataset of uint8 arrays, C-contiguous and writable.
+    Returns
+    -------
+    ImageDataset
+        Images and labels, in C-contiguous and writable arrays.
 
-    Raises DataError: IdxError on a file that is not sound idx, DatasetError on missing or altered files and
-    on arrays that do not belong together.
+    Raises
+    ------
+    IdxError
+        If a file is not a valid idx file.
+    DatasetError
+        If a file is missing, MNIST inside the package is altered, or the arrays do not form a data set.
+
+    Notes
+    -----
+    The files have the usual names. For example, the training images are in the first of these files that exists:
+    ``train-images-idx3-ubyte``, ``train-images-idx3-ubyte.gz``, ``train-images.idx3-ubyte`` and
+    ``train-images.idx3-ubyte.gz``.
     """
     if data_dir is None:
         folder = importlib.resources.files("tinyvit.data") / "mnist"
@@ -72,16 +115,24 @@ def load_mnist(data_dir=None, classes=10):
         if not os.path.isdir(folder):
             raise DatasetError(folder, "a folder with idx files", "no such folder")
 
-    train_images, train_labels, train_file = _load_split(load, folder, "train", classes)
-    test_images, test_labels, test_file = _load_split(load, folder, "t10k", classes)
+    train_images, train_labels, train_file = _load_split(load, folder, split="train", classes=classes)
+    test_images, test_labels, test_file = _load_split(load, folder, split="t10k", classes=classes)
     if train_images.shape[1:] != test_images.shape[1:]:
         expected = f"images of {_size(train_images)} as in {train_file}"
         raise DatasetError(test_file, expected, _size(test_images))
-    return ImageDataset(train_images, train_labels, test_images, test_labels, classes, name, str(folder))
+    return ImageDataset(
+        train_images=train_images,
+        train_labels=train_labels,
+        test_images=test_images,
+        test_labels=test_labels,
+        classes=classes,
+        name=name,
+        source=str(folder),
+    )
 
 
 def _load_split(load, folder, split, classes):
-    """One split's images and labels, checked against each other, and the path of the images for messages."""
+    """Return the images and labels of one split and, for messages, the path of the images."""
     images, images_file = load(folder, f"{split}-images", rank=3)
     if not images.size:
         raise DatasetError(images_file, "at least one image of at least one pixel", f"shape {images.shape}")
@@ -90,7 +141,7 @@ def _load_split(load, folder, split, classes):
 
     labels, labels_file = load(folder, f"{split}-labels", rank=1)
     if len(labels) != len(images):
-        expected = f"{len(images)} labels, one for each image of {images_file}"
+        expected = f"{len(images)} labels, one per image of {images_file}"
         raise DatasetError(labels_file, expected, len(labels))
     wrong = np.flatnonzero(labels >= classes)
     if wrong.size:
@@ -100,7 +151,7 @@ def _load_split(load, folder, split, classes):
 
 
 def _load_embedded(folder, stem, rank):
-    """An array from the package itself, which may be a zip archive, so that there may be no path to open."""
+    """Return an array and its path. The package may be in a zip archive, where a path cannot be opened."""
     file = folder / f"{stem}-idx{rank}-ubyte.gz"
     try:
         packed = file.read_bytes()
@@ -114,9 +165,9 @@ def _load_embedded(folder, stem, rank):
 
 
 def _load_from(folder, stem, rank):
-    """An array from whichever of the usual names the folder has."""
-    names = [f"{stem}{mark}idx{rank}-ubyte{end}" for mark in "-." for end in ("", ".gz")]
-    # Only files: some archives hold a folder with the first name beside a file with the second.
+    """Return an array and its path, from the first file of the folder with one of the usual names."""
+    names = [f"{stem}{separator}idx{rank}-ubyte{suffix}" for separator in "-." for suffix in ("", ".gz")]
+    # Folders are ignored, because some archives have a folder with the first name and a file with the second.
     file = next((path for name in names if os.path.isfile(path := os.path.join(folder, name))), None)
     if file is None:
         raise DatasetError(folder, f"one of {', '.join(names)}", "none of them")

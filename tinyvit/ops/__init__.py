@@ -1,12 +1,17 @@
-"""The mathematics: one file per operation, forward above, backward below, pure functions.
+"""The operations of the model, one per file: a forward and a backward pass, both pure functions.
 
     out, cache = layer_norm_forward(x, w, b)
     dx, dw, db = layer_norm_backward(dout, cache, dw=None, db=None)
 
-A backward pass never writes into `dout` or into its cache. Its last arguments, dw and db here, say where the
-gradients of the parameters go: into new arrays by default. `tinyvit/reference.py` has the same functions in their
-plain form. Read linear, layer_norm, gelu, softmax, attention, class_attention, patches and cross_entropy, in this
-order.
+`dout` is the gradient of the loss with respect to `out`. A backward pass never writes into `dout` or into its cache.
+Its optional arguments, `dw` and `db` here, are arrays for the gradients of the parameters, for example views of one
+flat array. All arrays are NumPy or CuPy arrays of one float dtype, except images and labels.
+
+Shapes are written with B images, T tokens, width D, H heads, K = D / H, N rows or patches, and P pixels per patch
+side. "..." is any number of leading axes.
+
+`tinyvit/reference.py` has the same functions in plain form. A good order to read the files is linear, layer_norm,
+gelu, softmax, attention, class_attention, patches, cross_entropy.
 """
 
 from tinyvit.ops.attention import (

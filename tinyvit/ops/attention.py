@@ -1,4 +1,4 @@
-"""Softmax attention, one head or many (Vaswani et al. 2017, "Attention Is All You Need", section 3.2)."""
+"""Attention with one head, ``out = softmax(q @ k.T / sqrt(K)) @ v``, and with several heads."""
 
 import math
 from typing import Any, NamedTuple
@@ -9,7 +9,7 @@ from tinyvit.ops.softmax import softmax_backward, softmax_forward
 
 
 class AttentionCache(NamedTuple):
-    """What `attention_backward` needs of the forward pass."""
+    """Arrays of `attention_forward` that `attention_backward` reads."""
 
     weights: Any  # (..., S, T)
     q: Any
@@ -19,31 +19,73 @@ class AttentionCache(NamedTuple):
 
 
 def attention_forward(q, k, v, scale=None, out=None):
-    """Each query takes the mean of the values, weighted by how well their keys fit it.
+    """Compute a weighted mean of the values for each query.
 
-    q: (..., S, K); k, v: (..., T, K), float, where S queries look at T tokens; scale: of the scores, 1/sqrt(K) by
-    default; out: where the result goes, if given.
-    Returns out (..., S, K) and the cache.
+    The weights of a query are the softmax of its scaled dot products with the keys.
+
+    Parameters
+    ----------
+    q : ndarray of shape (..., S, K)
+        Queries of S tokens.
+    k : ndarray of shape (..., T, K)
+        Keys of T tokens.
+    v : ndarray of shape (..., T, K)
+        Values of the same T tokens.
+    scale : float, optional
+        Factor of the dot products, ``1 / sqrt(K)`` by default.
+    out : ndarray of shape (..., S, K), optional
+        Array for the output, a new one by default.
+
+    Returns
+    -------
+    out : ndarray of shape (..., S, K)
+        Output.
+    cache : AttentionCache
+        Input of `attention_backward`.
+
+    References
+    ----------
+    Vaswani et al. 2017, "Attention Is All You Need", section 3.2.1.
     """
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
     scores = matmul(q, k.swapaxes(-1, -2), out=empty_scores(q, k))  # (..., S, T)
     scores *= scale
     weights, _ = softmax_forward(scores)
-    return matmul(weights, v, out=out), AttentionCache(weights, q, k, v, scale)
+    return matmul(weights, v, out=out), AttentionCache(weights=weights, q=q, k=k, v=v, scale=scale)
 
 
 def attention_backward(dout, cache, dq=None, dk=None, dv=None):
-    """Return dq (..., S, K), dk and dv (..., T, K) for the gradient `dout` of `attention_forward`'s out.
+    """Compute the gradients of `attention_forward`.
 
-    dq, dk and dv, if given, are the arrays that are written and returned, as a view of a larger array may be.
+    Parameters
+    ----------
+    dout : ndarray of shape (..., S, K)
+        Gradient of the loss with respect to `out`.
+    cache : AttentionCache
+        Cache of `attention_forward`.
+    dq : ndarray of shape (..., S, K), optional
+        Array for the gradient of `q`, a new one by default.
+    dk : ndarray of shape (..., T, K), optional
+        Array for the gradient of `k`, a new one by default.
+    dv : ndarray of shape (..., T, K), optional
+        Array for the gradient of `v`, a new one by default.
+
+    Returns
+    -------
+    dq : ndarray of shape (..., S, K)
+        Gradient of `q`.
+    dk : ndarray of shape (..., T, K)
+        Gradient of `k`.
+    dv : ndarray of shape (..., T, K)
+        Gradient of `v`.
     """
     weights, q, k, v, scale = cache
 
-    # out = weights @ v, so
+    # out = weights @ v
     dweights = matmul(dout, v.swapaxes(-1, -2), out=empty_like(weights))  # (..., S, T)
     dv = matmul(weights.swapaxes(-1, -2), dout, out=dv)  # (..., T, K)
 
-    # weights = softmax(scale * q @ k.T), so
+    # weights = softmax(scale * q @ k.T)
     dscores = softmax_backward(dweights, weights)
     dscores *= scale
     dq = matmul(dscores, k, out=dq)  # (..., S, K)
@@ -52,10 +94,9 @@ def attention_backward(dout, cache, dq=None, dk=None, dv=None):
 
 
 def empty_scores(q, k):
-    """Return an uninitialised array (..., S, T) whose last axis, the keys, is the outermost in memory.
+    """Return an uninitialised array (..., S, T) whose last axis is the outermost in memory.
 
-    A softmax goes along the keys. There are few of them: side by side in memory they would make many short sums, and
-    far apart they make few long ones, which is ten times as fast.
+    NumPy then sums over the T keys by adding T long vectors, which is ten times as fast as many sums of T neighbours.
     """
     *leading, queries, _ = q.shape
     scores = empty((k.shape[-2], *leading, queries), like=q)
@@ -63,7 +104,7 @@ def empty_scores(q, k):
 
 
 class MultiHeadAttentionCache(NamedTuple):
-    """What `multi_head_attention_backward` needs of the forward pass: the caches of its parts."""
+    """Caches of the parts of `multi_head_attention_forward`."""
 
     qkv: tuple
     attention: AttentionCache
@@ -72,48 +113,104 @@ class MultiHeadAttentionCache(NamedTuple):
 
 
 def multi_head_attention_forward(x, w_qkv, b_qkv, w_out, b_out, heads):
-    """Project every token to a query, a key and a value, attend in `heads` slices of the width, and project.
+    """Project each token to a query, a key and a value, apply attention in each head, and project the result.
 
-    x: (B, T, D) float; w_qkv: (D, 3D), columns for queries, keys, values; b_qkv: (3D,); w_out: (D, D);
-    b_out: (D,); heads divides D. Returns out (B, T, D) and the cache for `multi_head_attention_backward`.
-    Raises `ValueError` if heads does not divide D.
+    Parameters
+    ----------
+    x : ndarray of shape (B, T, D)
+        Tokens.
+    w_qkv : ndarray of shape (D, 3 * D)
+        Weights of the first projection, with D columns each for the queries, the keys and the values.
+    b_qkv : ndarray of shape (3 * D,)
+        Bias of the first projection.
+    w_out : ndarray of shape (D, D)
+        Weights of the second projection.
+    b_out : ndarray of shape (D,)
+        Bias of the second projection.
+    heads : int
+        Number of heads H, a divisor of D. Head h uses the columns ``h * K`` to ``(h + 1) * K`` of each part.
+
+    Returns
+    -------
+    out : ndarray of shape (B, T, D)
+        Output.
+    cache : MultiHeadAttentionCache
+        Input of `multi_head_attention_backward`.
+
+    Raises
+    ------
+    ValueError
+        If `heads` does not divide D.
+
+    References
+    ----------
+    Vaswani et al. 2017, "Attention Is All You Need", section 3.2.2.
     """
     check_heads(x, heads)
     qkv, qkv_cache = linear_forward(x, w_qkv, b_qkv)
     q, k, v = (split_heads(part, heads) for part in thirds(qkv))
-    attended = empty(x.shape, like=x)  # (B, T, D): every head writes its columns
+    attended = empty(x.shape, like=x)  # (B, T, D): each head writes its own columns
     _, attention_cache = attention_forward(q, k, v, out=split_heads(attended, heads))
     out, out_cache = linear_forward(attended, w_out, b_out)
-    return out, MultiHeadAttentionCache(qkv_cache, attention_cache, out_cache, heads)
+    return out, MultiHeadAttentionCache(qkv=qkv_cache, attention=attention_cache, out=out_cache, heads=heads)
 
 
 def multi_head_attention_backward(dout, cache, dw_qkv=None, db_qkv=None, dw_out=None, db_out=None):
-    """Return dx (B, T, D), dw_qkv, db_qkv, dw_out, db_out for the gradient `dout` (B, T, D) of out.
+    """Compute the gradients of `multi_head_attention_forward`.
 
-    The last four, if given, are the arrays that are written and returned, as a view of a larger array may be.
+    Parameters
+    ----------
+    dout : ndarray of shape (B, T, D)
+        Gradient of the loss with respect to `out`.
+    cache : MultiHeadAttentionCache
+        Cache of `multi_head_attention_forward`.
+    dw_qkv : ndarray of shape (D, 3 * D), optional
+        Array for the gradient of `w_qkv`, a new one by default.
+    db_qkv : ndarray of shape (3 * D,), optional
+        Array for the gradient of `b_qkv`, a new one by default.
+    dw_out : ndarray of shape (D, D), optional
+        Array for the gradient of `w_out`, a new one by default.
+    db_out : ndarray of shape (D,), optional
+        Array for the gradient of `b_out`, a new one by default.
+
+    Returns
+    -------
+    dx : ndarray of shape (B, T, D)
+        Gradient of `x`.
+    dw_qkv : ndarray of shape (D, 3 * D)
+        Gradient of `w_qkv`.
+    db_qkv : ndarray of shape (3 * D,)
+        Gradient of `b_qkv`.
+    dw_out : ndarray of shape (D, D)
+        Gradient of `w_out`.
+    db_out : ndarray of shape (D,)
+        Gradient of `b_out`.
     """
     qkv_cache, attention_cache, out_cache, heads = cache
-    dattended, dw_out, db_out = linear_backward(dout, out_cache, dw_out, db_out)
+    # out = attended @ w_out + b_out
+    dattended, dw_out, db_out = linear_backward(dout, out_cache, dw=dw_out, db=db_out)
+    # attended = attention(q, k, v), head by head
     dqkv = empty((*dout.shape[:2], 3 * dout.shape[2]), like=dout)
     dq, dk, dv = (split_heads(part, heads) for part in thirds(dqkv))
-    attention_backward(split_heads(dattended, heads), attention_cache, dq, dk, dv)
-    dx, dw_qkv, db_qkv = linear_backward(dqkv, qkv_cache, dw_qkv, db_qkv)
+    attention_backward(split_heads(dattended, heads), attention_cache, dq=dq, dk=dk, dv=dv)
+    # q, k, v = thirds(x @ w_qkv + b_qkv)
+    dx, dw_qkv, db_qkv = linear_backward(dqkv, qkv_cache, dw=dw_qkv, db=db_qkv)
     return dx, dw_qkv, db_qkv, dw_out, db_out
 
 
 def split_heads(x, heads):
-    """View x (..., T, D) as (..., H, T, K): head h has the columns h*K to (h+1)*K."""
+    """Return a view of `x` (..., T, D) as (..., H, T, K). Head h has the columns ``h * K`` to ``(h + 1) * K``."""
     *leading, tokens, width = x.shape
     return x.reshape(*leading, tokens, heads, width // heads).swapaxes(-3, -2)
 
 
 def thirds(x):
-    """View the last axis in its three parts, for queries, keys and values."""
+    """Return views of the three equal parts of the last axis: queries, keys and values."""
     width = x.shape[-1] // 3
     return x[..., :width], x[..., width : 2 * width], x[..., 2 * width :]
 
 
 def check_heads(x, heads):
-    """Raise `ValueError` unless heads divides the width of x."""
+    """Raise `ValueError` unless `heads` divides the width of `x`."""
     if x.shape[-1] % heads:
-        raise ValueError(f"{heads} heads do not divide a width of {x.shape[-1]}")
+        raise ValueError(f"heads must divide the width of a token: {heads} does not divide {x.shape[-1]}")

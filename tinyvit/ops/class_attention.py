@@ -1,4 +1,4 @@
-"""Multi-head attention for the class token alone, which is all that the last block of a classifier needs."""
+"""Multi-head attention that computes only the class token, as the last block of a classifier needs no other."""
 
 import math
 from typing import Any, NamedTuple
@@ -16,10 +16,10 @@ from tinyvit.ops.linear import linear_backward, linear_forward
 
 
 class ClassAttentionCache(NamedTuple):
-    """What `class_attention_backward` needs of the forward pass."""
+    """Arrays of `class_attention_forward` that `class_attention_backward` reads, and the caches of its parts."""
 
-    q_linear: tuple  # the cache of the layer that gives the query
-    attention: AttentionCache  # its weights are (B, H, T)
+    q_linear: tuple
+    attention: AttentionCache  # with weights (B, H, T)
     out: tuple
     q: Any  # (B, D)
     seen: Any  # (B, H, D)
@@ -28,15 +28,42 @@ class ClassAttentionCache(NamedTuple):
 
 
 def class_attention_forward(x, w_qkv, b_qkv, w_out, b_out, heads):
-    """The first token's part of `multi_head_attention_forward`, which is all that a classifier's last block needs.
+    """Compute ``multi_head_attention_forward(...)[:, :1]`` with a tenth of the work.
 
-    Arguments as there. Returns out (B, 1, D) and the cache for `class_attention_backward`.
+    Parameters
+    ----------
+    x : ndarray of shape (B, T, D)
+        Tokens, the class token first.
+    w_qkv : ndarray of shape (D, 3 * D)
+        Weights of the first projection, with D columns each for the queries, the keys and the values.
+    b_qkv : ndarray of shape (3 * D,)
+        Bias of the first projection.
+    w_out : ndarray of shape (D, D)
+        Weights of the second projection.
+    b_out : ndarray of shape (D,)
+        Bias of the second projection.
+    heads : int
+        Number of heads H, a divisor of D.
 
-    One query a head has no use for the keys and values of all tokens. With x for the tokens, and a head's columns of
-    the weights and biases, its scores are q . (x w_k + b_k) = (q w_k.T) . x + q . b_k: take the query to the tokens
-    instead of the tokens to the query. The last term is the same for every token, and softmax does not see it. In
-    the same way weights . (x w_v + b_v) = (weights . x) w_v + b_v, as the weights sum to 1. It is the same function
-    at a tenth of the work.
+    Returns
+    -------
+    out : ndarray of shape (B, 1, D)
+        Output for the class token.
+    cache : ClassAttentionCache
+        Input of `class_attention_backward`.
+
+    Raises
+    ------
+    ValueError
+        If `heads` does not divide D.
+
+    Notes
+    -----
+    A head has only one query, so the keys and values of all tokens need not be computed. The scores are
+    ``q @ (x @ w_k + b_k).T = (q @ w_k.T) @ x.T + q @ b_k``. The last term is the same for every token, and softmax
+    ignores a common shift. The result is ``weights @ (x @ w_v + b_v) = (weights @ x) @ w_v + b_v``, because the
+    weights sum to 1. So attention runs on `x` itself. In the code, `question` is ``q @ w_k.T`` and `seen` is
+    ``weights @ x``.
     """
     check_heads(x, heads)
     batch, _, width = x.shape
@@ -52,11 +79,48 @@ def class_attention_forward(x, w_qkv, b_qkv, w_out, b_out, heads):
     attended += b_v
 
     out, out_cache = linear_forward(attended, w_out, b_out)
-    return out[:, None], ClassAttentionCache(q_cache, attention_cache, out_cache, q, seen, w_qkv, heads)
+    return out[:, None], ClassAttentionCache(
+        q_linear=q_cache,
+        attention=attention_cache,
+        out=out_cache,
+        q=q,
+        seen=seen,
+        w_qkv=w_qkv,
+        heads=heads,
+    )
 
 
 def class_attention_backward(dout, cache, dw_qkv=None, db_qkv=None, dw_out=None, db_out=None):
-    """Return what `multi_head_attention_backward` does, for the gradient `dout` (B, 1, D) of out."""
+    """Compute the gradients of `class_attention_forward`.
+
+    Parameters
+    ----------
+    dout : ndarray of shape (B, 1, D)
+        Gradient of the loss with respect to `out`.
+    cache : ClassAttentionCache
+        Cache of `class_attention_forward`.
+    dw_qkv : ndarray of shape (D, 3 * D), optional
+        Array for the gradient of `w_qkv`, a new one by default.
+    db_qkv : ndarray of shape (3 * D,), optional
+        Array for the gradient of `b_qkv`, a new one by default.
+    dw_out : ndarray of shape (D, D), optional
+        Array for the gradient of `w_out`, a new one by default.
+    db_out : ndarray of shape (D,), optional
+        Array for the gradient of `b_out`, a new one by default.
+
+    Returns
+    -------
+    dx : ndarray of shape (B, T, D)
+        Gradient of `x`.
+    dw_qkv : ndarray of shape (D, 3 * D)
+        Gradient of `w_qkv`.
+    db_qkv : ndarray of shape (3 * D,)
+        Gradient of `b_qkv`. Its part for the keys is zero.
+    dw_out : ndarray of shape (D, D)
+        Gradient of `w_out`.
+    db_out : ndarray of shape (D,)
+        Gradient of `b_out`.
+    """
     q_cache, attention_cache, out_cache, q, seen, w_qkv, heads = cache
     batch = len(q)
     dw_qkv = empty_like(w_qkv) if dw_qkv is None else dw_qkv
@@ -64,26 +128,29 @@ def class_attention_backward(dout, cache, dw_qkv=None, db_qkv=None, dw_out=None,
     _, w_k, w_v = (split_heads(part, heads) for part in thirds(w_qkv))  # (H, D, K)
     dw_q, dw_k, dw_v = thirds(dw_qkv)
     db_q, db_k, db_v = thirds(db_qkv)
-    dattended, dw_out, db_out = linear_backward(dout[:, 0], out_cache, dw_out, db_out)
 
-    # attended = seen @ w_v + b_v, head by head, so
+    # out = attended @ w_out + b_out
+    dattended, dw_out, db_out = linear_backward(dout[:, 0], out_cache, dw=dw_out, db=db_out)
+
+    # attended = seen @ w_v + b_v, head by head
     matmul(ones(batch, like=dattended), dattended, out=db_v)
     dattended = split_heads(dattended, heads)  # (H, B, K)
     matmul(seen.swapaxes(0, 1).swapaxes(1, 2), dattended, out=split_heads(dw_v, heads))
     dseen = empty_like(seen)  # (B, H, D)
     matmul(dattended, w_v.swapaxes(1, 2), out=dseen.swapaxes(0, 1))
 
-    # seen = attention(question, x, x), so x is reached twice
+    # seen = attention(question, x, x), where x serves as keys and as values
     dquestion, dx, dx_as_values = attention_backward(dseen, attention_cache)
     dx += dx_as_values
 
-    # question = q @ w_k.T, head by head, and b_k has no part in anything, so
+    # question = q @ w_k.T, head by head, without b_k
     dquestion = dquestion.swapaxes(0, 1)  # (H, B, D)
     matmul(dquestion.swapaxes(1, 2), split_heads(q, heads), out=split_heads(dw_k, heads))
     db_k[...] = 0
     dq = empty_like(q)
     matmul(dquestion, w_k, out=split_heads(dq, heads))
 
-    dasking, _, _ = linear_backward(dq, q_cache, dw_q, db_q)
-    dx[:, 0] += dasking
+    # q = x[:, 0] @ w_q + b_q
+    dclass, _, _ = linear_backward(dq, q_cache, dw=dw_q, db=db_q)
+    dx[:, 0] += dclass
     return dx, dw_qkv, db_qkv, dw_out, db_out

@@ -1,4 +1,4 @@
-"""Softmax cross-entropy with optional label smoothing (Szegedy et al. 2016, section 7)."""
+"""Softmax cross-entropy, ``loss = -mean(sum(target * log(softmax(logits))))``, with optional label smoothing."""
 
 import numpy as np
 
@@ -6,26 +6,49 @@ from tinyvit.backend import array_module
 
 
 def cross_entropy_forward(logits, targets, smoothing=0.0):
-    """Mean over the batch of the cross-entropy between softmax(logits) and the smoothed targets.
+    """Compute the mean cross-entropy between ``softmax(logits)`` and the targets.
 
-    logits: (B, classes) float; targets: labels (B,), integers from 0 to classes - 1, or probabilities (B, classes),
-    float, whose rows sum to 1; smoothing in [0, 1) moves that share of every target to all classes evenly.
-    Returns the loss, a 0-d array, and the cache.
-    Raises `ValueError` on shapes that do not fit and, on a CPU, on a label out of range and on probabilities that are
-    negative or do not sum to 1. On a GPU such a check would wait for the device: the loss of such a label is NaN
-    there, which training reports.
+    Parameters
+    ----------
+    logits : ndarray of shape (B, classes)
+        Scores of the classes.
+    targets : ndarray of shape (B,) or (B, classes)
+        Integer labels from 0 to ``classes - 1``, or probabilities of the classes.
+    smoothing : float, default 0.0
+        Part of every target that is distributed evenly over all classes, from 0 to below 1.
+
+    Returns
+    -------
+    loss : ndarray of shape ()
+        Mean loss of the batch.
+    cache : tuple
+        Input of `cross_entropy_backward`.
+
+    Raises
+    ------
+    ValueError
+        If the shapes do not fit, a label is out of range, or probabilities are negative or do not sum to 1.
+
+    Notes
+    -----
+    On a GPU only the shapes are checked, because reading values would wait for the device. There, a label that is out
+    of range makes the loss NaN.
+
+    References
+    ----------
+    Szegedy et al. 2016, "Rethinking the Inception Architecture for Computer Vision", section 7, on label smoothing.
     """
     xp = array_module(logits)
     if logits.ndim != 2 or targets.shape not in (logits.shape[:1], logits.shape):
         raise ValueError(
-            "cross-entropy needs logits (B, classes) and labels (B,) or probabilities (B, classes), not "
-            f"{logits.shape} and {targets.shape}"
+            "cross-entropy needs logits of shape (B, classes) with labels of shape (B,) or probabilities of shape "
+            f"(B, classes), not logits of shape {logits.shape} with targets of shape {targets.shape}"
         )
     probabilities = one_hot(targets, logits) if targets.ndim == 1 else checked_probabilities(targets, logits)
     target = probabilities * (1 - smoothing)
     target += smoothing / logits.shape[1]
 
-    # log softmax(z) = z - max(z) - log(sum(exp(z - max(z)))): the largest exponent is 0, so nothing overflows
+    # log(softmax(z)) = z - max(z) - log(sum(exp(z - max(z)))), where the largest exponent is 0 and cannot overflow
     log_probabilities = logits - logits.max(axis=1, keepdims=True)
     log_probabilities -= xp.log(xp.exp(log_probabilities).sum(axis=1, keepdims=True))
     loss = -(target * log_probabilities).sum(axis=1).mean()
@@ -33,31 +56,44 @@ def cross_entropy_forward(logits, targets, smoothing=0.0):
 
 
 def cross_entropy_backward(dloss, cache):
-    """Return dlogits (B, classes) for the gradient `dloss`, a number, of `cross_entropy_forward`'s loss."""
+    """Compute the gradient of `cross_entropy_forward`.
+
+    Parameters
+    ----------
+    dloss : float
+        Gradient of the final loss with respect to `loss`, which is 1 if `loss` is the final loss.
+    cache : tuple
+        Cache of `cross_entropy_forward`.
+
+    Returns
+    -------
+    ndarray of shape (B, classes)
+        Gradient of `logits`.
+    """
     probabilities, target = cache
-    # loss = -mean(target . log softmax(logits)) and every row of target sums to 1, so
+    # loss = -mean(sum(target * log(softmax(logits)))), where every row of target sums to 1
     dlogits = probabilities - target
     dlogits *= dloss / len(target)
     return dlogits
 
 
 def one_hot(labels, logits):
-    """Return (B, classes) like `logits`: 1 at each label (B,), 0 elsewhere, NaN for a label out of range."""
+    """Return an array (B, classes) with 1 at each label and 0 elsewhere, or NaN for a label that is out of range."""
     xp = array_module(logits)
     classes = logits.shape[1]
     target = (labels[:, None] == xp.arange(classes)).astype(logits.dtype)
-    hits = target.sum(axis=1, keepdims=True)  # 1 in every row, 0 for a label out of range
+    hits = target.sum(axis=1, keepdims=True)  # (B, 1): 1, or 0 for a label that is out of range
     if xp is np and not hits.all():
         wrong = labels[hits[:, 0] == 0][0]
-        raise ValueError(f"a label is {wrong}, but there are the classes 0 to {classes - 1}")
+        raise ValueError(f"a label is {wrong}, but labels must be integers from 0 to {classes - 1}")
     target /= hits
     return target
 
 
 def checked_probabilities(targets, logits):
-    """Return probabilities (B, classes) in the dtype of `logits`; raise `ValueError` if they are none (CPU only)."""
-    if array_module(logits) is np and not (
-        (targets >= 0).all() and np.allclose(targets.sum(axis=1), 1, rtol=0, atol=1e-4)
-    ):
-        raise ValueError("the probabilities of an image must be at least 0 and sum to 1")
+    """Return `targets` in the dtype of `logits`. On a CPU, raise `ValueError` unless they are probabilities."""
+    if array_module(logits) is np:
+        fits = (targets >= 0).all(axis=1) & np.isclose(targets.sum(axis=1), 1, rtol=0, atol=1e-4)
+        if not fits.all():
+            raise ValueError(f"target probabilities must be at least 0 and sum to 1, not {targets[~fits][0]}")
     return targets.astype(logits.dtype, copy=False)

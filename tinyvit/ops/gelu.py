@@ -1,4 +1,4 @@
-"""The Gaussian error linear unit, x * cdf(x) (Hendrycks and Gimpel 2016, "Gaussian Error Linear Units")."""
+"""The Gaussian error linear unit, ``out = x * cdf(x)``, and its approximation by tanh."""
 
 import math
 
@@ -9,10 +9,25 @@ from tinyvit.memory import empty_like
 
 
 def gelu_forward(x, with_cache=True):
-    """Multiply each x by the probability that a standard normal variable is below it.
+    """Multiply each element by the probability that a standard normal variable is below it.
 
-    x: any shape, float. Returns out of the same shape, and the cache: the derivative, which is cheapest here
-    because it shares the distribution with out. Where no backward will follow, with_cache=False spares it: None.
+    Parameters
+    ----------
+    x : ndarray
+        Input of any shape.
+    with_cache : bool, default True
+        Whether to compute the cache. Without a backward pass it is not needed.
+
+    Returns
+    -------
+    out : ndarray of the shape of `x`
+        Output.
+    cache : ndarray of the shape of `x`, or None
+        Derivative of `out`. It is computed here because it needs `cdf(x)` too.
+
+    References
+    ----------
+    Hendrycks and Gimpel 2016, "Gaussian Error Linear Units (GELUs)".
     """
     if loops := loops_for(x):
         out, derivative = empty_like(x), empty_like(x) if with_cache else None
@@ -25,35 +40,62 @@ def gelu_forward(x, with_cache=True):
     xp = array_module(x)
     square = xp.multiply(x, x, out=empty_like(x))
 
-    # out = x * cdf(x) and cdf' = density, so the derivative is x * density(x) + cdf(x)
+    # out = x * cdf(x)
+    # derivative = x * density(x) + cdf(x) with density(x) = exp(-x**2 / 2) / sqrt(2 pi)
     if with_cache:
-        derivative = xp.multiply(square, -0.5, out=empty_like(x))  # for now the exponent of the density
+        derivative = xp.multiply(square, -0.5, out=empty_like(x))  # holds the exponent, then the density
         xp.exp(derivative, out=derivative)
         derivative *= 1 / math.sqrt(2 * math.pi)
         derivative *= x
     cdf = normal_cdf(x, square)
     if with_cache:
         derivative += cdf
-    out = xp.multiply(x, cdf, out=square)  # in the buffer of square, which is free now
+    out = xp.multiply(x, cdf, out=square)  # reuses the memory of square
     return out, derivative if with_cache else None
 
 
 def gelu_backward(dout, cache):
-    """Return dx, of the shape of `dout`, for the gradient `dout` of `gelu_forward`'s out."""
+    """Compute the gradient of `gelu_forward` or of `gelu_tanh_forward`.
+
+    Parameters
+    ----------
+    dout : ndarray
+        Gradient of the loss with respect to `out`.
+    cache : ndarray of the shape of `dout`
+        Cache of the forward pass, which is the derivative of `out`.
+
+    Returns
+    -------
+    ndarray of the shape of `dout`
+        Gradient of `x`.
+    """
     derivative = cache
     return array_module(dout).multiply(dout, derivative, out=empty_like(dout))
 
 
 def gelu_tanh_forward(x, with_cache=True):
-    """The tanh form: cdf(x) replaced by (1 + tanh(u)) / 2 with u = sqrt(2/pi) * (x + 0.044715 x**3).
+    """Compute GELU with an approximate `cdf`, as some published models do.
 
-    x: any shape, float. Returns out of the same shape, and the derivative or None, as `gelu_forward` does.
-    `gelu_backward` serves both, because a cache holds a derivative whatever the formula was.
+    The approximation is ``cdf(x) = (1 + tanh(u)) / 2`` with ``u = sqrt(2 / pi) * (x + 0.044715 * x**3)``.
+
+    Parameters
+    ----------
+    x : ndarray
+        Input of any shape.
+    with_cache : bool, default True
+        Whether to compute the cache. Without a backward pass it is not needed.
+
+    Returns
+    -------
+    out : ndarray of the shape of `x`
+        Output.
+    cache : ndarray of the shape of `x`, or None
+        Derivative of `out`, the input of `gelu_backward`.
     """
     xp = array_module(x)
     scale = math.sqrt(2 / math.pi)
     square = xp.multiply(x, x, out=empty_like(x))
-    tanh = xp.multiply(square, 0.044715 * scale, out=empty_like(x))  # at first u
+    tanh = xp.multiply(square, 0.044715 * scale, out=empty_like(x))  # holds u, and below tanh(u)
     tanh += scale
     tanh *= x
     xp.tanh(tanh, out=tanh)
@@ -61,12 +103,13 @@ def gelu_tanh_forward(x, with_cache=True):
     out *= x
     out *= 0.5
 
-    # out = x (1 + tanh(u)) / 2, so its derivative is (1 + tanh(u)) / 2 + x (1 - tanh(u)**2) u' / 2
+    # out = x * (1 + tanh(u)) / 2
+    # derivative = (1 + tanh(u)) / 2 + x * (1 - tanh(u)**2) * slope / 2, where slope is the derivative of u
     if with_cache:
-        slope = square  # in its buffer, which is free now
+        slope = square  # reuses the memory of square
         slope *= 3 * 0.044715 * scale
-        slope += scale  # u'
-        slope *= x
+        slope += scale
+        slope *= x  # now x * slope
         derivative = xp.multiply(tanh, tanh, out=empty_like(x))
         xp.subtract(1, derivative, out=derivative)
         derivative *= slope
@@ -77,11 +120,10 @@ def gelu_tanh_forward(x, with_cache=True):
 
 
 def normal_cdf(x, square):
-    """Return the standard normal distribution function at x, (1 + erf(x / sqrt(2))) / 2.
+    """Return the standard normal distribution function ``(1 + erf(x / sqrt(2))) / 2``.
 
-    x: float, any shape; square: x * x, which is overwritten. In float32 on the CPU a polynomial inside a tanh
-    (`_TANH_SERIES`) replaces erf: within 1.2e-7 of the true value, which is float32's own precision, and several
-    times as fast.
+    It overwrites `square`, which is ``x * x``. In float32 on a CPU, `_TANH_SERIES` replaces `erf`. This is several
+    times as fast, and the error is at most 1.2e-7, which is the precision of float32.
     """
     xp = array_module(x)
     if xp is np and x.dtype == np.float32:
@@ -100,9 +142,9 @@ def normal_cdf(x, square):
     return cdf
 
 
-# erf(x / sqrt(2)) = tanh(x * P(x**2)): P is smooth, so few terms do. Fitted for the least largest error of the
-# distribution function on |x| < 5.5 (2.9e-8 in exact arithmetic), where float32 can no longer tell it from 1;
-# `tests/heart/test_gelu.py` measures it. The tanh form of GELU above is the first two terms of this series, rounded.
+# Coefficients of the polynomial P in erf(x / sqrt(2)) = tanh(x * P(x**2)). They minimise the largest error of
+# `normal_cdf` for |x| < 5.5, which is 2.9e-8 in exact arithmetic. From 5.5 on, float32 rounds the result to 1.
+# `tests/heart/test_gelu.py` repeats the fit. `gelu_tanh_forward` uses the first two terms, with other roundings.
 _LARGEST_SQUARE = np.float32(5.5**2)
 _TANH_SERIES = tuple(
     np.float32(c)

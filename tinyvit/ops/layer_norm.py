@@ -1,4 +1,4 @@
-"""Layer normalisation over the last axis (Ba, Kiros and Hinton 2016, "Layer Normalization")."""
+"""Layer normalisation, ``out = (x - mean(x)) / sqrt(var(x) + epsilon) * w + b`` over the last axis."""
 
 from typing import Any, NamedTuple
 
@@ -9,7 +9,7 @@ from tinyvit.memory import empty, empty_like, matmul, ones
 
 
 class LayerNormCache(NamedTuple):
-    """What `layer_norm_backward` needs of the forward pass."""
+    """Arrays of `layer_norm_forward` that `layer_norm_backward` reads."""
 
     normalised: Any  # (N, D)
     inverse_deviation: Any  # (N, 1)
@@ -17,9 +17,29 @@ class LayerNormCache(NamedTuple):
 
 
 def layer_norm_forward(x, w, b, epsilon=1e-6):
-    """Shift and scale each vector along the last axis to mean 0 and variance 1, then apply w and b.
+    """Shift and scale each vector to mean 0 and variance 1, then multiply by `w` and add `b`.
 
-    x: (..., D) float; w, b: (D,); epsilon is added to the variance. Returns out (..., D) and the cache.
+    Parameters
+    ----------
+    x : ndarray of shape (..., D)
+        Input. The mean and the variance are taken over the last axis.
+    w : ndarray of shape (D,)
+        Factor for each component.
+    b : ndarray of shape (D,)
+        Offset for each component.
+    epsilon : float, default 1e-6
+        Number added to the variance, so that a constant vector causes no division by zero.
+
+    Returns
+    -------
+    out : ndarray of shape (..., D)
+        Output.
+    cache : LayerNormCache
+        Input of `layer_norm_backward`.
+
+    References
+    ----------
+    Ba, Kiros and Hinton 2016, "Layer Normalization".
     """
     xp = array_module(x)
     width = x.shape[-1]
@@ -30,7 +50,7 @@ def layer_norm_forward(x, w, b, epsilon=1e-6):
         return out.reshape(x.shape), LayerNormCache(normalised, inverse_deviation, w)
 
     normalised = xp.subtract(rows, row_means(rows), out=empty_like(rows))
-    out = xp.multiply(normalised, normalised, out=empty_like(rows))  # for now the squares
+    out = xp.multiply(normalised, normalised, out=empty_like(rows))  # holds the squares first, then the output
     inverse_deviation = 1 / xp.sqrt(row_means(out) + epsilon)  # (N, 1)
     normalised *= inverse_deviation
     xp.multiply(normalised, w, out=out)
@@ -39,9 +59,27 @@ def layer_norm_forward(x, w, b, epsilon=1e-6):
 
 
 def layer_norm_backward(dout, cache, dw=None, db=None):
-    """Return dx (..., D), dw (D,) and db (D,) for the gradient `dout` (..., D) of `layer_norm_forward`'s out.
+    """Compute the gradients of `layer_norm_forward`.
 
-    dw and db, if given, are the arrays that are written and returned.
+    Parameters
+    ----------
+    dout : ndarray of shape (..., D)
+        Gradient of the loss with respect to `out`.
+    cache : LayerNormCache
+        Cache of `layer_norm_forward`.
+    dw : ndarray of shape (D,), optional
+        Array for the gradient of `w`, a new one by default.
+    db : ndarray of shape (D,), optional
+        Array for the gradient of `b`, a new one by default.
+
+    Returns
+    -------
+    dx : ndarray of shape (..., D)
+        Gradient of `x`.
+    dw : ndarray of shape (D,)
+        Gradient of `w`.
+    db : ndarray of shape (D,)
+        Gradient of `b`.
     """
     normalised, inverse_deviation, w = cache
     xp = array_module(dout)
@@ -55,17 +93,17 @@ def layer_norm_backward(dout, cache, dw=None, db=None):
 
     product = xp.multiply(drows, normalised, out=empty_like(normalised))
 
-    # out = normalised * w + b, so
+    # out = normalised * w + b
     every_row = ones(len(drows), like=drows)
     dw = matmul(every_row, product, out=dw)  # sum over n
-    db = matmul(every_row, drows, out=db)
+    db = matmul(every_row, drows, out=db)  # sum over n
     dnormalised = xp.multiply(drows, w, out=empty_like(normalised))
 
-    # normalised = (x - mean) / deviation: x acts directly, through the mean, and through the deviation, so
+    # normalised = (x - mean(x)) / deviation(x), where x also changes the mean and the deviation
     # dx = (dnormalised - mean(dnormalised) - normalised * mean(dnormalised * normalised)) / deviation
     through_mean = row_means(drows, w)
     through_deviation = row_means(product, w)
-    dx = xp.multiply(normalised, through_deviation, out=product)  # in the buffer of product, which is free now
+    dx = xp.multiply(normalised, through_deviation, out=product)  # reuses the memory of product
     xp.subtract(dnormalised, dx, out=dx)
     dx -= through_mean
     dx *= inverse_deviation
@@ -73,7 +111,7 @@ def layer_norm_backward(dout, cache, dw=None, db=None):
 
 
 def row_means(x, w=None):
-    """Return the mean (N, 1) of every row of x (N, D), or of x * w for w (D,): as a product, faster than `mean`."""
+    """Return the means (N, 1) of the rows of `x` (N, D), or of ``x * w``. A matrix product is faster than `mean`."""
     w = ones(x.shape[-1], like=x) if w is None else w
     sums = matmul(x, w[:, None])
     sums /= x.shape[-1]

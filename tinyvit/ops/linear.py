@@ -1,30 +1,66 @@
-"""The linear layer, out = x @ w + b, and its three gradients."""
+"""The linear layer, ``out = x @ w + b``."""
 
 from tinyvit.memory import matmul, ones
 
 
 def linear_forward(x, w, b):
-    """Multiply the last axis of `x` by a matrix and add a bias.
+    """Compute ``out = x @ w + b``.
 
-    x: (..., I) float; w: (I, O); b: (O,). Returns out (..., O) and the cache for `linear_backward`.
-    Raises `ValueError` if the axes do not fit. The weight is stored (in, out), so that out = x @ w.
+    Parameters
+    ----------
+    x : ndarray of shape (..., I)
+        Input.
+    w : ndarray of shape (I, O)
+        Weights.
+    b : ndarray of shape (O,)
+        Bias.
+
+    Returns
+    -------
+    out : ndarray of shape (..., O)
+        Output.
+    cache : tuple
+        Input of `linear_backward`.
+
+    Raises
+    ------
+    ValueError
+        If the last axis of `x` and the first axis of `w` have different lengths.
     """
-    rows = x.reshape(-1, x.shape[-1])  # one two-dimensional product is faster than many small ones
+    rows = x.reshape(-1, x.shape[-1])  # (N, I): one large matrix product is faster than many small ones
     out = matmul(rows, w)
     out += b
     return out.reshape(*x.shape[:-1], w.shape[1]), (x, w)
 
 
 def linear_backward(dout, cache, dw=None, db=None):
-    """Return dx (..., I), dw (I, O) and db (O,) for the gradient `dout` (..., O) of `linear_forward`'s out.
+    """Compute the gradients of `linear_forward`.
 
-    dw and db, if given, are the arrays that are written and returned, as a view of a larger array may be.
+    Parameters
+    ----------
+    dout : ndarray of shape (..., O)
+        Gradient of the loss with respect to `out`.
+    cache : tuple
+        Cache of `linear_forward`.
+    dw : ndarray of shape (I, O), optional
+        Array for the gradient of `w`, a new one by default.
+    db : ndarray of shape (O,), optional
+        Array for the gradient of `b`, a new one by default.
+
+    Returns
+    -------
+    dx : ndarray of shape (..., I)
+        Gradient of `x`.
+    dw : ndarray of shape (I, O)
+        Gradient of `w`.
+    db : ndarray of shape (O,)
+        Gradient of `b`.
     """
     x, w = cache
     rows = x.reshape(-1, x.shape[-1])  # (N, I)
     drows = dout.reshape(-1, dout.shape[-1])  # (N, O)
 
-    # out[n, o] = sum_i x[n, i] w[i, o] + b[o], so
+    # out[n, o] = sum over i of x[n, i] * w[i, o] + b[o]
     dx = matmul(drows, w.T)  # sum over o
     dw = matmul(rows.T, drows, out=dw)  # sum over n
     db = matmul(ones(len(drows), like=drows), drows, out=db)  # sum over n

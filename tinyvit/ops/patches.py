@@ -1,4 +1,4 @@
-"""Images to tokens: patches, their embedding, the class token and the positions (Dosovitskiy et al. 2021, 3.1)."""
+"""From images to tokens: ``tokens = [class_token, patches @ w + b] + positions``."""
 
 from typing import Any, NamedTuple
 
@@ -10,7 +10,20 @@ from tinyvit.ops.linear import linear_backward, linear_forward
 
 
 def patches_forward(images, patch_size):
-    """Cut images (B, R, C) into squares of `patch_size` pixels: (B, N, P*P), row by row, of the same dtype."""
+    """Cut images into square patches, row by row.
+
+    Parameters
+    ----------
+    images : ndarray of shape (B, R, C)
+        Images of R rows and C columns, of any dtype.
+    patch_size : int
+        Side P of a patch in pixels, a divisor of R and C.
+
+    Returns
+    -------
+    ndarray of shape (B, N, P * P)
+        The N patches of each image, in the dtype of `images`.
+    """
     batch, rows, columns = images.shape
     down, across = rows // patch_size, columns // patch_size
     grid = images.reshape(batch, down, patch_size, across, patch_size)
@@ -18,7 +31,20 @@ def patches_forward(images, patch_size):
 
 
 def patches_backward(dpatches, image_shape):
-    """Return dimages (B, R, C) of `image_shape` for `dpatches` (B, N, P*P): every pixel went to one place."""
+    """Compute the gradient of `patches_forward`, which moves every pixel back to its place.
+
+    Parameters
+    ----------
+    dpatches : ndarray of shape (B, N, P * P)
+        Gradient of the loss with respect to the patches.
+    image_shape : tuple
+        Shape (B, R, C) of the images.
+
+    Returns
+    -------
+    ndarray of shape (B, R, C)
+        Gradient of the images.
+    """
     batch, rows, columns = image_shape
     patch_size = round(dpatches.shape[-1] ** 0.5)
     down, across = rows // patch_size, columns // patch_size
@@ -27,7 +53,7 @@ def patches_backward(dpatches, image_shape):
 
 
 class PatchEmbeddingCache(NamedTuple):
-    """What `patch_embedding_backward` needs of the forward pass."""
+    """Values of `patch_embedding_forward` that `patch_embedding_backward` reads."""
 
     linear: tuple
     image_shape: Any
@@ -35,15 +61,41 @@ class PatchEmbeddingCache(NamedTuple):
 
 
 def patch_embedding_forward(images, w, b, class_token, positions, patch_size, mean=0.0, deviation=1.0):
-    """Normalise the pixels, embed every patch, put the class token first and add the learned positions.
+    """Normalise the pixels, project each patch, put the class token first and add the positions.
 
-    images: (B, R, C), uint8 (0 to 255) or float (0 to 1), with sides that patch_size divides;
-    w: (P*P, D); b, class_token: (D,); positions: (N + 1, D); mean and deviation: of the pixels in 0 to 1.
-    Returns tokens (B, N + 1, D) in the dtype of w, and the cache.
+    Parameters
+    ----------
+    images : ndarray of shape (B, R, C)
+        Images, uint8 from 0 to 255 or float from 0 to 1.
+    w : ndarray of shape (P * P, D)
+        Weights of the projection.
+    b : ndarray of shape (D,)
+        Bias of the projection.
+    class_token : ndarray of shape (D,)
+        Learned class token.
+    positions : ndarray of shape (N + 1, D)
+        Learned position embeddings, that of the class token first.
+    patch_size : int
+        Side P of a patch in pixels, a divisor of R and C.
+    mean : float, default 0.0
+        Mean of the pixels of the training images, on the scale from 0 to 1.
+    deviation : float, default 1.0
+        Standard deviation of these pixels.
+
+    Returns
+    -------
+    tokens : ndarray of shape (B, N + 1, D)
+        Tokens, in the dtype of `w`.
+    cache : PatchEmbeddingCache
+        Input of `patch_embedding_backward`.
+
+    References
+    ----------
+    Dosovitskiy et al. 2021, "An Image is Worth 16x16 Words", section 3.1.
     """
     xp = array_module(w)
     patches = patches_forward(images, patch_size)
-    unit = 255 if images.dtype == np.uint8 else 1
+    unit = 255 if images.dtype == np.uint8 else 1  # the value of a white pixel
     pixels = empty(patches.shape, like=w)
     pixels[...] = patches
     pixels -= mean * unit
@@ -57,15 +109,42 @@ def patch_embedding_forward(images, w, b, class_token, positions, patch_size, me
 
 
 def patch_embedding_backward(dtokens, cache, dw=None, db=None, dclass_token=None, dpositions=None):
-    """Return dimages (B, R, C), dw, db, dclass_token and dpositions for the gradient `dtokens` (B, N + 1, D).
+    """Compute the gradients of `patch_embedding_forward`.
 
-    The last four, if given, are the arrays that are written and returned.
+    Parameters
+    ----------
+    dtokens : ndarray of shape (B, N + 1, D)
+        Gradient of the loss with respect to `tokens`.
+    cache : PatchEmbeddingCache
+        Cache of `patch_embedding_forward`.
+    dw : ndarray of shape (P * P, D), optional
+        Array for the gradient of `w`, a new one by default.
+    db : ndarray of shape (D,), optional
+        Array for the gradient of `b`, a new one by default.
+    dclass_token : ndarray of shape (D,), optional
+        Array for the gradient of `class_token`, a new one by default.
+    dpositions : ndarray of shape (N + 1, D), optional
+        Array for the gradient of `positions`, a new one by default.
+
+    Returns
+    -------
+    dimages : ndarray of shape (B, R, C)
+        Gradient of `images`, for pixels in the scale of `images` (0 to 255 or 0 to 1).
+    dw : ndarray of shape (P * P, D)
+        Gradient of `w`.
+    db : ndarray of shape (D,)
+        Gradient of `b`.
+    dclass_token : ndarray of shape (D,)
+        Gradient of `class_token`.
+    dpositions : ndarray of shape (N + 1, D)
+        Gradient of `positions`.
     """
     linear_cache, image_shape, pixel_scale = cache
-    # tokens = [class_token; pixels @ w + b] + positions, and class token and positions serve every image, so
+    # tokens = [class_token, pixels @ w + b] + positions, with the same class token and positions for every image
     dpositions = dtokens.sum(axis=0, out=dpositions)
     dclass_token = empty(dpositions.shape[1:], like=dpositions) if dclass_token is None else dclass_token
     dclass_token[...] = dpositions[0]
-    dpixels, dw, db = linear_backward(dtokens[:, 1:], linear_cache, dw, db)
+    dpixels, dw, db = linear_backward(dtokens[:, 1:], linear_cache, dw=dw, db=db)
+    # pixels = (patches - mean * unit) * pixel_scale
     dpixels *= pixel_scale
     return patches_backward(dpixels, image_shape), dw, db, dclass_token, dpositions

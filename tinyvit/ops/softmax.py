@@ -1,27 +1,53 @@
-"""Softmax over the last axis."""
+"""Softmax, ``weights = exp(x) / sum(exp(x))`` over the last axis."""
 
 from tinyvit.backend import array_module
 from tinyvit.memory import empty_like
 
 
 def softmax_forward(x):
-    """Softmax over the last axis: x (..., N) float; returns weights (..., N), which are the cache as well."""
+    """Turn the last axis into positive weights that sum to 1.
+
+    Parameters
+    ----------
+    x : ndarray of shape (..., N)
+        Input.
+
+    Returns
+    -------
+    weights : ndarray of shape (..., N)
+        Output.
+    cache : ndarray of shape (..., N)
+        Input of `softmax_backward`, which is the same array as `weights`.
+    """
     xp = array_module(x)
-    # exp(x - c) / sum(exp(x - c)) is the same for every c: with the largest x as c nothing overflows
+    # exp(x - c) / sum(exp(x - c)) is the same for every c, and with c = max(x) exp cannot overflow
     weights = xp.subtract(x, x.max(axis=-1, keepdims=True), out=empty_like(x))
     xp.exp(weights, out=weights)
     weights /= weights.sum(axis=-1, keepdims=True)
-    return weights, weights  # its backward needs nothing but the result
+    return weights, weights
 
 
 def softmax_backward(dweights, cache):
-    """Return dx (..., N) for the gradient `dweights` (..., N) of `softmax_forward`'s weights."""
+    """Compute the gradient of `softmax_forward`.
+
+    Parameters
+    ----------
+    dweights : ndarray of shape (..., N)
+        Gradient of the loss with respect to `weights`.
+    cache : ndarray of shape (..., N)
+        Cache of `softmax_forward`.
+
+    Returns
+    -------
+    ndarray of shape (..., N)
+        Gradient of `x`.
+    """
     weights = cache
     xp = array_module(weights)
-    # d weights[i] / d x[j] = weights[i] * ((i == j) - weights[j]), so
-    # dx[j] = weights[j] * (dweights[j] - sum over i of dweights[i] weights[i])
+    # d weights[i] / d x[j] = weights[i] * ((i == j) - weights[j])
+    # dx[j] = weights[j] * (dweights[j] - sum over i of dweights[i] * weights[i])
     product = xp.multiply(dweights, weights, out=empty_like(weights))
     along = product.sum(axis=-1, keepdims=True)
-    dx = xp.subtract(dweights, along, out=product)  # in the buffer of product, which is free now
+    dx = xp.subtract(dweights, along, out=product)  # reuses the memory of product
     dx *= weights
     return dx
