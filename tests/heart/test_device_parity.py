@@ -187,7 +187,8 @@ def test_parallel_gradient(accelerator):
 def test_a_gpu_needs_one_worker(accelerator):
     parameters = random_parameters(CONFIG, dtype=np.float32)
     parameters = parameters.with_flat(accelerator.asarray(parameters.flat))
-    with ParallelGradient(CONFIG, 2) as gradient_of, pytest.raises(ValueError, match="workers must be 1 on a GPU, not 2"):
+    expected = pytest.raises(ValueError, match="workers must be 1 on a GPU, not 2")
+    with ParallelGradient(CONFIG, 2) as gradient_of, expected:
         gradient_of(parameters, *epoch(accelerator).batch(0, 10))
 
 
