@@ -1,6 +1,6 @@
 """Measure the time to classify the 10,000 test images of MNIST, for tinyvit, PyTorch, JAX and ONNX Runtime.
 
-    python benchmarks/inference.py                                    the default model
+    python benchmarks/inference.py                                    the default model, in about six minutes
     python benchmarks/inference.py --mlp 512 3072 --json FILE         two MLP widths
 
 A step classifies all images from memory in float32. tinyvit receives uint8 images in `evaluate`, and also normalises
@@ -24,14 +24,15 @@ import numpy as np
 import peers
 from turns import PEERS, Contestant, compare, conditions, quartiles, ratio
 
+from tinyvit.backend import available_cores, use_loops
 from tinyvit.classifier import VisionTransformer
 from tinyvit.data import load_mnist
 from tinyvit.model import ViTConfig, initialise
-from tinyvit.training import available_cores
 
 TOLERANCE = 1e-3  # of a logit
 NAMES = {
-    "tinyvit": "tinyvit",
+    "tinyvit": "tinyvit, compiled loops",
+    "numpy": "tinyvit, NumPy only",
     "torch": "PyTorch eager",
     "torch-compiled": "PyTorch torch.compile",
     "jax": "JAX jit",
@@ -77,7 +78,8 @@ def classify_step(contestant, mlp, images, batch, threads, expected, folder):
     A peer may keep files in `folder`. Raises `ValueError` if the logits differ from `expected`.
     """
     config, parameters, pixels, labels = workload(mlp, images)
-    if contestant == "tinyvit":
+    if contestant in ("tinyvit", "numpy"):
+        use_loops("auto" if contestant == "tinyvit" else "off").__enter__()  # until the process ends
         model = VisionTransformer(config, parameters)
         check(contestant, model.logits(spread(pixels)), expected)
         return functools.partial(model.evaluate, pixels, labels, batch_size=batch, workers=threads)
@@ -177,13 +179,13 @@ def show(record):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    batches = [20, 50, 100, 250, 500, 1000]
-    add("--batch", nargs="+", type=int, default=batches, metavar="B", help="batch sizes to try (20 to 1000)")
+    batches = [20, 50, 100, 250, 500]
+    add("--batch", nargs="+", type=int, default=batches, metavar="B", help="batch sizes to try (20 to 500)")
     add("--mlp", nargs="+", type=int, default=[512], metavar="F", help="widths of the MLP (512)")
     add("--images", type=int, default=10_000, metavar="N", help="use the first N test images (10000)")
     add("--threads", type=int, default=available_cores(), metavar="N", help="number of threads (one per core)")
-    add("--rounds", type=int, default=15, metavar="N", help="rounds after the warm-up (15)")
-    add("--seconds", type=float, default=3, metavar="S", help="length of a turn (3)")
+    add("--rounds", type=int, default=9, metavar="N", help="rounds after the warm-up (9)")
+    add("--seconds", type=float, default=2, metavar="S", help="length of a turn (2)")
     add("--only", nargs="+", choices=list(NAMES), metavar="NAME", help=f"contestants: {', '.join(NAMES)}")
     add("--json", type=Path, metavar="FILE", help="also write the results to FILE")
     options = parser.parse_args()
@@ -205,7 +207,7 @@ def main():
         records.append(record)
         show(record)
     if options.json:
-        packages = ("torch", "jax", "jaxlib", "onnx", "onnxruntime")
+        packages = ("numba", "torch", "jax", "jaxlib", "onnx", "onnxruntime")
         found = {"conditions": conditions(*packages), "records": records}
         options.json.write_text(json.dumps(found, indent=2) + "\n")
 

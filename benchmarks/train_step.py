@@ -291,7 +291,7 @@ def main():
         records.append(record)
         show(record)
         if options.json:
-            found = {"conditions": conditions("torch", "jax", "jaxlib"), "records": records}
+            found = {"conditions": conditions("numba", "torch", "jax", "jaxlib"), "records": records}
             options.json.write_text(json.dumps(found, indent=2) + "\n")
 
 
