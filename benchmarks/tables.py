@@ -176,7 +176,7 @@ def goals_table():
                 rows.append([cpu, what, *row, reached(median >= least, median >= aim)])
             else:
                 over = 1 / median
-                row = ["tinyvit takes, relative to its products", f"at most {-least:g}x", f"{-aim:g}x", f"{over:.2f}x"]
+                row = ["tinyvit takes, of its products", f"at most {-least:g}x", f"{-aim:g}x", f"{over:.2f}x"]
                 rows.append([cpu, what, *row, reached(over <= -least, over <= -aim)])
     return table(["processor", "", "", "required", "aimed at", "measured", "reached"], rows, left=3)
 

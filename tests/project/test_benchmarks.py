@@ -72,11 +72,11 @@ def assert_rising(values):
 def test_train_step(tmp_path, no_peers):
     path = tmp_path / "found.json"
     quick = ("8x20", "--threads", 1, "--rounds", 2, "--seconds", 0.01, "--json", path)
-    done = run("train_step", *quick, "--only", "products", "torch", "jax", env=no_peers)
+    done = run("train_step", *quick, "--only", "numpy", "own-products", "products", "torch", "jax", env=no_peers)
     assert "PyTorch eager: skipped, not installed (ImportError: torch is hidden)" in done.stdout
     assert "JAX jit: skipped, not installed (ImportError: jax is hidden)" in done.stdout
     record = one_record(path)
-    assert list(record["contestants"]) == ["tinyvit", "products"]
+    assert list(record["contestants"]) == ["tinyvit", "numpy", "own-products", "products"]
     assert record["contestants"]["tinyvit"]["times_tinyvit"] == [1, 1, 1]
     for figures in record["contestants"].values():
         assert_rising(figures["milliseconds"])
@@ -85,11 +85,12 @@ def test_train_step(tmp_path, no_peers):
 def test_inference(tmp_path, no_peers):
     path = tmp_path / "found.json"
     quick = ("--images", 100, "--threads", 1, "--rounds", 2, "--seconds", 0.01, "--json", path)
-    done = run("inference", *quick, "--batch", 20, 50, "--only", "torch", "onnx", env=no_peers)
+    done = run("inference", *quick, "--batch", 20, 50, "--only", "numpy", "torch", "onnx", env=no_peers)
     assert "PyTorch eager: skipped, not installed (torch is hidden)" in done.stdout
     assert "ONNX Runtime: skipped, not installed (onnxruntime is hidden)" in done.stdout
     record = one_record(path)
-    (figures,) = record["contestants"].values()
+    assert list(record["contestants"]) == ["tinyvit", "numpy"]
+    figures = record["contestants"]["tinyvit"]
     assert_rising(figures["milliseconds"])
     assert figures["images_per_second"] == pytest.approx(1e3 * 100 / figures["milliseconds"][1])
     assert figures["milliseconds_by_batch"].keys() == {"20", "50"}
