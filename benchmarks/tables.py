@@ -192,8 +192,7 @@ def times_tinyvit(figures):
     return f"{median:.2f}x ({low:.2f}-{high:.2f})"
 
 
-INFERENCE = {"numpy": "tinyvit with NumPy only", "torch": "PyTorch, eager", "torch-compiled": "PyTorch, `torch.compile`"}
-INFERENCE |= {"jax": "JAX, `jit`", "onnx": "ONNX Runtime"}
+INFERENCE = {name: STEPS[name] for name in ("numpy", "torch", "torch-compiled", "jax")} | {"onnx": "ONNX Runtime"}
 
 
 def inference_tables():
