@@ -212,7 +212,7 @@ def test_a_killed_worker_ends_the_run_with_one_clear_error_and_the_run_goes_on(w
     _, err = process.communicate(timeout=30)
     assert process.returncode == 1
     assert b"Traceback" not in err
-    assert b"error: worker 2 of 2 is gone (killed by signal 9)" in err
+    assert b"error: worker 2 of 2 was killed by signal 9" in err
     assert b"to continue: tinyvit train --resume run" in err
     run([*TRAIN, "--resume", "run"], tmp_path)
     assert (tmp_path / "run" / "model.safetensors").read_bytes() == (whole[0] / "model.safetensors").read_bytes()
@@ -315,7 +315,7 @@ def error_within(capsys, *arguments):
         ("--train-limit 0", "--train-limit must be at least 1, not 0"),
         ("--classes 5", "train-labels-idx1-ubyte.gz: expected labels from 0 to 4, found"),
         ("--classes 0", "from 1 to 100,000, not 0"),
-        ("--validation 600", "validation holds back 600 of 600 images: none are left"),
+        ("--validation 600", "validation must be below the number of images, 600, not 600"),
         ("--stop-after 0", "--stop-after must be at least 1, not 0"),
         ("--data-dir nowhere", "nowhere: expected a folder with idx files, found no such folder"),
         ("--data-dir cut", "train-images-idx3-ubyte: expected 94080 bytes of elements for shape (120, 28, 28)"),
@@ -340,7 +340,7 @@ def test_what_is_wrong_is_said_in_one_line(whole, tmp_path, monkeypatch, capsys,
         ("--resume nowhere", "nowhere/checkpoint.safetensors: cannot be read: No such file or directory"),
         ("--resume whole --lr 0.5", "--resume keeps --lr at 0.0015"),
         ("--resume whole --out x", "leave out --out"),
-        ("--resume whole --epochs 2", "3 epochs are begun or done, which is more than 2"),
+        ("--resume whole --epochs 2", "epochs must be at least 3, the epochs begun, not 2"),
     ],
 )
 def test_what_is_wrong_with_going_on_is_said_in_one_line(whole, tmp_path, monkeypatch, capsys, arguments, expected):

@@ -283,14 +283,14 @@ def test_other_data_is_refused(tmp_path):
     training().save(tmp_path)
     other = IMAGES.copy()
     other[77, 3, 3] ^= 1
-    with pytest.raises(CheckpointError, match="trained on other data"):
+    with pytest.raises(CheckpointError, match="the run used other training data: give the same images and labels"):
         Training.resume(tmp_path, other, LABELS, CPU)
 
 
 def test_fewer_epochs_than_are_done_are_refused(tmp_path):
     run = training()
     run.run(tmp_path, stop_after=2)
-    with pytest.raises(CheckpointError, match="2 epochs are begun or done, which is more than 1"):
+    with pytest.raises(CheckpointError, match="epochs must be at least 2, the epochs begun, not 1"):
         resumed(tmp_path, epochs=1)
 
 
@@ -298,7 +298,7 @@ def test_an_epoch_that_is_begun_counts(tmp_path):
     run = training()
     with pytest.raises(TrainingStopped):
         run.run(tmp_path, on_step=lambda run: setattr(run, "stop_requested", run.state.adam.steps == 20))
-    with pytest.raises(CheckpointError, match="3 epochs are begun or done, which is more than 2"):
+    with pytest.raises(CheckpointError, match="epochs must be at least 3, the epochs begun, not 2"):
         resumed(tmp_path, epochs=2)
 
 
@@ -307,10 +307,10 @@ def test_an_epoch_that_is_begun_counts(tmp_path):
     [
         (lambda arrays, info: arrays.update(parameters=arrays["parameters"][:1]), "parameters does not fit"),
         (lambda arrays, info: arrays.update(average=arrays["average"].astype(float)), "average does not fit"),
-        (lambda arrays, info: arrays.pop("adam.first_moment"), "wrong or missing .*: adam.first_moment"),
+        (lambda arrays, info: arrays.pop("adam.first_moment"), "wrong or missing entries: adam.first_moment"),
         (lambda arrays, info: info.update(place=10**9), "place 1000000000 is outside an epoch of 138 images"),
-        (lambda arrays, info: info.pop("place"), "wrong or missing in this checkpoint: place"),
-        (lambda arrays, info: info.update(history={}), "wrong or missing in this checkpoint: history"),
+        (lambda arrays, info: info.pop("place"), "wrong or missing entries: place"),
+        (lambda arrays, info: info.update(history={}), "wrong or missing entries: history"),
         (lambda arrays, info: info["training"].update(epochs=0), "not those of a run .epochs must be"),
         (lambda arrays, info: info["model"].update(colour=1), "not those of a run"),
     ],
@@ -420,7 +420,7 @@ def test_a_step_of_ones_own_can_take_the_place(tmp_path):
 
 
 def test_more_validation_than_images_is_refused():
-    with pytest.raises(ValueError, match="validation holds back 150 of 150 images: none are left"):
+    with pytest.raises(ValueError, match="validation must be below the number of images, 150, not 150"):
         training(replace(RECIPE, validation=150))
 
 
@@ -457,7 +457,7 @@ def test_settings_survive_as_a_dict():
 
 
 def test_data_that_does_not_fit_is_refused():
-    with pytest.raises(ValueError, match=r"uint8 images of shape \(N, 8, 8\)"):
+    with pytest.raises(ValueError, match=r"images must be uint8 of shape \(N, 8, 8\)"):
         Training(SMALL, RECIPE, IMAGES.astype(np.float32), LABELS, CPU)
     with pytest.raises(ValueError, match=r"labels must be integers of shape \(150,\)"):
         Training(SMALL, RECIPE, IMAGES, LABELS[:-1], CPU)
@@ -635,10 +635,10 @@ def test_kernels_that_diverge_are_found_out(accelerator, tmp_path):
 @pytest.mark.parametrize(
     ("device", "arguments", "expected"),
     [
-        ("cpu", {"precision": "tf32"}, "precision 'tf32' is for a GPU: give --device gpu"),
-        ("cpu", {"kernels": "graph"}, "kernels 'graph' is for a GPU"),
+        ("cpu", {"precision": "tf32"}, "precision 'tf32' needs a GPU: give --device gpu"),
+        ("cpu", {"kernels": "graph"}, "kernels 'graph' needs a GPU"),
         ("cpu", {"precision": "half"}, "precision 'half' is unknown: give 'float32', 'tf32', 'bfloat16'"),
-        ("cpu", {"kernels": "fast"}, "kernels 'fast' are unknown: give 'graph', 'launches', 'off'"),
+        ("cpu", {"kernels": "fast"}, "kernels 'fast' is unknown: give 'graph', 'launches', 'off'"),
         ("gpu", {"precision": "bfloat16", "kernels": "off"}, "precision 'bfloat16' needs kernels"),
         ("gpu", {"kernels": "graph", "model": replace(SMALL, classes=300)}, "labels of one byte"),
         ("gpu", {"precision": "tf32", "model": replace(SMALL, classes=300)}, "labels of one byte"),
@@ -653,7 +653,7 @@ def test_a_precision_or_kernels_that_cannot_be_had(strict_gpu, device, arguments
 def test_where_there_are_no_kernels_for_a_model_plain_operations_compute_and_the_log_says_so(strict_gpu, caplog):
     run = Training(replace(SMALL, classes=300), SHORT, IMAGES, LABELS, strict_gpu)
     assert run.step.mode == "plain"
-    assert "note: plain operations compute, as the kernels read labels of one byte" in caplog.text
+    assert "note: this run uses plain operations because the kernels read labels of one byte" in caplog.text
 
 
 def test_a_card_that_is_too_old_for_a_precision(strict_gpu, monkeypatch):

@@ -180,7 +180,7 @@ def test_a_worker_that_was_killed_ends_the_step_and_not_the_program():
         expected = parallel(parameters(), *batch())[2].flat.copy()
         for _ in range(2):
             parallel._helpers[1]._process.send_signal(signal.SIGKILL)
-            with pytest.raises(WorkerError, match=r"worker 3 of 3 is gone \(killed by signal 9\).*fewer workers"):
+            with pytest.raises(WorkerError, match=r"worker 3 of 3 was killed by signal 9: .* fewer workers"):
                 parallel(parameters(), *batch())
             np.testing.assert_array_equal(parallel(parameters(), *batch())[2].flat, expected)  # with new ones
 
@@ -204,10 +204,10 @@ def open_files():
 @pytest.mark.parametrize(
     ("executable", "expected"),
     [
-        ("/bin/false", r"worker 2 of 3 is gone \(ended with status 1\)"),
-        ("/bin/true", r"worker 2 of 3 is gone \(ended with status 0\)"),
-        ("", "no Python to start: train with one worker"),
-        (None, "no Python to start: train with one worker"),
+        ("/bin/false", r"worker 2 of 3 ended with status 1"),
+        ("/bin/true", r"worker 2 of 3 ended with status 0"),
+        ("", "there is no Python interpreter: train with one worker"),
+        (None, "there is no Python interpreter: train with one worker"),
     ],
 )
 def test_a_worker_that_does_not_start_is_told(monkeypatch, executable, expected):
@@ -275,7 +275,7 @@ def test_two_threads_are_refused(monkeypatch):
     with ParallelGradient(CONFIG, 1) as parallel:
 
         def within(*arguments, **keywords):
-            with pytest.raises(RuntimeError, match="one thread of one process"):
+            with pytest.raises(RuntimeError, match="only one thread of one process"):
                 parallel(parameters(), *batch(0, 10))
             return compute(*arguments, **keywords)
 
@@ -288,7 +288,7 @@ def test_no_room_to_share_is_told(monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "posix_fallocate", full)
-    said = r"no room for 0 MB .* with one worker"
+    said = r"not enough room for the 0 MB .* train with one worker"
     with ParallelGradient(CONFIG, 2) as parallel, pytest.raises(OSError, match=said):
         parallel(parameters(), *batch())
 
@@ -375,17 +375,17 @@ def test_settings_that_make_no_sense_are_refused():
         ParallelGradient(CONFIG, 1, chunk_size=0)
     with ParallelGradient(CONFIG, 1) as parallel:
         for images, labels in ((IMAGES[:0], LABELS[:0]), (IMAGES[:5], LABELS[:4])):
-            with pytest.raises(ValueError, match="one label per image and at least one"):
+            with pytest.raises(ValueError, match="give images and one label each"):
                 parallel(parameters(), images, labels)
 
 
 def test_it_works_as_a_context_only_and_one_at_a_time():
     parallel = ParallelGradient(CONFIG, 2)
-    with pytest.raises(RuntimeError, match="as a context"):
+    with pytest.raises(RuntimeError, match="as a context manager"):
         parallel(parameters(), *batch(0, 10))
-    with parallel, pytest.raises(RuntimeError, match="in use already"), parallel:
+    with parallel, pytest.raises(RuntimeError, match="already in use"), parallel:
         pass
-    with pytest.raises(RuntimeError, match="as a context"):
+    with pytest.raises(RuntimeError, match="as a context manager"):
         parallel(parameters(), *batch(0, 10))
 
 

@@ -1,9 +1,13 @@
-"""Pictures and pen strokes of one digit, prepared as MNIST was: any size and colours to 28 x 28, white on black.
+"""Prepare pictures and pen strokes of one digit as MNIST's images: 28 x 28 pixels, white on black.
 
-MNIST's digits were cut to their ink, scaled into 20 x 20 pixels keeping their aspect, which anti-aliased them, and
-laid into 28 x 28 so that their centre of mass is in the middle (measured: between the 14th and 15th pixel, at 14.5).
-Source: Y. LeCun, L. Bottou, Y. Bengio, P. Haffner, "Gradient-based learning applied to document recognition",
-Proceedings of the IEEE 86(11), 1998, section III.A.
+The authors of MNIST [1]_ cropped each digit to its ink, scaled it to fit 20 x 20 pixels with its aspect ratio
+unchanged, and placed its centre of mass at the centre of 28 x 28 pixels. In their files the centre of mass is at 14.5
+pixels on average.
+
+References
+----------
+.. [1] Y. LeCun, L. Bottou, Y. Bengio, P. Haffner, "Gradient-based learning applied to document recognition",
+   Proceedings of the IEEE 86(11), 1998, section III.A.
 """
 
 import io
@@ -16,40 +20,64 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageOps
 
-SIDE, INK_SIDE, MIDDLE = 28, 20, 14.5  # pixels: of an image, of a digit's longer side, and where its mass centres
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")  # decoders that start no other program
-MOST_BYTES = 64 * 2**20  # of a file
-MOST_PIXELS = 60_000_000  # of a picture: phones take up to 50 million
-WORKING_SIDE = 768  # pixels: to what a photograph is reduced before its ink is looked for
-PEN = 2.6  # pixels of 28: how thick the strokes of MNIST's digits are
-THIN, FELT = 1.2, 2.0  # pixels of 28: strokes of a picture that are thinner than the first get the second
-OVERSAMPLING = 8  # strokes are drawn so much finer than they are kept
-SMALLEST = 0.12  # share of the drawing's side that a drawing is taken to have at least: a dot stays a dot
+SIDE, INK_SIDE = 28, 20  # pixels, the sides of an image and of the box around its ink
+CENTRE_OF_MASS = 14.5  # pixels from the top and from the left
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")  # their decoders start no other program
+MOST_BYTES = 64 * 2**20  # per file
+MOST_PIXELS = 60_000_000  # per picture; phones have up to 50 million
+WORKING_SIDE = 768  # pixels; larger pictures are reduced to this side before the ink is searched
+PEN = 2.6  # thickness of the strokes in MNIST, in pixels of the 28 x 28 image
+THIN, FELT = 1.2, 2.0  # strokes of a picture that are thinner than THIN become as thick as FELT, in the same unit
+OVERSAMPLING = 8  # strokes are drawn this much finer than the image
+SMALLEST = 0.12  # the least extent of a drawing as a share of its square, so that a dot is not enlarged to a disc
 
 
 class PictureError(ValueError):
-    """A picture that cannot be read, or has no digit to be read; the message says what is wrong and what to do."""
+    """A picture is unreadable or contains no digit; the message says what to do."""
 
 
 @dataclass(frozen=True, eq=False)
 class Prepared:
-    """A digit as the model wants it, and where in the original that square lies."""
+    """A digit prepared for the model, and its position in the original.
 
-    image: np.ndarray  # (28, 28) uint8, 0 is background
-    frame: tuple  # left, top, side of the 28 x 28 square, in the original's own unit; may reach beyond it
+    Parameters
+    ----------
+    image : ndarray of shape (28, 28)
+        The digit, uint8. 0 is background.
+    frame : tuple of float
+        Left edge, top edge and side of the square that became the image, in the unit of the original. The square
+        may extend beyond the original.
+    """
+
+    image: np.ndarray
+    frame: tuple
 
 
 def load_picture(path):
-    """Return the grey levels (R, C) float32 in 0 to 1 of the picture in the file at `path`.
+    """Return the grey levels of a picture file.
 
-    PNG, JPEG, WebP, BMP, GIF (its first frame), TIFF or PPM, turned as its EXIF orientation says, transparency laid
-    on a background that its ink stands out from, and reduced to 768 pixels a side where it is larger. Raises
-    `PictureError` if it is no such picture, damaged, or larger than 64 MiB or 60 million pixels.
+    The picture is rotated by its EXIF orientation, a transparent one gets a background, and a large one is reduced
+    to 768 pixels per side.
+
+    Parameters
+    ----------
+    path : path-like
+        A PNG, JPEG, WebP, BMP, TIFF or PPM file, or a GIF file whose first frame is used.
+
+    Returns
+    -------
+    ndarray of shape (R, C)
+        Grey levels in 0 to 1, float32.
+
+    Raises
+    ------
+    PictureError
+        If the file is missing, damaged, of another format, or larger than 64 MiB or 60 million pixels.
     """
     try:
         found = os.stat(path)
         if not (stat.S_ISREG(found.st_mode) or stat.S_ISDIR(found.st_mode)):  # a pipe may never end
-            raise PictureError(f"{path}: expected a file")
+            raise PictureError(f"{path}: not a regular file: give a picture, PNG or JPEG for example")
         size, content = found.st_size, b""
         if size <= MOST_BYTES:
             content = Path(path).read_bytes()
@@ -57,50 +85,53 @@ def load_picture(path):
         raise PictureError(f"{path}: cannot be read: {error.strerror or error}") from error
     if size > MOST_BYTES:
         raise PictureError(
-            f"{path}: {size / 2**20:.0f} MiB are too large: a picture may have {MOST_BYTES // 2**20} MiB"
+            f"{path}: {size / 2**20:.0f} MiB are too large: give a file of at most {MOST_BYTES // 2**20} MiB"
         )
     if not content:
-        raise PictureError(f"{path}: the file is empty: expected a picture, PNG or JPEG for example")
+        raise PictureError(f"{path}: the file is empty: give a picture, PNG or JPEG for example")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of odd metadata, and of sizes, which are looked at here
+            warnings.simplefilter("ignore")  # they are about odd metadata, and about sizes, which are checked here
             return _decode(content)
     except PictureError as error:
         raise PictureError(f"{path}: {error}") from None
     except Image.DecompressionBombError as error:
-        raise PictureError(f"{path}: {_too_large()}") from error
+        raise PictureError(f"{path}: too many pixels: {_too_large()}") from error
     except Image.UnidentifiedImageError as error:
         known = ", ".join(FORMATS)
-        text = f"not a picture in a form that is known here ({known}): save it as PNG or JPEG"
+        text = f"not a picture in a supported format ({known}): save it as PNG or JPEG"
         raise PictureError(f"{path}: {text}") from error
     except MemoryError as error:
-        raise PictureError(f"{path}: not enough memory for it: make it smaller first") from error
-    except Exception as error:  # of a damaged file a decoder raises nearly anything: OSError, SyntaxError, ...
-        raise PictureError(f"{path}: a damaged picture ({type(error).__name__}: {error})") from error
+        raise PictureError(f"{path}: not enough memory for the picture: reduce its size") from error
+    except Exception as error:  # decoders raise errors of many types for damaged files
+        reason = f"{type(error).__name__}: {error}"
+        raise PictureError(f"{path}: the picture is damaged ({reason}): copy or save it again") from error
 
 
 def _decode(content):
-    Image.init()  # only then are all of Pillow's decoders there
+    """Return the grey levels of the bytes of a picture file, float32 (R, C)."""
+    Image.init()  # loads all of Pillow's decoders
     with Image.open(io.BytesIO(content), formats=FORMATS) as image:
         if image.width * image.height > MOST_PIXELS:
-            raise PictureError(f"{image.width} x {image.height} pixels; {_too_large()}")
-        if image.format in ("JPEG", "MPO"):  # which is several JPEGs, as some phones write them
+            raise PictureError(f"{image.width} x {image.height} pixels are too many: {_too_large()}")
+        if image.format in ("JPEG", "MPO"):  # an MPO file contains several JPEGs; some phones write it
             image.draft(None, (WORKING_SIDE, WORKING_SIDE))  # decodes a large photograph at a fraction of its size
         image.load()
         try:
             image = ImageOps.exif_transpose(image)
-        except Exception:  # damaged metadata beside sound pixels: the picture is read as it lies
+        except Exception:  # damaged metadata; the picture is used without a rotation
             image = image.copy()
         return _grey(image)
 
 
 def _too_large():
-    return f"a picture may have {MOST_PIXELS // 1_000_000} million pixels: make it smaller first"
+    """Return the end of the message for a picture with too many pixels."""
+    return f"give a picture of at most {MOST_PIXELS // 1_000_000} million pixels"
 
 
 def _grey(image):
     """Return a PIL image of any mode as grey levels (R, C) float32 in 0 to 1, reduced to the working side."""
-    if image.mode.startswith(("I", "F")):  # 16 or 32 bits, of which Pillow's own conversion keeps the lowest 8
+    if image.mode.startswith(("I", "F")):  # 16 or 32 bits, of which Pillow's conversion keeps only the lowest 8
         levels = np.asarray(_reduced(image.convert("F")), np.float64)
         levels = np.nan_to_num(levels, nan=0.0, posinf=0.0, neginf=0.0)
         low, high = levels.min(), levels.max()
@@ -108,11 +139,12 @@ def _grey(image):
     if image.mode in ("LA", "PA", "La", "RGBa") or "transparency" in image.info:
         image = image.convert("RGBA")
     if image.mode == "RGBA":
-        return _on_background(_reduced(image.convert("RGBa")))  # premultiplied: what is hidden must not bleed
+        return _on_background(_reduced(image.convert("RGBa")))  # premultiplied, so that hidden colours do not bleed
     return np.asarray(_reduced(image.convert("L")), np.float32) / 255
 
 
 def _reduced(image):
+    """Return an image with at most `WORKING_SIDE` pixels per side."""
     if max(image.size) <= WORKING_SIDE:
         return image
     scale = WORKING_SIDE / max(image.size)
@@ -121,18 +153,19 @@ def _reduced(image):
 
 
 def _on_background(image):
-    """Lay a premultiplied image on its own background's grey, or, if it is ink alone, on what the ink contrasts with.
+    """Return a premultiplied image on an opaque background.
 
-    A cut-out has ink alone and nothing around it: black ink wants white paper, white ink wants black.
+    If the opaque pixels have light and dark levels, their median is the background. Otherwise they are only ink, and
+    the background is white for dark ink and black for light ink.
     """
     channels = np.asarray(image, np.float32) / 255
     opacity = channels[..., 3]
     light = channels[..., :3] @ np.float32([0.299, 0.587, 0.114])  # ITU-R BT.601, as Pillow's "L"
     solid = opacity > max(0.02, 0.5 * float(opacity.max()))
     if not solid.any():
-        raise PictureError("nothing but transparency: there is no digit to read")
+        raise PictureError("the picture is fully transparent: give one with a digit")
     levels = light[solid] / opacity[solid]
-    if np.percentile(levels, 95) - np.percentile(levels, 5) > 0.25:  # paper and ink are both there
+    if np.percentile(levels, 95) - np.percentile(levels, 5) > 0.25:  # there are paper and ink
         background = np.median(levels)
     else:
         background = 1.0 if levels.mean() < 0.5 else 0.0
@@ -140,40 +173,59 @@ def _on_background(image):
 
 
 def find_ink(grey):
-    """Return how much ink each pixel of a grey picture has, (R, C) float32 in 0 to 1, whatever the colours.
+    """Return the amount of ink in each pixel of a grey picture.
 
-    grey: (R, C) float in 0 to 1, dark on light or light on dark. Light that falls off across a photograph is
-    levelled; the ink is what stands out on the rarer side; a threshold (Otsu 1979) parts it from the paper; specks,
-    and things that reach in from the border, are left out. Raises `PictureError` if nothing stands out.
+    Uneven light is removed first. Ink is what differs from the background in the rarer direction, dark or light, by
+    more than a threshold [1]_. Specks and objects that touch the border are removed.
+
+    Parameters
+    ----------
+    grey : ndarray of shape (R, C)
+        Grey levels in 0 to 1, dark on light or light on dark.
+
+    Returns
+    -------
+    ndarray of shape (R, C)
+        Ink in 0 to 1, float32.
+
+    Raises
+    ------
+    PictureError
+        If the shape is another, or nothing differs enough from the background.
+
+    References
+    ----------
+    .. [1] N. Otsu, "A threshold selection method from gray-level histograms", 1979.
     """
     grey = np.asarray(grey, np.float32)
     if grey.ndim != 2 or grey.size == 0 or not np.isfinite(grey).all():
-        raise PictureError(f"a picture has the shape (R, C) and finite grey levels, not {grey.dtype} {grey.shape}")
+        raise PictureError(f"grey must have the shape (R, C) and finite levels, not {grey.dtype} {grey.shape}")
     contrast = grey - _background(grey)
     noise = _grain(grey)
-    if (contrast.astype(np.float64) ** 3).sum() < 0:  # the long tail of the grey levels is dark: dark ink
+    if (contrast.astype(np.float64) ** 3).sum() < 0:  # the long tail of the grey levels is dark, so the ink is dark
         contrast = -contrast
     contrast = np.maximum(contrast, 0)
     peak = float(contrast.max())
     if peak < max(0.08, 6 * noise):
-        raise PictureError("blank: nothing stands out from the background, so there is no digit to read")
+        raise PictureError("the picture is blank: nothing stands out from the background; give one with a digit")
     threshold = max(_otsu(contrast), 0.3 * peak)
     strong = contrast > threshold
-    kept = _digit_alone(strong)
-    ramp = np.clip(contrast / threshold - 0.5, 0, 1)  # half-way at the threshold, so that grey edges stay grey
+    kept = _without_specks(strong)
+    ramp = np.clip(contrast / threshold - 0.5, 0, 1)  # 0.5 at the threshold, so that grey edges remain grey
     return np.where(_grown(kept), ramp, 0).astype(np.float32)
 
 
 def _grain(grey):
-    """Return the standard deviation of the paper's grain, from the quietest quarter of steps to the next pixel."""
+    """Estimate the standard deviation of the noise from the lower quartile of differences of neighbouring pixels."""
     steps = np.abs(np.diff(grey, axis=1)) if grey.shape[1] > 1 else np.zeros(1)
-    return float(np.percentile(steps, 25)) / (0.3186 * np.sqrt(2))  # of a normal distribution's absolute values
+    return float(np.percentile(steps, 25)) / (0.3186 * np.sqrt(2))  # 0.3186 is the quartile of a normal |x|
 
 
 def _background(grey):
-    """Return the paper's light in every pixel: the quadratic surface near to most of a coarse copy's pixels.
+    """Fit a quadratic surface to the grey levels by least absolute differences, and return it for each pixel.
 
-    Iteratively reweighted, so that ink, which is rare and far from any smooth surface, has next to no say.
+    The fit is iteratively reweighted least squares on a coarse copy. Ink has little influence because it is rare and
+    far from a smooth surface.
     """
     rows, columns = grey.shape
     coarse = Image.fromarray(grey).resize((min(64, columns), min(64, rows)), Image.Resampling.BOX)
@@ -182,9 +234,9 @@ def _background(grey):
     surface = np.median(levels)
     for _ in range(12):
         residual = np.abs(levels - surface)
-        weight = 1 / np.maximum(residual, 0.01)  # of least absolute differences
+        weight = 1 / np.maximum(residual, 0.01)  # the weights of least absolute differences
         weighted = terms * weight.ravel()[:, None]
-        # a small ridge holds the bent terms down, where a thin picture or a large digit leaves them open
+        # A small ridge determines the quadratic terms where a thin picture or a large digit does not.
         normal = weighted.T @ terms + 1e-3 * weight.sum() * np.diag([0, 1, 1, 1, 1, 1])
         surface = (terms @ np.linalg.solve(normal, weighted.T @ levels.ravel())).reshape(levels.shape)
     fine = Image.fromarray(surface.astype(np.float32)).resize((columns, rows), Image.Resampling.BILINEAR)
@@ -199,20 +251,20 @@ def _quadratic(rows, columns):
 
 
 def _otsu(values):
-    """Return the threshold that parts `values` into two groups with means as far apart as can be (Otsu 1979)."""
+    """Return the threshold that maximises the variance between two groups of `values` (Otsu 1979)."""
     counts, edges = np.histogram(values, 256)
-    middles = (edges[:-1] + edges[1:]) / 2
+    centres = (edges[:-1] + edges[1:]) / 2
     below = np.cumsum(counts)
     above = below[-1] - below
-    sums = np.cumsum(counts * middles)
-    with np.errstate(divide="ignore", invalid="ignore"):  # where a group is empty
+    sums = np.cumsum(counts * centres)
+    with np.errstate(divide="ignore", invalid="ignore"):  # a group may be empty
         between = below * above * (sums / below - (sums[-1] - sums) / above) ** 2
     return float(edges[1:][np.nanargmax(between)])
 
 
-def _digit_alone(mask):
-    """Return `mask` without specks, and without what reaches in from the border, if anything else is there."""
-    from scipy import ndimage  # here, as strokes have no use for it
+def _without_specks(mask):
+    """Return `mask` without small parts and, if other parts remain, without parts that touch the border."""
+    from scipy import ndimage  # imported here because strokes do not need it
 
     parts, count = ndimage.label(mask, np.ones((3, 3)))
     sizes = np.bincount(parts.ravel(), minlength=count + 1)
@@ -233,62 +285,105 @@ def _grown(mask):
 
 
 def centre(ink, size=None):
-    """Scale ink (R, C), float in 0 to 1, into 20 x 20 pixels and lay it into 28 x 28 with its mass in the middle.
+    """Scale ink to fit 20 x 20 pixels, and centre its mass in an image of 28 x 28 pixels.
 
-    size: how many of its pixels become 20, by default the longer side of the box around all ink. One resampling does
-    all of it, so that the place is exact to a fraction of a pixel. Where a digit's mass is so far to one side that
-    the other would be cut off, it stays a little off the middle. Returns `Prepared`, its frame in pixels of `ink`.
-    Raises `PictureError` if there is no ink.
+    Scaling and shifting are one resampling, so the position is exact to a fraction of a pixel. If centring would
+    move ink out of the image, the shift is smaller.
+
+    Parameters
+    ----------
+    ink : ndarray of shape (R, C)
+        Ink in 0 to 1.
+    size : float, optional
+        Length in pixels that becomes 20 pixels. Default: the longer side of the box around all ink, which is also
+        the minimum.
+
+    Returns
+    -------
+    Prepared
+        The image. Its frame is in pixels of `ink`.
+
+    Raises
+    ------
+    PictureError
+        If there is no ink.
     """
     rows, columns = np.flatnonzero(ink.max(axis=1) > 0.25), np.flatnonzero(ink.max(axis=0) > 0.25)
     if not len(rows):
-        raise PictureError("blank: there is no ink, so there is no digit to read")
+        raise PictureError("the picture is blank: there is no ink; give one with a digit")
     top, bottom, left, right = rows[0], rows[-1] + 1, columns[0], columns[-1] + 1
     longest = max(bottom - top, right - left)
-    pixel = max(longest, size or 0) / INK_SIDE  # the side of one of the 28 x 28 pixels
+    pixel = max(longest, size or 0) / INK_SIDE  # side of a pixel of the image, in pixels of the ink
     ink = ink[top:bottom, left:right].astype(np.float64)
     total = ink.sum()
     y = top + (ink.sum(axis=1) @ (np.arange(len(ink)) + 0.5)) / total
     x = left + (ink.sum(axis=0) @ (np.arange(ink.shape[1]) + 0.5)) / total
     side = SIDE * pixel
-    frame_left = np.clip(x - MIDDLE * pixel, right - side, left)
-    frame_top = np.clip(y - MIDDLE * pixel, bottom - side, top)
+    frame_left = np.clip(x - CENTRE_OF_MASS * pixel, right - side, left)
+    frame_top = np.clip(y - CENTRE_OF_MASS * pixel, bottom - side, top)
 
-    # the frame reaches beyond the ink on every side: that is background
+    # The frame extends beyond the ink on every side, so the ink is padded with background.
     before = [int(np.ceil(gap)) for gap in (top - frame_top, left - frame_left)]
     after = [int(np.ceil(gap)) for gap in (frame_top + side - bottom, frame_left + side - right)]
     padded = np.pad(ink, list(zip(before, after, strict=True)))
     padded = Image.fromarray((padded * 255).round().astype(np.uint8))
     x0, y0 = frame_left - left + before[1], frame_top - top + before[0]
-    box = x0, y0, min(x0 + side, padded.width), min(y0 + side, padded.height)  # a rounding error is outside
+    box = x0, y0, min(x0 + side, padded.width), min(y0 + side, padded.height)  # a rounding error may exceed the size
     small = padded.resize((SIDE, SIDE), Image.Resampling.HAMMING, box=box)
     image = np.asarray(small, np.float64)
-    image *= 255 / image.max()  # a thin line is grey when it is reduced, and MNIST's brightest pixels are white
+    image *= 255 / image.max()  # reducing makes thin lines grey, but the brightest pixels of MNIST are white
     return Prepared(image.round().astype(np.uint8), (float(frame_left), float(frame_top), float(side)))
 
 
 def prepare_picture(grey):
-    """Return the digit in a grey picture, (R, C) float in 0 to 1, as `Prepared`: `find_ink`, `thicken`, `centre`."""
+    """Prepare the digit in a grey picture with `find_ink`, `thicken` and `centre`.
+
+    Parameters
+    ----------
+    grey : ndarray of shape (R, C)
+        Grey levels in 0 to 1, dark on light or light on dark.
+
+    Returns
+    -------
+    Prepared
+        The image. Its frame is in pixels of the picture.
+
+    Raises
+    ------
+    PictureError
+        If there is no ink.
+    """
     return centre(thicken(find_ink(grey)))
 
 
 def thicken(ink):
-    """Return `ink` (R, C), float in 0 to 1, with strokes like a felt pen's where they are as thin as a ballpoint's.
+    """Thicken strokes that are as thin as those of a ballpoint pen.
 
-    MNIST's digits have strokes of about an eighth of their size. A ballpoint's would be faint threads of half a pixel
-    in 20 x 20, which the model has never seen. The picture keeps its size; ink that would leave it is lost.
+    The strokes in MNIST are about an eighth of the digit wide. Those of a ballpoint pen would be half a pixel wide in
+    20 x 20 pixels, and the training set has no such digits.
+
+    Parameters
+    ----------
+    ink : ndarray of shape (R, C)
+        Ink in 0 to 1.
+
+    Returns
+    -------
+    ndarray of shape (R, C)
+        Ink with thicker strokes, or `ink` itself if its strokes are not thin.
     """
     mask = ink > 0.5
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     if not len(rows):
         return ink
     pixel = max(rows[-1] - rows[0], columns[-1] - columns[0]) / INK_SIDE
-    # a stroke's two edges are each as long as it is; steps at a slant are counted twice, of which pi / 4 remain
+    # The two edges of a stroke are each as long as the stroke. Counting pixel steps overestimates the length of
+    # slanted edges, on average by 4 / pi.
     edge = sum(int((mask != np.roll(mask, 1, axis)).sum()) for axis in (0, 1)) * np.pi / 4
     width = 2 * mask.sum() / max(edge, 1)
     if width >= THIN * pixel:
         return ink
-    from scipy import ndimage  # here, as strokes have no use for it
+    from scipy import ndimage  # imported here because strokes do not need it
 
     reach = (FELT * pixel - width) / 2
     away = ndimage.distance_transform_edt(~mask)  # pixels to the nearest ink
@@ -296,26 +391,39 @@ def thicken(ink):
 
 
 def prepare_strokes(strokes):
-    """Return pen strokes, drawn on a square of side 1, as `Prepared`; its frame is in that unit.
+    """Prepare pen strokes that were drawn on a square of side 1.
 
-    strokes: lists of points (x, y) in 0 to 1, y downwards; one point is a dot. They are drawn with a pen as thick as
-    MNIST's after scaling, however large the drawing is. Raises `PictureError` if there is no point, a point that
-    is no pair of numbers in 0 to 1, or an empty stroke.
+    After scaling, the pen is as thick as the strokes in MNIST for drawings of any size.
+
+    Parameters
+    ----------
+    strokes : sequence of array_like of shape (n, 2)
+        Points (x, y) in 0 to 1, with y downwards. A stroke of one point is a dot.
+
+    Returns
+    -------
+    Prepared
+        The image. Its frame is in the unit of the square.
+
+    Raises
+    ------
+    PictureError
+        If there is no stroke, a stroke is empty, or a point is not a pair of numbers in 0 to 1.
     """
     try:
         lines = [np.asarray(stroke, np.float64) for stroke in strokes]
     except (TypeError, ValueError) as error:
-        raise PictureError(f"strokes are lists of points [x, y], numbers in 0 to 1 ({error})") from error
+        raise PictureError(f"strokes must be lists of points [x, y], numbers in 0 to 1 ({error})") from error
     if not lines or any(line.ndim != 2 or line.shape[1] != 2 or not len(line) for line in lines):
-        raise PictureError("strokes are one or more lists of one or more points [x, y] in 0 to 1")
+        raise PictureError("strokes must be one or more lists of one or more points [x, y] in 0 to 1")
     points = np.concatenate(lines)
-    if not ((points >= 0) & (points <= 1)).all():  # NaN is refused too
-        raise PictureError("every x and y of a stroke is a number from 0 to 1")
+    if not ((points >= 0) & (points <= 1)).all():  # this is true for NaN, too
+        raise PictureError("every x and y of a stroke must be a number from 0 to 1")
 
     start = points.min(axis=0)
     extent = max(float((points.max(axis=0) - start).max()), SMALLEST)
     pen = PEN * OVERSAMPLING
-    scale = ((INK_SIDE - PEN) * OVERSAMPLING) / extent  # the pen makes the drawing larger by its own width
+    scale = ((INK_SIDE - PEN) * OVERSAMPLING) / extent  # the drawing grows by the width of the pen
     margin = pen / 2 + 1
     width, height = np.ceil((points.max(axis=0) - start) * scale + 2 * margin).astype(int)
     canvas = Image.new("L", (int(width), int(height)))
@@ -330,7 +438,7 @@ def prepare_strokes(strokes):
 
 def _draw_stroke(draw, points, pen):
     """Draw a line of `points` (n, 2) with round ends and corners."""
-    places = np.round(points * 2) / 2  # of a fine pixel: where the pen rested there is nothing to draw twice
+    places = np.round(points * 2) / 2  # points of a resting pen become equal and are drawn once
     moved = (np.diff(places, axis=0) != 0).any(axis=1)
     flat = [tuple(point) for point in places[np.concatenate([[True], moved])].tolist()]
     if len(flat) > 1:

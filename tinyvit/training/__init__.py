@@ -1,6 +1,6 @@
-"""Training: the settings of a run, one step, the loop, the state that a checkpoint keeps, and the worker processes.
+"""Training: the settings, one step, the loop, the state of a run, and the worker processes.
 
-Read step.py for one training step and loop.py for what repeats it.
+Read step.py for one training step and loop.py for the loop that repeats it.
 """
 
 from tinyvit.training.loop import Training, TrainingDiverged, TrainingStopped

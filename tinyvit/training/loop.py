@@ -17,42 +17,69 @@ from tinyvit.training.settings import TrainingConfig
 from tinyvit.training.state import CHECKPOINT, new_state, read_checkpoint, restore_state, save_state
 from tinyvit.training.step import make_step
 
-DEFAULT_STEP = make_step  # the one that takes the option workers
-CHECKPOINT_SECONDS = 20  # a killed run loses at most this, and the time of one step
+DEFAULT_STEP = make_step  # it has the option `workers`
+CHECKPOINT_SECONDS = 20  # a killed run loses at most this time and the time of one step
 
 
 class TrainingDiverged(ArithmeticError):
-    """The loss or a weight is no longer a finite number."""
+    """The loss or a weight became NaN or infinite."""
 
 
 class TrainingStopped(Exception):
-    """The run was asked to stop and did, with a checkpoint to resume from."""
+    """The run stopped on request. If it has a folder, it left a checkpoint there to resume from."""
 
 
 class Training:
-    """A training run that can stop anywhere and resume.
+    """A training run that can stop between any two steps and resume.
 
-    model_config: `ViTConfig`; config: `TrainingConfig`; images: (N, R, C) uint8; labels: (N,) integers in
-    0..classes-1; backend: a `Backend`; make_step: a function that makes the step, called with the `State`, the images
-    and labels to train on, both configs, the backend and the `options`: those of `training.step.make_step` are
-    workers, precision and kernels.
+    Parameters
+    ----------
+    model_config : ViTConfig
+        The settings of the model.
+    config : TrainingConfig
+        The settings of the training.
+    images : ndarray of shape (N, R, C)
+        Images, uint8. The last ones are for validation.
+    labels : ndarray of shape (N,)
+        Their classes, integers in 0 to classes - 1.
+    backend : Backend
+        Where to compute.
+    make_step : callable, optional
+        Returns the step. It is called with the keywords `state`, `images`, `labels`, `model_config`, `config` and
+        `backend`, and with the options.
+    **options
+        Options for `make_step`. The default has `workers`, `precision` and `kernels`.
 
-    `state` has the weights and the history, `step` takes the steps. Everything random follows from (seed, epoch), so
-    resuming gives the same bits as never having stopped, on the same machine with the same number of workers. Raises
-    `ValueError` if the data does not fit the model, or the device does not support an option.
+    Raises
+    ------
+    ValueError
+        If the data does not fit the model, or the device does not support an option.
+
+    Notes
+    -----
+    `state` contains the weights and the history. All random numbers follow from the seed and the epoch. So a resumed
+    run gives the same bits as an uninterrupted one on the same machine with the same number of workers.
     """
 
     def __init__(self, model_config, config, images, labels, backend, *, make_step=make_step, **options):
         check_dataset(images, labels, model_config)
         count = len(images) - config.validation
         if count < 1:
-            raise ValueError(f"validation holds back {config.validation} of {len(images)} images: none are left")
+            raise ValueError(f"validation must be below the number of images, {len(images)}, not {config.validation}")
         self.model_config, self.config = model_config, config
         self.fingerprint = zlib.crc32(np.ascontiguousarray(labels), zlib.crc32(np.ascontiguousarray(images)))
-        self.train_images = count  # how many; the last images are for validation
+        self.train_images = count
         self.validation = backend.asarray(images[count:]), labels[count:]
         self.state = new_state(model_config, config, backend)
-        self.step = make_step(self.state, images[:count], labels[:count], model_config, config, backend, **options)
+        self.step = make_step(
+            state=self.state,
+            images=images[:count],
+            labels=labels[:count],
+            model_config=model_config,
+            config=config,
+            backend=backend,
+            **options,
+        )
         self.stop_requested = False
         self._in_epoch = False
 
@@ -61,7 +88,7 @@ class Training:
 
     @property
     def finished(self):
-        """Whether all epochs are done."""
+        """Whether all epochs are finished."""
         return self.state.epoch >= self.config.epochs
 
     @property
@@ -71,38 +98,54 @@ class Training:
 
     @property
     def images_done(self):
-        """How many images of the epoch under way the steps have used."""
+        """The number of images of the current epoch that are used."""
         return min(self.state.done * self.config.batch_size, self.train_images)
 
     def run(self, folder=None, on_step=None, on_epoch=None, stop_after=None):
-        """Train to the last epoch, keeping `folder`/checkpoint.safetensors up to date.
+        """Train to the last epoch, and keep `folder`/checkpoint.safetensors up to date.
 
-        folder: where checkpoints go, None for none; on_step(training) is called after every step and
-        on_epoch(training) after every epoch, when its record is in the history; stop_after: leave when so many
-        epochs are finished. Ctrl-C or SIGTERM leave a checkpoint and raise `TrainingStopped`; a loss that is not
-        finite raises `TrainingDiverged` and leaves the last good checkpoint as it is; `WorkerError` means that a
-        process died. A folder that cannot be written raises `OSError` at the start.
+        Parameters
+        ----------
+        folder : path-like, optional
+            Where checkpoints go. Default: no checkpoints.
+        on_step : callable, optional
+            Called with this object after each step.
+        on_epoch : callable, optional
+            Called with this object after each epoch, when its record is in the history.
+        stop_after : int, optional
+            Return when this number of epochs is finished.
+
+        Raises
+        ------
+        TrainingStopped
+            After Ctrl-C or SIGTERM. A checkpoint is written first.
+        TrainingDiverged
+            If the loss or a weight is not finite. The last good checkpoint is unchanged.
+        WorkerError
+            If another process failed or died.
+        OSError
+            If the folder cannot be written, before the first step.
         """
         state = self.state
         last_epoch = self.config.epochs if stop_after is None else min(stop_after, self.config.epochs)
         self.stop_requested = False
         if folder is not None:
             Path(folder).mkdir(parents=True, exist_ok=True)
-        self.save(folder)  # there is always something to resume from, and a full disk is found at once
+        self.save(folder)  # a full disk raises an error before the first step
         with self._stop_on_signals(), self.step:
             while state.epoch < last_epoch:
                 self._run_epoch(folder, on_step)
-                self.save(folder)  # validation takes its time, and may be interrupted
-                self._stop_if_asked()
+                self.save(folder)  # validation takes time and may be interrupted
+                self._stop_if_requested()
                 self._finish_epoch()
                 self.save(folder)
                 if on_epoch:
                     on_epoch(self)
                 if state.epoch < last_epoch:
-                    self._stop_if_asked()
+                    self._stop_if_requested()
 
     def _run_epoch(self, folder, on_step):
-        """Take the steps that are left of the epoch under way."""
+        """Take the remaining steps of the current epoch."""
         state, step = self.state, self.step
         saved, began = time.monotonic(), time.perf_counter()
         step.begin_epoch(state.epoch, state.done, (state.loss_sum, state.correct))
@@ -115,14 +158,14 @@ class Training:
             state.done += 1
             due = self.stop_requested or time.monotonic() - saved > CHECKPOINT_SECONDS
             if due or state.done == self.steps_per_epoch:
-                self._read_totals()  # waits for a GPU, in the time that counts
+                self._read_totals()  # waits for a GPU, so that `seconds` includes its work
             state.seconds += time.perf_counter() - began
             if on_step:
                 on_step(self)
             if due or self.stop_requested:
                 self.save(folder)
                 saved = time.monotonic()
-            self._stop_if_asked()
+            self._stop_if_requested()
             began = time.perf_counter()
 
     def _finish_epoch(self):
@@ -151,9 +194,19 @@ class Training:
         self._in_epoch = False
 
     def save(self, folder):
-        """Write the state to `folder`/checkpoint.safetensors; nowhere if `folder` is None.
+        """Write the state to `folder`/checkpoint.safetensors.
 
-        Raises `TrainingDiverged` if it is not finite, and `OSError` if it cannot be written.
+        Parameters
+        ----------
+        folder : path-like or None
+            The folder of the run. With None nothing is written.
+
+        Raises
+        ------
+        TrainingDiverged
+            If the loss or a weight is not finite.
+        OSError
+            If the file cannot be written.
         """
         self._read_totals()
         self._require_finite()
@@ -168,11 +221,34 @@ class Training:
 
     @classmethod
     def resume(cls, folder, images, labels, backend, *, epochs=None, make_step=make_step, **options):
-        """Return the run that `folder`/checkpoint.safetensors holds, ready to resume.
+        """Return the run of `folder`/checkpoint.safetensors, ready to resume.
 
-        images, labels: the same training set; epochs: a new number of epochs, by default that of the run; make_step
-        and options: as for a new run. Without the option workers, their number is that of the run: only the same
-        number gives the same bits. Raises `CheckpointError` if the checkpoint is not whole or the data is another.
+        Parameters
+        ----------
+        folder : path-like
+            The folder of the run.
+        images : ndarray of shape (N, R, C)
+            The images of the run.
+        labels : ndarray of shape (N,)
+            The labels of the run.
+        backend : Backend
+            Where to compute.
+        epochs : int, optional
+            A new number of epochs. Default: that of the run.
+        make_step : callable, optional
+            As for a new run.
+        **options
+            As for a new run. The default of `workers` is that of the run, since another number changes the bits.
+
+        Returns
+        -------
+        Training
+            The run.
+
+        Raises
+        ------
+        CheckpointError
+            If the checkpoint is missing or damaged, or the data differs from that of the run.
         """
         path = Path(folder) / CHECKPOINT
         arrays, info = read_checkpoint(folder)
@@ -180,15 +256,22 @@ class Training:
         if epochs is not None:
             begun = info["epoch"] + (info["place"] > 0)
             if epochs < begun:
-                raise CheckpointError(f"{path}: {begun} epochs are begun or done, which is more than {epochs}")
+                raise CheckpointError(f"{path}: epochs must be at least {begun}, the epochs begun, not {epochs}")
             config = replace(config, epochs=epochs)
         if make_step is DEFAULT_STEP and options.get("workers") is None:
             options["workers"] = info["workers"]
         model_config = ViTConfig(**info["model"])
         run = cls(model_config, config, images, labels, backend, make_step=make_step, **options)
         if run.fingerprint != info["data"]:
-            raise CheckpointError(f"{path}: the run was trained on other data than is given now")
-        restore_state(path, run.state, arrays, info, config.batch_size, run.train_images)
+            raise CheckpointError(f"{path}: the run used other training data: give the same images and labels")
+        restore_state(
+            path=path,
+            state=run.state,
+            arrays=arrays,
+            info=info,
+            batch_size=config.batch_size,
+            images=run.train_images,
+        )
         return run
 
     def _read_totals(self):
@@ -208,22 +291,22 @@ class Training:
             f"try a learning rate below {self.config.learning_rate:g}, or clip the gradient"
         )
 
-    def _stop_if_asked(self):
+    def _stop_if_requested(self):
         if self.stop_requested:
             raise TrainingStopped
 
     @contextmanager
     def _stop_on_signals(self):
-        """Let the first Ctrl-C or SIGTERM ask for a stop between two steps; the second Ctrl-C is Python's own."""
+        """Let the first Ctrl-C or SIGTERM request a stop between two steps. The second Ctrl-C interrupts at once."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
 
-        def ask_to_stop(number, frame):
+        def request_stop(number, frame):
             self.stop_requested = True
             signal.signal(signal.SIGINT, signal.default_int_handler)
 
-        before = {s: signal.signal(s, ask_to_stop) for s in (signal.SIGINT, signal.SIGTERM)}
+        before = {number: signal.signal(number, request_stop) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             yield
         finally:
@@ -232,10 +315,25 @@ class Training:
 
 
 def check_dataset(images, labels, model_config):
-    """Raise `ValueError` unless images (N, R, C) uint8 and labels (N,) integers fit the model and each other."""
+    """Check that images and labels fit the model and each other.
+
+    Parameters
+    ----------
+    images : ndarray
+        Should be uint8 of shape (N, R, C), with the image size of the model.
+    labels : ndarray
+        Should be integers of shape (N,) in 0 to classes - 1.
+    model_config : ViTConfig
+        The settings of the model.
+
+    Raises
+    ------
+    ValueError
+        If an array does not fit.
+    """
     side = model_config.image_size
     if images.ndim != 3 or images.shape[1:] != (side, side) or images.dtype != np.uint8 or len(images) == 0:
         raise ValueError(
-            f"the model reads uint8 images of shape (N, {side}, {side}), not {images.dtype} {images.shape}"
+            f"images must be uint8 of shape (N, {side}, {side}), not {images.dtype} {images.shape}"
         )
     check_labels(labels, len(images), model_config.classes)

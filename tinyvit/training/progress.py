@@ -1,4 +1,4 @@
-"""How a run shows its progress: a bar where there is a terminal, and one line per epoch everywhere."""
+"""Show the progress of a run: a bar on a terminal, and one line per epoch."""
 
 import sys
 import time
@@ -7,9 +7,16 @@ from tqdm import tqdm
 
 
 class Progress:
-    """A bar over all images of a run, and a line per epoch. Use it as a context; hand its methods to `Training.run`.
+    """A progress bar over all images of a run, and one line per epoch.
 
-    run: a `Training`; silent: show nothing.
+    Use it as a context manager, and pass `on_step` and `on_epoch` to `Training.run`.
+
+    Parameters
+    ----------
+    run : Training
+        The run to show.
+    silent : bool, optional
+        If true, nothing is shown.
     """
 
     def __init__(self, run, silent=False):
@@ -31,7 +38,13 @@ class Progress:
         self.bar.close()
 
     def on_step(self, run):
-        """Move the bar, a few times per second."""
+        """Update the bar, at most four times per second.
+
+        Parameters
+        ----------
+        run : Training
+            The run, after a step.
+        """
         if self.bar.disable or time.monotonic() - self.shown < 0.25:
             return
         self.shown = time.monotonic()
@@ -42,7 +55,13 @@ class Progress:
         self.bar.update(run.state.epoch * run.train_images + run.images_done - self.bar.n)
 
     def on_epoch(self, run):
-        """Print the line of the epoch that has just ended."""
+        """Print the line of the last epoch.
+
+        Parameters
+        ----------
+        run : Training
+            The run, after an epoch.
+        """
         if self.silent:
             return
         self.bar.update(run.state.epoch * run.train_images - self.bar.n)
@@ -52,7 +71,18 @@ class Progress:
 
 
 def epoch_line(run):
-    """Return the last epoch's losses, accuracies and speed, in at most 80 characters."""
+    """Return the losses, accuracies and seconds of the last epoch in one line.
+
+    Parameters
+    ----------
+    run : Training
+        A run with at least one finished epoch.
+
+    Returns
+    -------
+    str
+        At most 80 characters.
+    """
     *earlier, record = run.state.history
     seconds = record["seconds"] - (earlier[-1]["seconds"] if earlier else 0.0)
     line = f"epoch {record['epoch']:2d}/{run.config.epochs}"
@@ -63,4 +93,5 @@ def epoch_line(run):
 
 
 def _loss(value):
-    return f"{value:.4f}"[:7]  # from 100 on fewer decimals, so that the line keeps its width
+    """Return a loss in at most seven characters."""
+    return f"{value:.4f}"[:7]  # losses of 100 and more have fewer decimals, so that the line stays short

@@ -1,4 +1,4 @@
-"""The state of a run: all that a step changes, and how a checkpoint keeps it."""
+"""The state of a run, and its checkpoint file."""
 
 import math
 from dataclasses import dataclass, field
@@ -19,29 +19,61 @@ CHECKPOINT_FORMAT = 1
 
 @dataclass(eq=False)
 class State:
-    """The weights, the optimiser and the place that a run has reached. Steps update the first three in place."""
+    """The weights, the optimiser and the progress of a run.
+
+    Steps update the arrays of the weights, of Adam and of the average in place.
+
+    Parameters
+    ----------
+    parameters : Parameters
+        The weights.
+    adam : Adam
+        The optimiser.
+    average : ExponentialMovingAverage or None
+        The moving average of the weights, if the settings have one.
+    epoch : int
+        Number of finished epochs.
+    done : int
+        Number of finished steps of the current epoch.
+    loss_sum : float
+        Sum of the losses of the images in the current epoch, when it was last read from the step.
+    correct : int
+        Number of correctly classified images in the current epoch, when it was last read from the step.
+    seconds : float
+        Time spent in training steps since the start of the run.
+    history : list of dict
+        One record per finished epoch.
+    origin : dict
+        The recipe, the data and further facts that JSON can represent.
+    """
 
     parameters: Parameters
     adam: Adam
     average: ExponentialMovingAverage | None
-    epoch: int = 0  # finished epochs
-    done: int = 0  # finished steps of the epoch under way,
-    loss_sum: float = 0.0  # the sum of its losses, at the last checkpoint: `totals` of the step is current
-    correct: int = 0  # and how many images it classified correctly
-    seconds: float = 0.0  # spent in steps, over all sittings
-    history: list = field(default_factory=list)  # one dict per finished epoch
-    origin: dict = field(default_factory=dict)  # where recipe and data came from, as JSON
+    epoch: int = 0
+    done: int = 0
+    loss_sum: float = 0.0
+    correct: int = 0
+    seconds: float = 0.0
+    history: list = field(default_factory=list)
+    origin: dict = field(default_factory=dict)
 
     def __repr__(self):
         return f"State({self.parameters!r}, {self.epoch} epochs and {self.done} steps)"
 
     @property
     def weights(self):
-        """The `Parameters` to use the model with: averaged, if the recipe averages."""
+        """The weights for validation and for the trained model: the moving average, if the settings have one."""
         return self.parameters if self.average is None else self.parameters.with_flat(self.average.average)
 
     def arrays(self):
-        """Return the arrays of a checkpoint by their names there."""
+        """Return the arrays that a checkpoint contains.
+
+        Returns
+        -------
+        dict of ndarray
+            The arrays by their names in the checkpoint.
+        """
         arrays = {
             "parameters": self.parameters.flat,
             "adam.first_moment": self.adam.first_moment,
@@ -50,7 +82,13 @@ class State:
         return arrays if self.average is None else {**arrays, "average": self.average.average}
 
     def require_finite(self):
-        """Raise `ArithmeticError` unless the loss so far, every weight and every moment are finite."""
+        """Check that the loss, the weights and the moments are finite.
+
+        Raises
+        ------
+        ArithmeticError
+            If a value is NaN or infinite.
+        """
         require_finite("loss", self.loss_sum)
         with np.errstate(over="ignore", invalid="ignore"):
             require_finite("sum of all weights", self.parameters.flat.sum())
@@ -58,14 +96,42 @@ class State:
             require_finite("sum of Adam's second moments", self.adam.second_moment.sum())
 
 
-def require_finite(what, value):
-    """Raise `ArithmeticError` unless `value`, a number or a 0-d array, is finite."""
+def require_finite(name, value):
+    """Check that a number is finite.
+
+    Parameters
+    ----------
+    name : str
+        The name for the message.
+    value : float or ndarray of shape ()
+        The number.
+
+    Raises
+    ------
+    ArithmeticError
+        If the number is NaN or infinite.
+    """
     if not math.isfinite(value):
-        raise ArithmeticError(f"the {what} became {float(value)}")
+        raise ArithmeticError(f"the {name} became {float(value)}")
 
 
 def new_state(model_config, config, backend):
-    """Return the `State` that a run begins with, its arrays on the `backend`'s device."""
+    """Return the state at the start of a run.
+
+    Parameters
+    ----------
+    model_config : ViTConfig
+        The settings of the model.
+    config : TrainingConfig
+        The settings of the training.
+    backend : Backend
+        Where the arrays go.
+
+    Returns
+    -------
+    State
+        Initial weights, and moments of zero.
+    """
     first = initialise(model_config, config.seed)
     parameters = first.with_flat(backend.asarray(first.flat))
     adam = Adam(
@@ -82,8 +148,21 @@ def new_state(model_config, config, backend):
 def save_state(folder, state, settings, place):
     """Write `folder`/checkpoint.safetensors.
 
-    settings: what else the file says of the run: "model", "training", "workers" and "data"; place: how many images of
-    the epoch under way are used.
+    Parameters
+    ----------
+    folder : path-like
+        The folder of the run. It must exist.
+    state : State
+        The state to save.
+    settings : dict
+        Further entries of the file: "model", "training", "workers" and "data".
+    place : int
+        Number of images of the current epoch that are used.
+
+    Raises
+    ------
+    OSError
+        If the file cannot be written.
     """
     info = {
         "format": CHECKPOINT_FORMAT,
@@ -102,9 +181,27 @@ def save_state(folder, state, settings, place):
 
 
 def restore_state(path, state, arrays, info, batch_size, images):
-    """Put what `read_checkpoint` gave into a new `State` of the same settings.
+    """Copy a checkpoint into a new state of the same settings.
 
-    Raises `CheckpointError` if an array does not fit the model, or the place does not fit the data.
+    Parameters
+    ----------
+    path : path-like
+        The file, for messages.
+    state : State
+        The state to change.
+    arrays : dict of ndarray
+        The arrays from `read_checkpoint`.
+    info : dict
+        The metadata from `read_checkpoint`.
+    batch_size : int
+        Number of images per step.
+    images : int
+        Number of training images.
+
+    Raises
+    ------
+    CheckpointError
+        If an array does not fit the model, or the place is not between two batches.
     """
     for name, array in arrays.items():
         if array.shape != state.parameters.flat.shape or array.dtype != state.parameters.flat.dtype:
@@ -125,14 +222,29 @@ def restore_state(path, state, arrays, info, batch_size, images):
 
 
 def read_checkpoint(folder):
-    """Return the arrays and the info (a dict) of `folder`/checkpoint.safetensors.
+    """Return the contents of `folder`/checkpoint.safetensors.
 
-    Raises `CheckpointError` if there is none, it is not whole, or it is not that of a run.
+    Parameters
+    ----------
+    folder : path-like
+        The folder of a run.
+
+    Returns
+    -------
+    arrays : dict of ndarray
+        The arrays of the state.
+    info : dict
+        The settings and the progress of the run.
+
+    Raises
+    ------
+    CheckpointError
+        If the file is missing or damaged, or is not the checkpoint of a run.
     """
     path = Path(folder) / CHECKPOINT
     arrays, info = load_arrays(path)
     if not isinstance(info, dict) or info.get("format") != CHECKPOINT_FORMAT:
-        raise CheckpointError(f"{path}: not a checkpoint of a run in format {CHECKPOINT_FORMAT}")
+        raise CheckpointError(f"{path}: not a checkpoint of a run in format {CHECKPOINT_FORMAT}: start a new run")
     kinds = {
         **dict.fromkeys(("model", "training", "origin"), dict),
         **dict.fromkeys(("workers", "data", "adam_steps", "average_steps", "epoch", "place", "correct"), int),
@@ -144,9 +256,9 @@ def read_checkpoint(folder):
         ViTConfig(**info["model"])
         config = TrainingConfig.from_dict(info["training"])
     except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{path}: its settings are not those of a run ({error})") from error
+        raise CheckpointError(f"{path}: its settings are not those of a run ({error}): start a new run") from error
     needed = {"parameters", "adam.first_moment", "adam.second_moment"} | ({"average"} if config.average else set())
     wrong += sorted(needed ^ set(arrays))
     if wrong:
-        raise CheckpointError(f"{path}: wrong or missing in this checkpoint: {', '.join(wrong)}")
+        raise CheckpointError(f"{path}: wrong or missing entries: {', '.join(wrong)}: start a new run")
     return arrays, info

@@ -1,14 +1,14 @@
-"""One training step, plain or in kernels, behind one interface.
+"""One training step, with plain operations or with CUDA kernels, behind one interface.
 
-Every kind of step answers the same calls:
+All kinds of steps have the same methods:
 
     with step:
-        step.begin_epoch(epoch)        # the order of the images, how each is changed, the learning rates
+        step.begin_epoch(epoch)        # draw the order and the augmentation, compute the learning rates
         count = step()                 # forward, backward, clip, Adam and average on the next batch
         loss_sum, correct = step.totals()
 
-It also has `workers`, for validation, and `record`, a dict of what a checkpoint keeps of it, with "workers" in it.
-`mode`, `precision`, `asynchronous` and `compile_seconds` describe it for progress bars and records.
+Attributes: `workers` is the number of workers for validation. `record` is a dict for the checkpoint, which contains
+"workers". `mode`, `precision`, `asynchronous` and `compile_seconds` describe the step for progress bars and metrics.
 
 `PlainStep` computes with the operations of `tinyvit.ops`, on a CPU or a GPU. `tinyvit.kernels.KernelStep` computes
 the same with CUDA kernels. Both update the arrays of a `State` in place.
@@ -25,16 +25,29 @@ from tinyvit.optim import clip_by_global_norm
 from tinyvit.training.state import require_finite
 from tinyvit.training.workers import ParallelGradient, available_cores
 
-KERNELS = ("graph", "launches", "off")  # how a GPU takes a step: one graph of kernels, kernels, plain operations
-IMAGES_PER_WORKER = 8  # at least, by default: a smaller share is not worth a process
+KERNELS = ("graph", "launches", "off")  # a step on a GPU is one graph of kernels, single kernels or plain operations
+IMAGES_PER_WORKER = 8  # the smallest share of a batch, by default; a smaller one does not justify a process
 
 
 class PlainStep:
-    """Takes training steps with the plain operations, on any backend.
+    """A training step with the plain operations, on a CPU or a GPU.
 
-    state: the `State` that is updated; images: (N, R, C) uint8; labels: (N,) integers; model_config: `ViTConfig`;
-    config: `TrainingConfig`; backend: where the state lies and the images will; workers: processes that share a
-    batch, one on a GPU.
+    Parameters
+    ----------
+    state : State
+        The state that each step updates.
+    images : ndarray of shape (N, R, C)
+        The training images, uint8.
+    labels : ndarray of shape (N,)
+        Their classes, integers.
+    model_config : ViTConfig
+        The settings of the model.
+    config : TrainingConfig
+        The settings of the training.
+    backend : Backend
+        The backend of the state. The images are copied to its device.
+    workers : int, optional
+        Number of processes that share a batch. A GPU needs 1.
     """
 
     mode = "plain"
@@ -43,13 +56,13 @@ class PlainStep:
 
     def __init__(self, state, images, labels, model_config, config, backend, workers=1):
         self.state, self.config, self.backend, self.workers = state, config, backend, workers
-        self.asynchronous = backend.device != "cpu"  # whether `totals` would have to wait
+        self.asynchronous = backend.device != "cpu"  # whether `totals` waits for a device
         self.images, self.labels = backend.asarray(images), backend.asarray(labels)
-        self.steps = -(-len(images) // config.batch_size)  # of an epoch
+        self.steps = -(-len(images) // config.batch_size)  # per epoch
         chunk_size = None if backend.device == "cpu" else config.batch_size
         self._gradient = ParallelGradient(model_config, workers, config.smoothing, chunk_size)
-        state.adam.use_threads(workers)  # as many cores as the workers have
-        self.record = {"workers": workers}  # what a checkpoint keeps of the step
+        state.adam.use_threads(workers)  # the cores of the workers are idle while Adam runs
+        self.record = {"workers": workers}
         self._done = self.steps  # no epoch has begun
         self._loss_sum, self._correct = 0.0, 0
 
@@ -61,23 +74,45 @@ class PlainStep:
         self._gradient.__exit__(*exception)
 
     def begin_epoch(self, epoch, done=0, totals=(0.0, 0)):
-        """Begin an epoch, or resume it.
+        """Begin or resume an epoch.
 
-        epoch: its number, from 0; done: how many of its steps are done; totals: what `totals` gave after them.
+        Parameters
+        ----------
+        epoch : int
+            Number of the epoch, from 0.
+        done : int, optional
+            Number of its steps that are already done.
+        totals : tuple of (float, int), optional
+            The result of `totals` after these steps.
+
+        Raises
+        ------
+        ValueError
+            If the epoch has fewer steps than `done`.
         """
         config = self.config
         if not 0 <= done <= self.steps:
-            raise ValueError(f"an epoch has {self.steps} steps: {done} of them cannot be done")
+            raise ValueError(f"done must be in 0 to {self.steps}, the steps of an epoch, not {done}")
         self._epoch = Epoch(self.images, self.labels, config.augmentation, config.seed, epoch, self.backend)
         self._learning_rates = config.learning_rates(epoch, self.steps)
         self._averages_after = config.averages_after(epoch, self.steps)
         self._done, (self._loss_sum, self._correct) = done, totals
 
     def __call__(self):
-        """Take the next step and return its number of images.
+        """Take the next step.
 
-        Raises `IndexError` after the end of the epoch and, on a CPU, `ArithmeticError` if the loss or the norm of the
-        gradient is not finite: then the weights are as before. A GPU would have to be waited for.
+        Returns
+        -------
+        int
+            Number of images in the batch.
+
+        Raises
+        ------
+        IndexError
+            If the epoch has no step left.
+        ArithmeticError
+            On a CPU, if the loss or the norm of the gradient is not finite. The weights are unchanged. On a GPU this
+            check would wait for the device.
         """
         if self._done == self.steps:
             raise IndexError("the epoch has no step left: call begin_epoch first")
@@ -85,11 +120,11 @@ class PlainStep:
         start = self._done * config.batch_size
         stop = min(start + config.batch_size, len(self.images))
         images, labels, maps = self._epoch.batch(start, stop)
-        # `loss_and_gradient` of model.py on this batch: each worker changes and computes its share of the images
+        # This is `loss_and_gradient` of model.py on the batch. Each worker augments and computes its share.
         loss, correct, gradients = self._gradient(state.parameters, images, labels, maps)
         if checked:
             require_finite("loss", loss)
-        with np.errstate(over="ignore", invalid="ignore"):  # `State.require_finite` finds what overflows here
+        with np.errstate(over="ignore", invalid="ignore"):  # `State.require_finite` finds overflows later
             if config.clip:
                 norm = clip_by_global_norm(gradients.flat, config.clip)
                 if checked:
@@ -103,7 +138,15 @@ class PlainStep:
         return len(images)
 
     def totals(self):
-        """Return the sum of the losses and the number of images classified correctly in the epoch so far."""
+        """Return the totals of the current epoch. On a GPU, this waits for the device.
+
+        Returns
+        -------
+        loss_sum : float
+            Sum of the losses of its images so far.
+        correct : int
+            Number of its images that were classified correctly so far.
+        """
         self.backend.synchronise()
         return float(self._loss_sum), int(self._correct)
 
@@ -111,11 +154,39 @@ class PlainStep:
 def make_step(
     state, images, labels, model_config, config, backend, workers=None, precision="float32", kernels=None
 ):
-    """Return the step that suits the backend: a `KernelStep` on a GPU that has kernels for the model, or `PlainStep`.
+    """Return the step for a backend: `KernelStep` on a GPU with kernels for the model, and otherwise `PlainStep`.
 
-    workers: processes on a CPU, by default one per core, at most one per 8 images of a batch; precision: of a GPU's
-    matrix products, one of `kernels.PRECISIONS`; kernels: one of `KERNELS`, by default "graph" if the model has
-    kernels; if not, the log says why. Raises `ValueError` on what the device or the model does not support.
+    Parameters
+    ----------
+    state : State
+        The state that each step updates.
+    images : ndarray of shape (N, R, C)
+        The training images, uint8.
+    labels : ndarray of shape (N,)
+        Their classes, integers.
+    model_config : ViTConfig
+        The settings of the model.
+    config : TrainingConfig
+        The settings of the training.
+    backend : Backend
+        Where to compute.
+    workers : int, optional
+        Number of processes on a CPU. Default: one per core, at most one per 8 images of a batch.
+    precision : {"float32", "tf32", "bfloat16"}, optional
+        Precision of the matrix products on a GPU.
+    kernels : {"graph", "launches", "off"}, optional
+        How a GPU takes a step. Default: "graph" if there are kernels for the model, and otherwise "off" with a log
+        message that gives the reason.
+
+    Returns
+    -------
+    PlainStep or KernelStep
+        The step.
+
+    Raises
+    ------
+    ValueError
+        If the device or the model does not support an option.
     """
     if workers is None:
         workers = max(1, min(available_cores(), config.batch_size // IMAGES_PER_WORKER))
@@ -124,35 +195,69 @@ def make_step(
     kernels = choose_kernels(backend, model_config, precision, kernels)
     if kernels == "off":
         workers_here = workers if backend.device == "cpu" else 1
-        step = PlainStep(state, images, labels, model_config, config, backend, workers=workers_here)
+        step = PlainStep(
+            state=state,
+            images=images,
+            labels=labels,
+            model_config=model_config,
+            config=config,
+            backend=backend,
+            workers=workers_here,
+        )
     else:
         began = time.perf_counter()
         compiled = Kernels(backend, model_config, precision)
-        step = KernelStep(compiled, state, images, labels, config, graph=kernels == "graph")
+        step = KernelStep(
+            compiled,
+            state=state,
+            images=images,
+            labels=labels,
+            config=config,
+            graph=kernels == "graph",
+        )
         step.compile_seconds = time.perf_counter() - began
-    step.record = {"workers": workers}  # a run of a GPU may resume on a CPU
+    step.record = {"workers": workers}  # a run on a GPU may resume on a CPU
     return step
 
 
 def choose_kernels(backend, model_config, precision="float32", kernels=None):
-    """Return which of `KERNELS` a run takes its steps by: on a CPU "off", and on a GPU what was asked for.
+    """Return how a run takes its steps. On a CPU this is always "off".
 
-    kernels: one of `KERNELS`, or None for a graph if there are kernels for this model; if there are none, a line in
-    the log says why. Raises `ValueError` if the device or the model does not support what was asked for.
+    Parameters
+    ----------
+    backend : Backend
+        Where to compute.
+    model_config : ViTConfig
+        The settings of the model.
+    precision : {"float32", "tf32", "bfloat16"}, optional
+        Precision of the matrix products on a GPU.
+    kernels : {"graph", "launches", "off"}, optional
+        The requested way. Default: "graph" if there are kernels for the model, and otherwise "off" with a log
+        message that gives the reason.
+
+    Returns
+    -------
+    {"graph", "launches", "off"}
+        The way to use.
+
+    Raises
+    ------
+    ValueError
+        If the device or the model does not support an option.
     """
     if kernels not in (None, *KERNELS):
-        raise ValueError(f"kernels {kernels!r} are unknown: give {', '.join(map(repr, KERNELS))}")
+        raise ValueError(f"kernels {kernels!r} is unknown: give {', '.join(map(repr, KERNELS))}")
     reason = unsupported_reason(model_config, precision, backend.compute_capability())
     if backend.device == "cpu":
         if precision != "float32" or kernels in ("graph", "launches"):
-            asked = f"precision {precision!r}" if precision != "float32" else f"kernels {kernels!r}"
-            raise ValueError(f"{asked} is for a GPU: give --device gpu, or leave it out")
+            option = f"precision {precision!r}" if precision != "float32" else f"kernels {kernels!r}"
+            raise ValueError(f"{option} needs a GPU: give --device gpu, or omit the option")
         return "off"
     if kernels == "off" or (kernels is None and reason is not None and precision == "float32"):
         if precision != "float32":
-            raise ValueError(f"precision {precision!r} needs kernels: plain operations compute in float32")
+            raise ValueError(f"precision {precision!r} needs kernels: give --kernels graph, or omit the precision")
         if kernels is None:
-            logging.getLogger("tinyvit").warning("note: plain operations compute, as %s", reason)
+            logging.getLogger("tinyvit").warning("note: this run uses plain operations because %s", reason)
         return "off"
     if reason is not None:
         raise ValueError(reason)

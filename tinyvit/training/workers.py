@@ -1,9 +1,12 @@
-"""The loss and the gradient of a batch, a share of it in each of several processes.
+"""Compute the loss and the gradient of a batch in several processes.
 
-Threads would be simpler, but every NumPy call that ends asks for the interpreter's lock, and falls asleep if another
-thread has it: two threads take a tenth longer than two processes for this model (`benchmarks/NOTES.md`), and more of
-them lose more. The processes share a block of memory with the weights, the images and the gradients. Through a pipe
-to each goes one line per step, which says which images are its share, and one comes back, with the loss.
+Each worker computes a share of the batch. The workers are processes because threads are slower for this model. After
+each NumPy call a thread needs the interpreter's lock and sleeps while another thread holds it. Two threads take a
+tenth longer than two processes (`benchmarks/NOTES.md`), and more threads lose more.
+
+The first worker is the calling process. The others are helper processes, which share a block of memory with it for
+the weights, the images and the gradients. Per step, a helper reads one line with the range of its share from a pipe,
+and answers with one line that contains the loss.
 """
 
 import contextlib
@@ -30,32 +33,52 @@ from tinyvit.memory import Workspace
 from tinyvit.model import ViTConfig, loss_and_gradient
 from tinyvit.parameters import Parameters
 
-CHUNK_TOKENS = 1088  # 64 images of 17: enough for matrix products to run well, and few enough for the cache
-START_SECONDS = 60  # for a helper to answer for the first time: it imports NumPy, and disks may be slow
+CHUNK_TOKENS = 1088  # 64 images of 17 tokens, enough for fast matrix products and few enough for the cache
+START_SECONDS = 60  # the limit for a helper's first answer; it imports NumPy, and disks may be slow
 
 
 class WorkerError(RuntimeError):
-    """A process that computed a share of a step failed or died; the message says what is known."""
+    """A helper process failed or died; the message contains its error or its exit status."""
 
 
 def available_cores():
-    """Return how many cores this process may use: by its affinity, and by a container's limit."""
-    import joblib  # imported here alone: a helper has no use for it
+    """Return the number of cores that this process may use.
+
+    Returns
+    -------
+    int
+        At least 1. The process's affinity and a container's limit are respected.
+    """
+    import joblib  # imported here because helpers do not need it
 
     return joblib.cpu_count()
 
 
 class ParallelGradient:
-    """Computes a batch's loss and gradient, a share of it in each of `workers` processes. Use it as a context.
+    """A context manager that computes the loss and the gradient of batches in several processes.
 
-    config: `ViTConfig`; workers: how many, by default one per core; smoothing: of the labels; chunk_size: images of
-    a share computed at once, by default as many as have `CHUNK_TOKENS` tokens. Raises `ValueError` if one of them
-    is below 1, and on entering `WorkerError` or `OSError` if a process does not start or the memory for all is not
-    there. Inside the context BLAS keeps to one thread per process.
+    Inside the context, BLAS uses one thread per process. The bits of the result depend on the number of workers but
+    not on timing.
 
-    The batch is cut and the gradients are summed in an order that depends on its size and the number of workers
-    only, so that timing changes no bit. The first worker is this process, the others are its helpers: one worker
-    needs no other process, and is what a GPU needs, with a chunk_size of the whole batch.
+    Parameters
+    ----------
+    config : ViTConfig
+        The settings of the model.
+    workers : int, optional
+        Number of processes. Default: one per core. A GPU needs 1.
+    smoothing : float, optional
+        Label smoothing.
+    chunk_size : int, optional
+        Number of images per computation within a share. Default: as many as have 1,088 tokens.
+
+    Raises
+    ------
+    ValueError
+        If `workers` or `chunk_size` is below 1.
+    WorkerError
+        On entering the context, if a process does not start.
+    OSError
+        On entering the context, if the memory cannot be shared.
     """
 
     def __init__(self, config, workers=None, smoothing=0.0, chunk_size=None):
@@ -71,7 +94,7 @@ class ParallelGradient:
 
     def __enter__(self):
         if self._resources is not None:
-            raise RuntimeError("this parallel gradient is in use already")
+            raise RuntimeError("this parallel gradient is already in use: make another one")
         with contextlib.ExitStack() as stack:
             stack.enter_context(one_blas_thread())
             self._workspace, self._process = Workspace(), os.getpid()
@@ -86,7 +109,7 @@ class ParallelGradient:
 
     def __exit__(self, *exception):
         resources, self._resources = self._resources, None
-        self._workspace = self._shared = None  # and with them their memory
+        self._workspace = self._shared = None  # releases their memory
         resources.__exit__(*exception)
 
     def _start_helpers(self):
@@ -110,28 +133,52 @@ class ParallelGradient:
             self._helpers.pop().stop()
 
     def __call__(self, parameters, images, labels, maps=None):
-        """Return the loss, how many images were classified correctly, and the gradient of a batch.
+        """Compute the loss and the gradient of a batch. After an error, the next call starts new helpers.
 
-        images: (B, R, C), uint8 or float in 0 to 1; labels: (B,) integers; maps: (B, 2, 3) as `Augmentation.draw`
-        gives them, or None: each worker changes the images of its share by them (they are uint8 then). Loss and
-        count are 0-d arrays; the gradient is `Parameters`. Raises `WorkerError` if another process failed or died,
-        `OSError` if there is no room for what they share, `ValueError` on images or labels that do not fit, and
-        `RuntimeError` outside the context or if another thread uses it. After an error the next call begins with
-        new helpers.
+        Parameters
+        ----------
+        parameters : Parameters
+            The weights.
+        images : ndarray of shape (B, R, C)
+            Either uint8, or float in 0 to 1.
+        labels : ndarray of shape (B,)
+            Classes, integers.
+        maps : ndarray of shape (B, 2, 3), optional
+            Changes from `Augmentation.draw`, which each worker applies to its share. The images are uint8 then.
+
+        Returns
+        -------
+        loss : ndarray of shape ()
+            Mean loss of the batch.
+        correct : ndarray of shape ()
+            Number of correctly classified images.
+        gradients : Parameters
+            The gradient.
+
+        Raises
+        ------
+        WorkerError
+            If another process failed or died.
+        OSError
+            If there is not enough memory to share.
+        ValueError
+            If images or labels do not fit.
+        RuntimeError
+            Outside the context, or if another thread or process uses the object.
         """
         if self._resources is None:
-            raise RuntimeError("use a parallel gradient as a context: with ParallelGradient(...) as gradient:")
+            raise RuntimeError("use the object as a context manager: with ParallelGradient(...) as gradient:")
         if not len(images) == len(labels) > 0:
-            raise ValueError(f"a batch has one label per image and at least one, not {len(images)} and {len(labels)}")
+            raise ValueError(f"give images and one label each, not {len(images)} images and {len(labels)} labels")
         if self.workers > 1 and array_module(parameters.flat) is not np:
-            raise ValueError(f"a GPU computes a batch as a whole: it needs one worker, not {self.workers}")
+            raise ValueError(f"workers must be 1 on a GPU, not {self.workers}")
         if os.getpid() != self._process or not self._turn.acquire(blocking=False):
-            raise RuntimeError("a parallel gradient serves one thread of one process: give each its own")
+            raise RuntimeError("only one thread of one process can use a parallel gradient: make one per thread")
         try:
             if self.workers > 1 and not self._helpers:
                 self._start_helpers()
             return self._compute(parameters, images, labels, maps)
-        except BaseException:  # a helper may still be at work, and its answer must not be taken for the next one
+        except BaseException:  # a helper may still compute, and the next call must not read its old answer
             self._stop_helpers()
             raise
         finally:
@@ -139,7 +186,7 @@ class ParallelGradient:
 
     def _compute(self, parameters, images, labels, maps):
         batch_size = len(images)
-        mine, *others = (slice(*ends) for ends in split(batch_size, min(self.workers, batch_size)))
+        first, *others = (slice(*ends) for ends in split(batch_size, min(self.workers, batch_size)))
         helpers = self._helpers[: len(others)]
         if helpers:
             self._publish(parameters, images, labels, maps)
@@ -149,11 +196,11 @@ class ParallelGradient:
             )
         with self._workspace:
             loss, correct, gradients = gradient_of_share(
-                images[mine],
-                labels[mine],
-                None if maps is None else maps[mine],
-                parameters,
-                self.config,
+                images=images[first],
+                labels=labels[first],
+                maps=None if maps is None else maps[first],
+                parameters=parameters,
+                config=self.config,
                 smoothing=self.smoothing,
                 chunk_size=self.chunk_size,
                 batch_size=batch_size,
@@ -167,7 +214,7 @@ class ParallelGradient:
         return loss, correct, gradients
 
     def _publish(self, parameters, images, labels, maps):
-        """Copy the weights and the batch to where the helpers read them."""
+        """Copy the weights and the batch to the shared memory."""
         arrays = {"weights": parameters.flat, "images": images, "labels": labels}
         if maps is not None:
             arrays["maps"] = maps
@@ -182,11 +229,37 @@ class ParallelGradient:
 def gradient_of_share(
     images, labels, maps, parameters, config, smoothing, chunk_size, batch_size, gradients=None
 ):
-    """Return loss, count of correct answers and gradient of a share of a batch of batch_size, one chunk at a time.
+    """Compute the loss and the gradient of a share of a batch, one chunk at a time.
 
-    images: (N, R, C); labels: (N,); maps: (N, 2, 3) by which the images are changed, or None. Loss and gradient are
-    parts of the mean over the whole batch: those of all shares add up to it. gradients: the `Parameters` to write the
-    gradient into, new ones by default.
+    Parameters
+    ----------
+    images : ndarray of shape (N, R, C)
+        The images of the share.
+    labels : ndarray of shape (N,)
+        Their classes, integers.
+    maps : ndarray of shape (N, 2, 3) or None
+        Changes of the images, from `Augmentation.draw`.
+    parameters : Parameters
+        The weights.
+    config : ViTConfig
+        The settings of the model.
+    smoothing : float
+        Label smoothing.
+    chunk_size : int
+        The largest number of images per chunk.
+    batch_size : int
+        Number of images in the whole batch.
+    gradients : Parameters, optional
+        Where the gradient is written. Default: new arrays.
+
+    Returns
+    -------
+    loss : ndarray of shape ()
+        The share's part of the mean loss of the batch. The parts of all shares add up to the mean.
+    correct : ndarray of shape ()
+        Number of correctly classified images.
+    gradients : Parameters
+        The share's part of the gradient.
     """
     total_loss, total_correct, total = 0, 0, None
     for start, stop in split(len(images), -(-len(images) // chunk_size)):
@@ -213,19 +286,32 @@ def gradient_of_share(
 
 
 def split(count, parts):
-    """Split the places 0 to `count` into `parts` of sizes as even as possible: a list of (start, stop)."""
+    """Divide a range into parts whose sizes differ by at most one.
+
+    Parameters
+    ----------
+    count : int
+        Length of the range, which begins at 0.
+    parts : int
+        Number of parts.
+
+    Returns
+    -------
+    list of tuple
+        The start and the stop of each part.
+    """
     edges = [count * i // parts for i in range(parts + 1)]
     return list(itertools.pairwise(edges))
 
 
 class _Helper:
-    """Another process that computes shares of batches, as this process sees it."""
+    """A handle of another process that computes shares of batches."""
 
     def __init__(self, name, descriptors):
         if not sys.executable or getattr(sys, "frozen", False):
-            raise WorkerError(f"{name} cannot be started, as there is no Python to start: train with one worker")
+            raise WorkerError(f"{name} cannot start because there is no Python interpreter: train with one worker")
         self._name = name
-        here = str(Path(__file__).resolve().parents[2])  # first, so that the helper has this very library
+        here = str(Path(__file__).resolve().parents[2])  # the helper must import this copy of the library
         path = [here, *(entry for entry in sys.path if isinstance(entry, str))]
         program = f"import sys; sys.path[:] = {path!r}; from tinyvit.training.workers import serve; serve()"
         threads = ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS", "BLIS_NUM_THREADS")
@@ -236,70 +322,70 @@ class _Helper:
             stdout=subprocess.PIPE,
             pass_fds=descriptors,
             env=os.environ | dict.fromkeys(threads, "1"),
-            start_new_session=True,  # Ctrl-C is for the process that asks
+            start_new_session=True,  # Ctrl-C interrupts only the calling process
         )
         self._answers = io.BufferedReader(self._process.stdout)
 
     def start(self, settings):
-        """Tell it what it is to do, and wait until it is ready."""
-        patience = threading.Timer(START_SECONDS, self._process.kill)
-        patience.start()
+        """Send the settings, and wait until the helper is ready."""
+        limit = threading.Timer(START_SECONDS, self._process.kill)
+        limit.start()
         try:
             self.send(settings)
             self.receive()
         finally:
-            patience.cancel()
+            limit.cancel()
 
     def stop(self):
-        """End it, whatever it is doing."""
-        self._process.kill()  # it has nothing that could be lost
+        """End the process, even while it computes."""
+        self._process.kill()  # it has no data to save
         self._process.wait()
         self._process.stdin.close()
         self._answers.close()
 
     def send(self, message):
-        """Ask for something, a dict; `receive` waits for the answer."""
-        with contextlib.suppress(BrokenPipeError):  # `receive` raises if the helper is gone
+        """Send a request, a dict. `receive` waits for the answer."""
+        with contextlib.suppress(BrokenPipeError):  # if the helper has ended, `receive` raises an error
             self._process.stdin.write(json.dumps(message).encode() + b"\n")
 
     def receive(self):
-        """Return the answer, a dict; raise `WorkerError` if there is none."""
+        """Return the answer, a dict, or raise `WorkerError`."""
         while line := self._answers.readline():
-            if line.startswith(_ANSWER) and line.endswith(b"\n"):  # and is not what some library has printed
+            if line.startswith(_ANSWER) and line.endswith(b"\n"):  # other lines are output of some library
                 answer = json.loads(line.removeprefix(_ANSWER))
                 if "error" in answer:
                     raise WorkerError(f"{self._name} failed:\n{answer['error']}")
                 return answer
-        self._process.kill()  # in case it has closed its end and lives
+        self._process.kill()  # it may have closed the pipe without ending
         code = self._process.wait()
-        how = f"killed by signal {-code}" if code < 0 else f"ended with status {code}"
+        ending = f"was killed by signal {-code}" if code < 0 else f"ended with status {code}"
         raise WorkerError(
-            f"{self._name} is gone ({how}); if memory was short, fewer workers or a smaller batch need less, "
-            "and one worker needs no other process"
+            f"{self._name} {ending}: if memory was short, try fewer workers or a smaller batch; "
+            "one worker needs no other process"
         )
 
 
-_ANSWER = b"\x02tinyvit "  # what a helper's lines begin with, and nothing that libraries print does
+_ANSWER = b"\x02tinyvit "  # the beginning of an answer, which no library prints
 
 
 def serve():
-    """Answer a `_Helper`, on standard input and output, until there is nothing more to read."""
+    """Read requests from standard input, compute, and write answers to standard output, until the input ends."""
     requests = sys.stdin.buffer
     answers = os.dup(1)
-    os.dup2(2, 1)  # whatever is printed from now on, by whatever library, is no answer
+    os.dup2(2, 1)  # output of libraries goes to standard error from now on
 
     def answer(message):
-        with contextlib.suppress(BrokenPipeError):  # the program has ended, which the next read shows
+        with contextlib.suppress(BrokenPipeError):  # the caller has ended, and the next read returns nothing
             os.write(answers, b"\n" + _ANSWER + json.dumps(message).encode() + b"\n")
 
     layout = None
     first_line = requests.readline()
-    if not first_line:  # the program has ended already
+    if not first_line:  # the caller has already ended
         return
     try:
         settings = json.loads(first_line)
         config, workspace = ViTConfig(**settings["config"]), Workspace()
-        memory = open(settings["memory"], "r+b")  # noqa: SIM115  open as long as the process
+        memory = open(settings["memory"], "r+b")  # noqa: SIM115  it stays open until the process ends
         answer({"ready": True})
     except Exception:
         answer({"error": traceback.format_exc()})
@@ -317,11 +403,11 @@ def serve():
                 maps = shared["maps"][share] if "maps" in shared else None
                 with workspace:
                     loss, correct, _ = gradient_of_share(
-                        shared["images"][share],
-                        shared["labels"][share],
-                        maps,
-                        parameters,
-                        config,
+                        images=shared["images"][share],
+                        labels=shared["labels"][share],
+                        maps=maps,
+                        parameters=parameters,
+                        config=config,
                         smoothing=settings["smoothing"],
                         chunk_size=settings["chunk_size"],
                         batch_size=request["batch_size"],
@@ -329,14 +415,14 @@ def serve():
                     )
                 answer({"loss": float(loss), "correct": int(correct)})
             except Exception:
-                answer({"error": traceback.format_exc()[-3000:]})  # a line that a pipe takes at once
+                answer({"error": traceback.format_exc()[-3000:]})  # a pipe takes a line of this size in one piece
 
 
 class _SharedMemory:
-    """A file that all processes map into their memory. A context.
+    """A context manager for a file that all processes map into their memory.
 
-    It has no name, so that nothing is left of it when they end, however they end; where the system cannot pass it on
-    without one, it is removed on leaving. On Linux it is in a folder that is kept in memory, if that has room.
+    On POSIX systems the file has no name and vanishes with the processes, even if they are killed. On others it is
+    removed when the context ends. On Linux it is in /dev/shm, which is kept in memory, if that has enough room.
     """
 
     def __init__(self, expected):
@@ -344,8 +430,8 @@ class _SharedMemory:
         roomy = folder.is_dir() and os.access(folder, os.W_OK) and shutil.disk_usage(folder).free > 2 * expected
         self._folder = str(folder) if roomy else tempfile.gettempdir()
         if os.name == "posix":
-            self._file = tempfile.TemporaryFile(dir=self._folder)  # noqa: SIM115  closed on leaving
-            self.address = self._file.fileno()  # the same number there, as it is passed on
+            self._file = tempfile.TemporaryFile(dir=self._folder)  # noqa: SIM115  closed when the context ends
+            self.address = self._file.fileno()  # helpers inherit the descriptor with the same number
             self.descriptors = (self.address,)
         else:
             self._file = tempfile.NamedTemporaryFile(dir=self._folder, delete=False)  # noqa: SIM115
@@ -361,7 +447,7 @@ class _SharedMemory:
                 os.unlink(self.address)
 
     def arrays(self, layout):
-        """Return arrays of this layout, a dict from name to (shape, dtype), in the place of all earlier ones."""
+        """Return arrays of a layout, a dict of name to (shape, dtype). They replace all earlier arrays."""
         size = sum(_rounded(math.prod(shape) * np.dtype(dtype).itemsize) for shape, dtype in layout.values())
         if size > os.fstat(self._file.fileno()).st_size:
             try:
@@ -370,25 +456,25 @@ class _SharedMemory:
             except OSError as error:
                 raise OSError(
                     error.errno,
-                    f"no room for {size / 1e6:.0f} MB that the workers share ({error.strerror}): "
-                    "make some, or train with one worker",
+                    f"not enough room for the {size / 1e6:.0f} MB that the workers share ({error.strerror}): "
+                    "free some space, or train with one worker",
                     self._folder,
                 ) from error
         return _arrays(self._file, layout)
 
 
 def _reserve(descriptor, size):
-    """Take all the room that a file of `size` bytes needs: `OSError` if there is none, and not a crash later."""
+    """Reserve `size` bytes for a file, so that a full disk raises `OSError` here instead of a crash later."""
     if hasattr(os, "posix_fallocate"):
         try:
             os.posix_fallocate(descriptor, 0, size)
         except OSError as error:
-            if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):  # some file systems cannot say
+            if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):  # these file systems do not support it
                 raise
 
 
 def _arrays(file, layout):
-    """Return arrays of this layout, a dict from name to (shape, dtype), in the memory that `file` is mapped to."""
+    """Return arrays of a layout, a dict of name to (shape, dtype), in the mapped memory of `file`."""
     memory, offset, arrays = mmap.mmap(file.fileno(), 0), 0, {}
     for name, (shape, dtype) in layout.items():
         arrays[name] = np.ndarray(tuple(shape), np.dtype(dtype), memory, offset)
