@@ -277,7 +277,7 @@ def test_ink_is_told_from_a_coarse_grain(model):
 
 @pytest.mark.parametrize("grey", [np.zeros((3, 3, 3)), np.zeros((0, 4)), np.full((4, 4), np.nan)])
 def test_what_is_no_grey_picture_is_said(grey):
-    with pytest.raises(PictureError, match="a picture must have the shape"):
+    with pytest.raises(PictureError, match="grey must have the shape"):
         find_ink(grey)
 
 
@@ -396,10 +396,7 @@ def test_what_is_no_picture_is_said_in_one_line(tmp_path, monkeypatch):
         "page.eps": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not a picture in a supported format"),
         "cut.png": (good[: len(good) // 2], "the picture is damaged"),
         "bomb.png": (png_that_says(50_000, 50_000), "give a picture of at most 60 million pixels"),
-        "large.png": (
-            png_that_says(10_000, 10_000),
-            "10000 x 10000 pixels are too many: give a picture of at most 60 million",
-        ),
+        "large.png": (png_that_says(10_000, 10_000), "10000 x 10000 pixels are too many"),
     }
     for name, (content, expected) in cases.items():
         if content is not None:

@@ -206,8 +206,8 @@ def open_files():
     [
         ("/bin/false", r"worker 2 of 3 ended with status 1"),
         ("/bin/true", r"worker 2 of 3 ended with status 0"),
-        ("", "there is no Python interpreter: give workers=1"),
-        (None, "there is no Python interpreter: give workers=1"),
+        ("", "there is no Python interpreter: train with one worker"),
+        (None, "there is no Python interpreter: train with one worker"),
     ],
 )
 def test_a_worker_that_does_not_start_is_told(monkeypatch, executable, expected):
@@ -288,7 +288,7 @@ def test_no_room_to_share_is_told(monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "posix_fallocate", full)
-    said = r"not enough room for the 0 MB .* give workers=1"
+    said = r"not enough room for the 0 MB .* train with one worker"
     with ParallelGradient(CONFIG, 2) as parallel, pytest.raises(OSError, match=said):
         parallel(parameters(), *batch())
 

@@ -199,9 +199,7 @@ def find_ink(grey):
     """
     grey = np.asarray(grey, np.float32)
     if grey.ndim != 2 or grey.size == 0 or not np.isfinite(grey).all():
-        raise PictureError(
-            f"a picture must have the shape (R, C) and finite grey levels, not {grey.dtype} {grey.shape}"
-        )
+        raise PictureError(f"grey must have the shape (R, C) and finite levels, not {grey.dtype} {grey.shape}")
     contrast = grey - _background(grey)
     noise = _grain(grey)
     if (contrast.astype(np.float64) ** 3).sum() < 0:  # the long tail of the grey levels is dark, so the ink is dark

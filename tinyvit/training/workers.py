@@ -45,8 +45,7 @@ class ParallelGradient:
     """A context manager that computes the loss and the gradient of batches in several processes.
 
     Inside the context, BLAS uses one thread per process. All processes use compiled loops if the context is entered
-    inside `use_loops`. The bits of the result depend on the number of workers but
-    not on timing.
+    inside `use_loops`. The bits of the result depend on the number of workers but not on timing.
 
     Parameters
     ----------
@@ -298,7 +297,7 @@ class _Helper:
 
     def __init__(self, name, descriptors):
         if not sys.executable or getattr(sys, "frozen", False):
-            raise WorkerError(f"{name} cannot start because there is no Python interpreter: give workers=1")
+            raise WorkerError(f"{name} cannot start because there is no Python interpreter: train with one worker")
         self._name = name
         here = str(Path(__file__).resolve().parents[2])  # the helper must import this copy of the library
         path = [here, *(entry for entry in sys.path if isinstance(entry, str))]
@@ -446,7 +445,7 @@ class _SharedMemory:
                 raise OSError(
                     error.errno,
                     f"not enough room for the {size / 1e6:.0f} MB that the workers share ({error.strerror}): "
-                    "free some space, or give workers=1",
+                    "free some space, or train with one worker",
                     self._folder,
                 ) from error
         return _arrays(self._file, layout)
