@@ -1,11 +1,12 @@
 """Measure the peak memory of a whole training run: imports, data, all processes, evaluation and pictures.
 
-    python benchmarks/memory.py                                          one epoch of the default recipe
+    python benchmarks/memory.py                                          one epoch of the default recipe, twice
     python benchmarks/memory.py --json FILE -- --epochs 2 --workers 1    flags after -- go to the training command
 
 This needs Linux. It reads the memory of all processes twenty times per second and adds it up. Shared pages count once
 per process. The system also records the peak of each process, which catches a peak between two readings. The result
-is the larger of the sum and the largest of these peaks.
+is the larger of the sum and the largest of these peaks. The first run uses NumPy only. If Numba is installed, a
+second run uses compiled loops.
 """
 
 import argparse
@@ -18,6 +19,8 @@ from pathlib import Path
 
 from checkout import ROOT, environment
 from turns import conditions, processes
+
+from tinyvit.backend import compiled_loops
 
 
 def measure(flags):
@@ -47,10 +50,14 @@ def main():
     options = parser.parse_args()
     if not Path("/proc/self/task").is_dir():
         parser.error("memory.py reads /proc, which only Linux has; run it on Linux")
-    figures = measure(options.flags)
-    print(f"peak memory: {figures['peak_megabytes']} MB together, {figures['processes']} MB per process")
+    figures = measure([*options.flags, "--loops", "off"])
+    if compiled_loops() is not None:
+        figures["compiled_loops"] = measure([*options.flags, "--loops", "on"])
+    for name, found in (("NumPy only", figures), ("compiled loops", figures.get("compiled_loops"))):
+        if found:
+            print(f"{name}: {found['peak_megabytes']} MB together, {found['processes']} MB per process")
     if options.json:
-        options.json.write_text(json.dumps({"conditions": conditions(), **figures}, indent=2) + "\n")
+        options.json.write_text(json.dumps({"conditions": conditions("numba"), **figures}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -218,10 +218,13 @@ def memory_text():
     """Return the peak of memory of a training run."""
     found = record("memory")
     main, *helpers = found["processes"]
+    loops = ""
+    if "compiled_loops" in found:
+        loops = f" With compiled loops the run peaks at **{found['compiled_loops']['peak_megabytes']} MB**."
     return (
         f"A whole training run peaks at **{found['peak_megabytes']} MB**. That includes all imports, the helper "
         f"process, the evaluation and the pictures. Peak per process: {main} MB for the main one, "
-        f"{' and '.join(map(str, helpers))} MB for its helper.\n\n{measured(found['conditions'])}"
+        f"{' and '.join(map(str, helpers))} MB for its helper.{loops}\n\n{measured(found['conditions'])}"
     )
 
 

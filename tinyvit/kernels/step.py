@@ -93,7 +93,7 @@ class KernelStep:
             The result of `totals` after those steps.
         """
         if not 0 <= done <= self.steps:
-            raise ValueError(f"an epoch has {self.steps} steps: {done} of them cannot be done")
+            raise ValueError(f"done must be in 0 to {self.steps}, the steps of an epoch, not {done}")
         config, to_device = self.config, self.kernels.backend.asarray
         order, rng = draw_order(len(self.images), config.seed, epoch)
         self._done = done
