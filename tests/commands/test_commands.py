@@ -340,7 +340,7 @@ def test_what_is_wrong_is_said_in_one_line(whole, tmp_path, monkeypatch, capsys,
         ("--resume nowhere", "nowhere/checkpoint.safetensors: cannot be read: No such file or directory"),
         ("--resume whole --lr 0.5", "--resume keeps --lr at 0.0015"),
         ("--resume whole --out x", "leave out --out"),
-        ("--resume whole --epochs 2", "epochs must be at least 3, the epochs begun, not 2"),
+        ("--resume whole --epochs 2", "epochs must be at least 3, the number of epochs begun, not 2"),
     ],
 )
 def test_what_is_wrong_with_going_on_is_said_in_one_line(whole, tmp_path, monkeypatch, capsys, arguments, expected):
