@@ -15,7 +15,7 @@ from tinyvit.parameters import Parameters
 
 
 class CheckpointError(ValueError):
-    """A file is not the checkpoint that was expected; the message names the file and the fault."""
+    """A file is missing, damaged or not the expected checkpoint; the message names the file."""
 
 
 def save_arrays(path, arrays, info):

@@ -63,7 +63,7 @@ def training_curves(history, path, note=""):
 
 
 def confusion_matrix(counts, path, class_names=None):
-    """Draw how many images of each class were predicted as each class.
+    """Draw a confusion matrix with the number of images in each cell.
 
     Only mistakes are coloured. The diagonal is grey. The right margin gives the recall of each class in percent.
 

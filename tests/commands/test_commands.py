@@ -348,7 +348,7 @@ def test_what_is_wrong_is_said_in_one_line(whole, tmp_path, monkeypatch, capsys,
         ("--resume .", "--resume .: this folder has no checkpoint.safetensors: give the folder of a run"),
         ("--resume whole --lr 0.5", "--resume keeps --lr at 0.0015, so that it cannot be 0.5: leave it out"),
         ("--resume whole --out x", "leave out --out"),
-        ("--resume whole --epochs 2", "epochs must be at least 3, the epochs begun, not 2"),
+        ("--resume whole --epochs 2", "epochs must be at least 3, the number of epochs begun, not 2"),
     ],
 )
 def test_what_is_wrong_with_going_on_is_said_in_one_line(whole, tmp_path, monkeypatch, capsys, arguments, expected):

@@ -290,7 +290,7 @@ def test_other_data_is_refused(tmp_path):
 def test_fewer_epochs_than_are_done_are_refused(tmp_path):
     run = training()
     run.run(tmp_path, stop_after=2)
-    with pytest.raises(CheckpointError, match="epochs must be at least 2, the epochs begun, not 1"):
+    with pytest.raises(CheckpointError, match="epochs must be at least 2, the number of epochs begun, not 1"):
         resumed(tmp_path, epochs=1)
 
 
@@ -298,7 +298,7 @@ def test_an_epoch_that_is_begun_counts(tmp_path):
     run = training()
     with pytest.raises(TrainingStopped):
         run.run(tmp_path, on_step=lambda run: setattr(run, "stop_requested", run.state.adam.steps == 20))
-    with pytest.raises(CheckpointError, match="epochs must be at least 3, the epochs begun, not 2"):
+    with pytest.raises(CheckpointError, match="epochs must be at least 3, the number of epochs begun, not 2"):
         resumed(tmp_path, epochs=2)
 
 

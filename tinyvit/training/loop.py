@@ -258,7 +258,8 @@ class Training:
         if epochs is not None:
             begun = info["epoch"] + (info["place"] > 0)
             if epochs < begun:
-                raise CheckpointError(f"{path}: epochs must be at least {begun}, the epochs begun, not {epochs}")
+                text = f"epochs must be at least {begun}, the number of epochs begun, not {epochs}"
+                raise CheckpointError(f"{path}: {text}")
             config = replace(config, epochs=epochs)
         if make_step is DEFAULT_STEP:
             for name in ("workers", "loops"):

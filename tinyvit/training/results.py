@@ -151,7 +151,7 @@ def write_history(folder, history, config=None):
 
 
 def describe_losses(history, config):
-    """Return one line that says how training and validation loss were measured in a run.
+    """Describe in one line the conditions under which training and validation loss are measured.
 
     Parameters
     ----------
@@ -225,7 +225,7 @@ def write_augmentation_sheet(folder, images, augmentation, seed=0, variants=9):
     images : ndarray of shape (N, R, C)
         The original images, uint8.
     augmentation : Augmentation
-        How the variants are drawn.
+        The ranges of the random changes.
     seed : int, optional
         Seed of the random numbers.
     variants : int, optional
@@ -240,7 +240,7 @@ def write_augmentation_sheet(folder, images, augmentation, seed=0, variants=9):
 
 
 def describe_augmentation(augmentation):
-    """Return one line that says how the columns of the augmentation sheet came about.
+    """Describe in one line the columns of the augmentation sheet.
 
     Parameters
     ----------

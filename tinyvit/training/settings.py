@@ -103,7 +103,7 @@ class TrainingConfig:
         return [schedule(first + i, total, self.learning_rate, warmup_steps) for i in range(steps)]
 
     def averages_after(self, epoch, steps):
-        """Return after which steps of an epoch the moving average is updated.
+        """Return the steps of an epoch after which the moving average is updated.
 
         Parameters
         ----------

@@ -102,7 +102,7 @@ class PlainStep:
         """
         config = self.config
         if not 0 <= done <= self.steps:
-            raise ValueError(f"done must be in 0 to {self.steps}, the steps of an epoch, not {done}")
+            raise ValueError(f"an epoch has {self.steps} steps: {done} of them cannot be done")
         self._epoch = Epoch(self.images, self.labels, config.augmentation, config.seed, epoch, self.backend)
         self._learning_rates = config.learning_rates(epoch, self.steps)
         self._averages_after = config.averages_after(epoch, self.steps)
@@ -234,7 +234,7 @@ def make_step(
 
 
 def choose_kernels(backend, model_config, precision="float32", kernels=None):
-    """Return how a run takes its steps. On a CPU this is always "off".
+    """Choose between a graph, kernel launches and plain operations. On a CPU the choice is always "off".
 
     Parameters
     ----------
