@@ -12,7 +12,6 @@ images must agree with those of tinyvit to 1e-3.
 """
 
 import argparse
-import functools
 import json
 import multiprocessing
 import tempfile
@@ -38,6 +37,7 @@ NAMES = {
     "jax": "JAX jit",
     "onnx": "ONNX Runtime",
 }
+LOOPS = {"tinyvit": "auto", "numpy": "off"}
 
 
 def torch_compiled_logits(config, parameters, threads):
@@ -78,11 +78,16 @@ def classify_step(contestant, mlp, images, batch, threads, expected, folder):
     A peer may keep files in `folder`. Raises `ValueError` if the logits differ from `expected`.
     """
     config, parameters, pixels, labels = workload(mlp, images)
-    if contestant in ("tinyvit", "numpy"):
-        use_loops("auto" if contestant == "tinyvit" else "off").__enter__()  # until the process ends
+    if contestant in LOOPS:
         model = VisionTransformer(config, parameters)
-        check(contestant, model.logits(spread(pixels)), expected)
-        return functools.partial(model.evaluate, pixels, labels, batch_size=batch, workers=threads)
+        with use_loops(LOOPS[contestant]):
+            check(contestant, model.logits(spread(pixels)), expected)
+
+        def evaluate():
+            with use_loops(LOOPS[contestant]):
+                model.evaluate(pixels, labels, batch_size=batch, workers=threads)
+
+        return evaluate
 
     pixels = (pixels.astype(np.float32) / 255 - config.pixel_mean) / config.pixel_deviation
     logits_of = BUILT_BY[contestant](config, parameters, threads, folder)
@@ -102,7 +107,7 @@ def check(contestant, logits, expected):
     worst = np.abs(logits - expected).max()
     if not worst <= TOLERANCE:
         raise ValueError(
-            f"the logits of {NAMES[contestant]} differ from those of tinyvit by {worst:.2g}, expected at most "
+            f"{NAMES[contestant]}: the logits differ from those of tinyvit by {worst:.2g}, expected at most "
             f"{TOLERANCE:g}"
         )
 

@@ -345,7 +345,7 @@ def finish(training, data, folder, backend):
         "training": config.as_dict(),
         "history": state.history,
     }
-    results.write_history(folder, state.history)
+    results.write_history(folder, state.history, config)
     results.write_metrics(folder, metrics)
     print(f"test accuracy {100 * evaluation.accuracy:.2f} %, loss {evaluation.loss:.4f}, "
           f"{len(data.test_images):,} images, {state.seconds:.0f} s of training\nresults: {folder}")  # fmt: skip
