@@ -33,6 +33,7 @@ from tinyvit.training import ParallelGradient
 from tinyvit.training.workers import CHUNK_TOKENS, gradient_of_share, split
 
 LEARNING_RATE = 3e-4
+until_the_end = contextlib.ExitStack()  # contexts that a contestant keeps until its process ends
 BATCHES = 8  # used in turn
 NAMES = {
     "tinyvit": "tinyvit, compiled loops",
@@ -65,9 +66,9 @@ def normalised(config, batches):
 
 def tinyvit_step(batch, mlp, threads, loops="off"):
     """Return this library's training step, with compiled loops "on" or "off"."""
-    use_loops(loops).__enter__()  # until the process ends
+    until_the_end.enter_context(use_loops(loops))
     config, parameters, batches = workload(batch, mlp)
-    gradient_of = ParallelGradient(config, threads).__enter__()
+    gradient_of = until_the_end.enter_context(ParallelGradient(config, threads))
     adam = Adam(parameters.flat, threads=threads)
     count = 0
 
@@ -87,7 +88,7 @@ def own_products_step(batch, mlp, threads):
     Each thread repeats the products of its share in their order and in the memory where the step computed them, all
     threads at once. The sums that the step computes as products with a vector are left out.
     """
-    use_loops("auto").__enter__()
+    until_the_end.enter_context(use_loops("auto"))
     threadpool_limits(1, user_api="blas")
     config, parameters, batches = workload(batch, mlp)
     images, labels = batches[0]
