@@ -133,7 +133,15 @@ def own_products_step(batch, mlp, threads):
 
 
 def in_place(array):
-    """Return a view of the memory of `array` that does not keep it in use; its owner must stay."""
+    """Return a view of the memory of `array` that leaves it free for the workspace, which must stay.
+
+    Arrays that are not from a workspace are returned as they are.
+    """
+    owner = array
+    while isinstance(owner.base, np.ndarray):
+        owner = owner.base
+    if not isinstance(owner, memory._Lease):
+        return array
     low, high = np.lib.array_utils.byte_bounds(array)
     offset = array.__array_interface__["data"][0] - low
     memory_of = (ctypes.c_char * (high - low)).from_address(low)

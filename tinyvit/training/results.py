@@ -63,11 +63,12 @@ def versions(backend):
 
 
 def _processor():
-    """Return the processor's name and its number of cores."""
+    """Return the processor's name, on Linux with its family and model, and its number of cores."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
-        name = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
+        facts = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+        name = f"{facts['model name']} (family {facts['cpu family']}, model {facts['model']})"
+    except (OSError, KeyError):
         name = platform.processor() or "unknown"
     return f"{name}, {os.cpu_count()} cores"
 
