@@ -181,14 +181,16 @@ _limit = SimpleNamespace(lock=threading.Lock(), users=0, own=None)
 @functools.cache
 def compiled_loops():
     """Return the module `tinyvit.loops`, compiled, or None if Numba is missing or does not work."""
+    log = logging.getLogger("tinyvit")
     try:
         loops = importlib.import_module("tinyvit.loops")
-    except ImportError as error:
-        if not (isinstance(error, ModuleNotFoundError) and error.name == "numba"):  # such as a NumPy that is too new
-            logging.getLogger("tinyvit").warning("note: NumPy computes without compiled loops, because %s", error)
+        seconds = loops.prepare()
+    except Exception as error:  # Numba, its compiler and its files on disk can fail with errors of any type
+        if not (isinstance(error, ModuleNotFoundError) and error.name == "numba"):
+            log.warning("note: NumPy computes without compiled loops, because Numba fails: %r", error)
         return None
-    if seconds := loops.prepare():
-        logging.getLogger("tinyvit").warning("note: compiled the loops of the CPU in %.1f s, once", seconds)
+    if seconds:
+        log.warning("note: compiled the loops of the CPU in %.1f s, once", seconds)
     return loops
 
 
@@ -240,19 +242,22 @@ def use_loops_for_many(images):
     context manager
         `use_loops("auto")`, or a context without effect.
     """
-    chosen = _loops.get(None) is not None
-    return contextlib.nullcontext() if chosen or images < MANY_IMAGES else use_loops("auto")
+    few_or_chosen = images < MANY_IMAGES or loops_choice() != "auto"
+    return contextlib.nullcontext() if few_or_chosen else use_loops("auto")
 
 
-def loops_in_use():
-    """Return whether operations that are called here use compiled loops.
+def loops_choice():
+    """Return the choice of the innermost `use_loops` around the caller.
 
     Returns
     -------
-    bool
-        Whether this code runs inside `use_loops` and loops are used.
+    {"auto", "on", "off"}
+        "on" or "off" inside `use_loops`, and otherwise "auto".
     """
-    return _loops.get((None,)) != (None,)
+    chosen = _loops.get(None)
+    if chosen is None:
+        return "auto"
+    return "off" if chosen[0] is None else "on"
 
 
 def loops_for(*arrays):
@@ -266,14 +271,17 @@ def loops_for(*arrays):
     Returns
     -------
     module or None
-        `tinyvit.loops` if all arrays are NumPy's, float32 and C-contiguous.
+        `tinyvit.loops` if all arrays are NumPy's, float32, writeable and C-contiguous. The caller checks the shapes.
     """
     (loops,) = _loops.get((None,))
-    if loops is not None and all(
-        isinstance(array, np.ndarray) and array.dtype == np.float32 and array.flags.c_contiguous for array in arrays
-    ):
+    if loops is not None and all(type(array) is np.ndarray and _suits_loops(array) for array in arrays):
         return loops
     return None
+
+
+def _suits_loops(array):
+    flags = array.flags
+    return array.dtype == np.float32 and flags.c_contiguous and flags.writeable and flags.aligned
 
 
 _loops = contextvars.ContextVar("loops")  # a tuple of the module or None; unset if there was no choice

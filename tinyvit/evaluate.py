@@ -128,11 +128,12 @@ def parallel_logits(images, parameters, config, batch_size=None, workers=None, p
     """
     check_images(images, config)
     on_cpu = array_module(parameters.flat) is np
-    workers = available_cores() if workers is None else workers
     batch_size = (CHUNK if on_cpu else GPU_CHUNK) if batch_size is None else batch_size
-    if batch_size < 1 or workers < 1:
+    if batch_size < 1 or (workers is not None and workers < 1):
         raise ValueError(f"batch_size and workers must be at least 1, not {batch_size} and {workers}")
     starts = range(0, len(images), batch_size)
+    several = on_cpu and len(starts) > 1
+    threads = min(available_cores() if workers is None else workers, len(starts)) if several else 1
     chunks = []
     with ExitStack() as stack:
         stack.enter_context(one_blas_thread())
@@ -143,7 +144,6 @@ def parallel_logits(images, parameters, config, batch_size=None, workers=None, p
             chunk = images[start : start + batch_size]
             return context.copy().run(vit_logits, chunk, parameters, config)
 
-        threads = min(workers, len(starts)) if on_cpu else 1
         run = map if threads == 1 else stack.enter_context(ThreadPoolExecutor(threads)).map
         for logits in run(chunk_logits, starts):
             chunks.append(logits)

@@ -11,7 +11,7 @@ Exponentials are polynomials, since calls of `exp` are not vectorised.
 import time
 
 import numpy as np
-from numba import njit
+from numba import config, njit
 
 # The compiler may fuse a product with a sum, ignore the sign of 0 and multiply by a reciprocal. Where a loop has sums
 # it may also reorder them. It may never assume that there is no NaN or infinity.
@@ -147,23 +147,28 @@ def layer_norm_backward(dout, normalised, inverse_deviation, w, dx, dw, db):
 
 
 @loop
-def adam_step(flat, gradient, m, v, beta1, beta2, rate, scale, epsilon):
-    """Update flat (P,) and both moments in place: flat -= rate * m / (scale * sqrt(v) + epsilon)."""
+def adam_step(flat, gradient, m, v, beta1, rest1, beta2, rest2, rate, scale, epsilon):
+    """Update flat (P,) and both moments in place: flat -= rate * m / (scale * sqrt(v) + epsilon).
+
+    rest1 and rest2 are 1 - beta1 and 1 - beta2, which lose their digits if they are computed in float32.
+    """
     for i in range(flat.shape[0]):
-        m[i] = beta1 * m[i] + (ONE - beta1) * gradient[i]
-        v[i] = beta2 * v[i] + (ONE - beta2) * gradient[i] * gradient[i]
+        m[i] = beta1 * m[i] + rest1 * gradient[i]
+        v[i] = beta2 * v[i] + rest2 * (gradient[i] * gradient[i])
         flat[i] -= rate * m[i] / (np.sqrt(v[i]) * scale + epsilon)
 
 
 def prepare():
     """Compile all loops or load them from their files, and return the seconds that compilation took."""
+    if config.DISABLE_JIT:
+        raise RuntimeError("NUMBA_DISABLE_JIT is set")
     x, row = np.ones((1, 1), np.float32), np.ones(1, np.float32)
     began = time.perf_counter()
     gelu_forward(row, row.copy(), row.copy())
     gelu_values(row, row.copy())
     layer_norm_forward(x, row, row, ONE, x.copy(), x.copy(), x.copy())
     layer_norm_backward(x, x, x, row, x.copy(), row.copy(), row.copy())
-    adam_step(row.copy(), row, row.copy(), row.copy(), *[HALF] * 5)
+    adam_step(row.copy(), row, row.copy(), row.copy(), *[HALF] * 7)
     loops = (gelu_forward, gelu_values, layer_norm_forward, layer_norm_backward, adam_step)
     compiled = any(loop.stats.cache_misses or not loop.stats.cache_path for loop in loops)
     return time.perf_counter() - began if compiled else 0.0

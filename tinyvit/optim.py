@@ -120,8 +120,9 @@ class Adam:
         # The moments start at 0. `rate` and `scale` contain the corrections for that.
         rate = learning_rate / (1 - self.beta1**self.steps)
         scale = 1 / math.sqrt(1 - self.beta2**self.steps)
-        if loops := loops_for(flat, gradient, m, v):
-            numbers = np.float32([self.beta1, self.beta2, rate, scale, self.epsilon])
+        if flat.shape == gradient.shape == m.shape and (loops := loops_for(flat, gradient, m, v)):
+            betas = [self.beta1, 1 - self.beta1, self.beta2, 1 - self.beta2]
+            numbers = np.float32([*betas, rate, scale, self.epsilon])
             loops.adam_step(flat, gradient, m, v, *numbers)
             return
 

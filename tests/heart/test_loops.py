@@ -128,6 +128,58 @@ def test_the_model_has_the_same_loss_and_gradient():
     assert results["on"][1].tobytes() != results["off"][1].tobytes()  # the loops did run
 
 
+@pytest.mark.parametrize("beta2", [0.999, 0.999999])
+def test_adam_keeps_the_digits_of_betas_near_one(beta2):
+    results = []
+    for choice in ("off", "on"):
+        flat = np.ones(3, np.float32)
+        adam = Adam(flat, beta2=beta2)
+        with use_loops(choice):
+            for _ in range(3):
+                adam.step(flat, np.full(3, 0.5, np.float32), 1e-3)
+        results.append([flat, adam.second_moment])
+    for with_numpy, with_loops in zip(*results, strict=True):
+        np.testing.assert_allclose(with_loops, with_numpy, rtol=1e-6)
+
+
+# ---- arrays that do not fit ----
+
+
+def test_shapes_that_do_not_fit_are_left_to_numpy():
+    x, w, b, dout = (array.astype(np.float32) for array in normal(0, (5, 8), (8,), (8,), (5, 8)))
+    with use_loops("on"):
+        for wrong in (w[:3], np.ones(12, np.float32)):
+            for arguments in ((x, wrong, b), (x, w, wrong)):
+                with pytest.raises(ValueError, match="broadcast"):
+                    layer_norm_forward(*arguments)
+        assert_near([layer_norm_forward(x, w[:1], b)[0]], [layer_norm_forward(x, np.full_like(w, w[0]), b)[0]], 1e-6)
+        _, cache = layer_norm_forward(x, w, b)
+        for name in ("dw", "db"):
+            with pytest.raises(ValueError, match="mismatch"):
+                layer_norm_backward(dout, cache, **{name: np.zeros(12, np.float32)})
+        with pytest.raises(ValueError, match="broadcast"):
+            Adam(np.zeros(10, np.float32)).step(np.zeros(10, np.float32), np.zeros(7, np.float32), 1e-3)
+
+
+@pytest.mark.parametrize("place", range(4))
+def test_one_array_that_does_not_suit_the_loops_is_enough(place):
+    """In float64, strided or read-only, each argument sends the operation to NumPy."""
+    arrays = [array.astype(np.float32) for array in normal(0, (5, 8), (8,), (8,), (5, 8))]
+    expected = run_layer_norm(*arrays, epsilon=1e-6)
+    frozen = arrays[place].copy()
+    frozen.flags.writeable = False
+    for other in (arrays[place].astype(np.float64), np.repeat(arrays[place], 2, axis=-1)[..., ::2], frozen):
+        x, w, b, dout = [*arrays[:place], other, *arrays[place + 1 :]]
+        with use_loops("on"):
+            out, cache = layer_norm_forward(x, w, b)
+            assert_near([out, *layer_norm_backward(dout, cache)], expected, 1e-5)
+    strided, wide = np.zeros(16, np.float32)[::2], np.zeros(8)
+    for dw in (strided, wide):
+        with use_loops("on"):
+            layer_norm_backward(arrays[3], layer_norm_forward(*arrays[:3])[1], dw=dw)
+        assert_near([dw], [expected[2]], 1e-5)
+
+
 # ---- coefficients ----
 
 
@@ -170,7 +222,7 @@ def test_special_values_keep_their_meaning(special):
             ):
                 np.testing.assert_array_equal(np.isnan(mine), np.isnan(theirs))
             flat, moments = w.copy(), (np.zeros_like(w), np.zeros_like(w))
-            loops.adam_step(flat, damaged[1], *moments, *np.float32([0.9, 0.99, 0.1, 1, 1e-8]))
+            loops.adam_step(flat, damaged[1], *moments, *np.float32([0.9, 0.1, 0.99, 0.01, 0.1, 1, 1e-8]))
             assert not np.isfinite(flat[place])
             assert np.isfinite(np.delete(flat, place)).all()
 
@@ -237,6 +289,40 @@ def test_without_numba(monkeypatch):
             pass
     finally:
         backend.compiled_loops.cache_clear()
+
+
+@pytest.mark.parametrize("error", [AttributeError("no module core"), EOFError(), OSError("disk full")])
+def test_a_numba_that_fails_is_noted_and_not_used(monkeypatch, caplog, error):
+    def fail():
+        raise error
+
+    monkeypatch.setattr(loops, "prepare", fail)
+    backend.compiled_loops.cache_clear()
+    try:
+        with use_loops("auto") as used:
+            assert not used
+        assert "without compiled loops" in caplog.text
+    finally:
+        backend.compiled_loops.cache_clear()
+
+
+def test_the_first_compilation_is_noted(monkeypatch, caplog):
+    monkeypatch.setattr(loops, "prepare", lambda: 1.25)
+    backend.compiled_loops.cache_clear()
+    try:
+        assert backend.compiled_loops() is loops
+        assert "compiled the loops of the CPU in 1.2 s" in caplog.text
+    finally:
+        backend.compiled_loops.cache_clear()
+
+
+def test_many_images_use_loops_unless_the_caller_chose():
+    for images, expected in ((backend.MANY_IMAGES - 1, "auto"), (backend.MANY_IMAGES, "on")):
+        with backend.use_loops_for_many(images):
+            assert backend.loops_choice() == expected
+    with use_loops("off"), backend.use_loops_for_many(backend.MANY_IMAGES):
+        assert backend.loops_choice() == "off"
+    assert backend.loops_choice() == "auto"
 
 
 def test_another_choice_is_refused():

@@ -379,6 +379,33 @@ def test_loops_are_a_setting_of_a_run(tmp_path, workers, monkeypatch):
         resumed(tmp_path)
 
 
+def test_two_steps_at_once_keep_their_own_choice():
+    pytest.importorskip("numba", reason='needs the extra: pip install -e ".[fast]"')
+
+    def weights_of(run):
+        return run.state.parameters.flat.tobytes()
+
+    alone = {choice: training(workers=1, loops=choice) for choice in ("on", "off")}
+    for run in alone.values():
+        with run.step:
+            run.step.begin_epoch(0)
+            run.step()
+    together = {choice: training(workers=1, loops=choice) for choice in ("on", "off")}
+    with together["on"].step, together["off"].step:
+        for choice in ("on", "off"):
+            together[choice].step.begin_epoch(0)
+            together[choice].step()
+    for choice in ("on", "off"):
+        assert weights_of(together[choice]) == weights_of(alone[choice])
+    assert weights_of(alone["on"]) != weights_of(alone["off"])
+
+
+def test_an_unknown_choice_of_loops_is_refused(strict_gpu):
+    for backend in (CPU, strict_gpu):
+        with pytest.raises(ValueError, match="loops 'bogus' is unknown"):
+            Training(SMALL, RECIPE, IMAGES, LABELS, backend, workers=1, loops="bogus")
+
+
 def test_a_checkpoint_without_a_choice_of_loops_resumes_without_them(tmp_path):
     stop_after_steps(training(workers=1, loops="off"), tmp_path, 2)
     path = tmp_path / CHECKPOINT

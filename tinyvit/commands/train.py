@@ -10,10 +10,11 @@ training, and the evaluation on the test set as numbers and pictures.
 """
 
 import sys
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
-from tinyvit.backend import LOOPS
+from tinyvit.backend import LOOPS, use_loops
 from tinyvit.classifier import VisionTransformer, fitting_patch_size
 from tinyvit.commands import CommandError, integer, make_folder, number, path, require_range
 from tinyvit.data import DataError, load_mnist
@@ -315,13 +316,14 @@ def finish(training, data, folder, backend):
     state, step, config = training.state, training.step, training.config
     model = VisionTransformer(training.model_config, state.weights)
     model.save(folder / results.MODEL, {"recipe": state.origin["recipe"], "seed": config.seed})
-    evaluation = results.write_evaluation(
-        folder,
-        model=model,
-        images=data.test_images,
-        labels=data.test_labels,
-        workers=step.workers,
-    )
+    with use_loops("off") if step.loops == "off" else nullcontext():
+        evaluation = results.write_evaluation(
+            folder,
+            model=model,
+            images=data.test_images,
+            labels=data.test_labels,
+            workers=step.workers,
+        )
     metrics = {
         "test_accuracy": evaluation.accuracy,
         "test_loss": evaluation.loss,

@@ -44,7 +44,7 @@ def layer_norm_forward(x, w, b, epsilon=1e-6):
     xp = array_module(x)
     width = x.shape[-1]
     rows = x.reshape(-1, width)  # (N, D)
-    if loops := loops_for(rows, w, b):
+    if w.shape == b.shape == (width,) and (loops := loops_for(rows, w, b)):
         normalised, inverse_deviation, out = empty_like(rows), empty((len(rows), 1), like=rows), empty_like(rows)
         loops.layer_norm_forward(rows, w, b, np.float32(epsilon), out, normalised, inverse_deviation)
         return out.reshape(x.shape), LayerNormCache(normalised, inverse_deviation, w)
@@ -84,7 +84,8 @@ def layer_norm_backward(dout, cache, dw=None, db=None):
     normalised, inverse_deviation, w = cache
     xp = array_module(dout)
     drows = dout.reshape(normalised.shape)  # (N, D)
-    if loops := loops_for(drows, *cache):
+    outputs = [gradient for gradient in (dw, db) if gradient is not None]
+    if all(gradient.shape == w.shape for gradient in outputs) and (loops := loops_for(drows, *cache, *outputs)):
         dx = empty_like(drows)
         dw = empty_like(w) if dw is None else dw
         db = empty_like(w) if db is None else db

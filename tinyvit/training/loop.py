@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tinyvit.backend import compiled_loops
+from tinyvit.backend import compiled_loops, use_loops
 from tinyvit.checkpoint import CheckpointError
 from tinyvit.evaluate import check_labels, evaluate
 from tinyvit.model import ViTConfig
@@ -186,7 +186,8 @@ class Training:
         self._require_finite()
         if len(self.validation[1]):
             try:
-                result = evaluate(*self.validation, state.weights, self.model_config, workers=self.step.workers)
+                with use_loops(getattr(self.step, "loops", "off")):
+                    result = evaluate(*self.validation, state.weights, self.model_config, workers=self.step.workers)
             except ArithmeticError as error:
                 raise TrainingDiverged(f"validation after epoch {epoch}: {error}") from error
             record |= {"validation_loss": result.loss, "validation_accuracy": result.accuracy}
@@ -265,9 +266,9 @@ class Training:
             for name in ("workers", "loops"):
                 if options.get(name) is None:
                     options[name] = info[name]
-            if options["loops"] == "on" and compiled_loops() is None:
+            if backend.device == "cpu" and options["loops"] == "on" and compiled_loops() is None:
                 raise CheckpointError(
-                    f"{path}: the run uses compiled loops, which need Numba: type pip install numba, or continue "
+                    f"{path}: compiled loops need Numba, which is missing: type pip install numba, or continue "
                     "with --loops off, which changes the bits"
                 )
         model_config = ViTConfig(**info["model"])

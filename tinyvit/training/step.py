@@ -17,11 +17,10 @@ the same with CUDA kernels. Both update the arrays of a `State` in place.
 
 import logging
 import time
-from contextlib import ExitStack
 
 import numpy as np
 
-from tinyvit.backend import available_cores, use_loops
+from tinyvit.backend import LOOPS, available_cores, loops_choice, use_loops
 from tinyvit.data.batches import Epoch
 from tinyvit.kernels import Kernels, KernelStep, unsupported_reason
 from tinyvit.optim import clip_by_global_norm
@@ -74,14 +73,12 @@ class PlainStep:
         self._loss_sum, self._correct = 0.0, 0
 
     def __enter__(self):
-        with ExitStack() as stack:
-            stack.enter_context(use_loops(self.loops))
-            stack.enter_context(self._gradient)
-            self._resources = stack.pop_all()
+        with use_loops(self.loops):
+            self._gradient.__enter__()
         return self
 
     def __exit__(self, *exception):
-        self._resources.__exit__(*exception)
+        self._gradient.__exit__(*exception)
 
     def begin_epoch(self, epoch, done=0, totals=(0.0, 0)):
         """Begin or resume an epoch.
@@ -139,7 +136,8 @@ class PlainStep:
                 norm = clip_by_global_norm(gradients.flat, config.clip)
                 if checked:
                     require_finite("norm of the gradient", norm)
-            state.adam.step(state.parameters.flat, gradients.flat, self._learning_rates[self._done])
+            with use_loops(self.loops):
+                state.adam.step(state.parameters.flat, gradients.flat, self._learning_rates[self._done])
         if self._averages_after[self._done]:
             state.average.step(state.parameters.flat)
         self._loss_sum = self._loss_sum + loss.astype(np.float64) * len(images)
@@ -188,7 +186,8 @@ def make_step(
         How a GPU takes a step. Default: "graph" if there are kernels for the model, and otherwise "off" with a log
         message that gives the reason.
     loops : {"auto", "on", "off"}, optional
-        Whether a CPU uses compiled loops. Default: "auto", which uses them if Numba is installed.
+        Whether a CPU uses compiled loops. Default: the choice of `use_loops` around the call, or "auto", which uses
+        them if Numba is installed.
 
     Returns
     -------
@@ -204,6 +203,9 @@ def make_step(
         workers = max(1, min(available_cores(), config.batch_size // IMAGES_PER_WORKER))
     elif workers < 1:
         raise ValueError(f"workers must be at least 1, not {workers}")
+    loops = loops_choice() if loops is None else loops
+    if loops not in LOOPS:
+        raise ValueError(f"loops {loops!r} is unknown: give {', '.join(map(repr, LOOPS))}")
     kernels = choose_kernels(backend, model_config, precision, kernels)
     if kernels == "off":
         workers_here = workers if backend.device == "cpu" else 1
@@ -215,7 +217,7 @@ def make_step(
             config=config,
             backend=backend,
             workers=workers_here,
-            loops=loops or "auto",
+            loops=loops,
         )
     else:
         began = time.perf_counter()

@@ -14,6 +14,7 @@ import errno
 import io
 import itertools
 import json
+import logging
 import math
 import mmap
 import os
@@ -27,7 +28,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tinyvit.backend import array_module, available_cores, loops_in_use, one_blas_thread, use_loops
+from tinyvit.backend import array_module, available_cores, loops_choice, one_blas_thread, use_loops
 from tinyvit.data.augment import warp
 from tinyvit.memory import Workspace
 from tinyvit.model import ViTConfig, loss_and_gradient
@@ -85,6 +86,7 @@ class ParallelGradient:
         with contextlib.ExitStack() as stack:
             stack.enter_context(one_blas_thread())
             self._workspace, self._process = Workspace(), os.getpid()
+            self._loops = "on" if loops_choice() == "on" else "off"
             self._helpers, self._layout, self._shared = [], None, None
             if self.workers > 1:
                 weights = sum(math.prod(shape) for shape in self.config.shapes().values())
@@ -105,7 +107,7 @@ class ParallelGradient:
             "smoothing": self.smoothing,
             "chunk_size": self.chunk_size,
             "memory": self._memory.address,
-            "loops": "on" if loops_in_use() else "off",
+            "loops": self._loops,
         }
         try:
             for number in range(2, self.workers + 1):
@@ -182,7 +184,7 @@ class ParallelGradient:
             helper.send(
                 {"layout": self._layout, "first": share.start, "last": share.stop, "batch_size": batch_size}
             )
-        with self._workspace:
+        with self._workspace, use_loops(self._loops):
             loss, correct, gradients = gradient_of_share(
                 images=images[first],
                 labels=labels[first],
@@ -374,11 +376,14 @@ def serve():
         settings = json.loads(first_line)
         config, workspace = ViTConfig(**settings["config"]), Workspace()
         memory = open(settings["memory"], "r+b")  # noqa: SIM115  it stays open until the process ends
+        logging.getLogger("tinyvit").setLevel(logging.ERROR)  # the caller has logged the same notes
+        loops = use_loops(settings["loops"])
+        loops.__enter__()  # in use until the process ends
         answer({"ready": True})
     except Exception:
         answer({"error": traceback.format_exc()})
         return
-    with one_blas_thread(), use_loops(settings["loops"]):
+    with one_blas_thread():
         for line in requests:
             request = json.loads(line)
             try:
