@@ -99,7 +99,7 @@ class PlainStep:
         """
         config = self.config
         if not 0 <= done <= self.steps:
-            raise ValueError(f"an epoch has {self.steps} steps: {done} of them cannot be done")
+            raise ValueError(f"done must be in 0 to {self.steps}, the steps of an epoch, not {done}")
         self._epoch = Epoch(self.images, self.labels, config.augmentation, config.seed, epoch, self.backend)
         self._learning_rates = config.learning_rates(epoch, self.steps)
         self._averages_after = config.averages_after(epoch, self.steps)
