@@ -1,7 +1,8 @@
 """The same model and training step in PyTorch and JAX, written as their users write them.
 
 Both start from the weights of tinyvit and take normalised pixels, so that a test can compare their results with those
-of tinyvit (`tests/project/test_benchmarks.py`). Each function imports its own framework, and the others work without.
+of tinyvit (`tests/project/test_benchmarks.py`). Each function imports its own framework, so
+the others work if it is missing.
 """
 
 import functools

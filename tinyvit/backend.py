@@ -190,7 +190,7 @@ def compiled_loops():
             log.warning("note: NumPy computes without compiled loops, because Numba fails: %r", error)
         return None
     if seconds:
-        log.warning("note: compiled the loops of the CPU in %.1f s, once", seconds)
+        log.warning("note: Numba compiled the loops of the CPU in %.1f s; later runs load them from a file", seconds)
     return loops
 
 
@@ -230,7 +230,7 @@ def use_loops(choice="auto"):
 def use_loops_for_many(images):
     """Return the context `use_loops("auto")` for 5,000 images or more, unless the caller is inside `use_loops`.
 
-    Numba takes a third of a second to import, which fewer images do not repay.
+    With fewer images the import of Numba takes longer than the loops save.
 
     Parameters
     ----------

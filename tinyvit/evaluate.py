@@ -138,7 +138,7 @@ def parallel_logits(images, parameters, config, batch_size=None, workers=None, p
     with ExitStack() as stack:
         stack.enter_context(one_blas_thread())
         stack.enter_context(use_loops_for_many(len(images)))
-        context = contextvars.copy_context()  # a thread sees the caller's choice of loops and of NumPy's warnings
+        context = contextvars.copy_context()  # each thread gets the caller's choice of loops and of NumPy's warnings
 
         def chunk_logits(start):
             chunk = images[start : start + batch_size]

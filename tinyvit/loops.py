@@ -37,7 +37,7 @@ ZERO, HALF, ONE = np.float32(0), np.float32(0.5), np.float32(1)
 
 # ---- GELU ----
 
-# erf(x / sqrt(2)) = x * P(x**2) / Q(x**2) within 2e-9 for |x| < 6, where float32 cannot tell it from 1
+# erf(x / sqrt(2)) = x * P(x**2) / Q(x**2) within 2e-9 for |x| < 6, beyond which float32 rounds it to 1
 LIMIT = np.float32(6)
 P0, P1, P2, P3, P4, P5, P6 = np.float32(
     [7.97884573e-01, 6.52926756e-02, 9.61345968e-03, 3.39859827e-04,

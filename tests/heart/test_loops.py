@@ -311,7 +311,7 @@ def test_the_first_compilation_is_noted(monkeypatch, caplog):
     backend.compiled_loops.cache_clear()
     try:
         assert backend.compiled_loops() is loops
-        assert "compiled the loops of the CPU in 1.2 s" in caplog.text
+        assert "Numba compiled the loops of the CPU in 1.2 s" in caplog.text
     finally:
         backend.compiled_loops.cache_clear()
 

@@ -81,7 +81,7 @@ def add_arguments(parser):
     group.add_argument("--kernels", choices=KERNELS, help=text)
     text = "number of processes that share a batch (default: one per core, each with at least 8 images)"
     group.add_argument("--workers", type=integer, metavar="N", help=text)
-    text = "operations of a CPU as loops compiled by Numba; auto: if Numba is installed (default: auto)"
+    text = "costly operations on a CPU as loops compiled by Numba; auto: on if Numba is installed (default: auto)"
     group.add_argument("--loops", choices=LOOPS, help=text)
     text = "folder for the results (default: runs/RECIPE-seedN)"
     group.add_argument("--out", type=path, metavar="DIR", help=text)
@@ -297,7 +297,7 @@ def resume(options, backend):
     if info["loops"] in ("on", "off") and (loops := training.step.record["loops"]) != info["loops"]:
         print(
             f"note: the run continues with --loops {loops}, not {info['loops']} as before:\n"
-            "the weights differ in their last digits from those of a run with one choice",
+            "the weights differ in their last digits from those of a run that keeps its choice of --loops",
             file=sys.stderr,
         )
     epochs = training.config.epochs

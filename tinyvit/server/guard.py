@@ -10,7 +10,7 @@ import json
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 MOST_BYTES = 64 * 2**10  # of a body; a long drawing needs 20 KiB
-MOST_DRAINED = 8 * 2**20  # bytes to read of a body that is too large, because most clients read no answer before
+MOST_DRAINED = 8 * 2**20  # bytes read of a too large body, as most clients read the answer only after sending
 MOST_AHEAD = 2**20  # bytes of further requests that a client may send before the answer to the first
 BODY_SECONDS = 5.0  # from the headers of a request to the last byte of its body
 HEADER_SECONDS = 5.0  # from the start of a connection to the last header of a request

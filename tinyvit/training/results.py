@@ -48,7 +48,7 @@ def versions(backend):
         One text per library, and "blas", "machine" and "cpu".
     """
     found = {"python": platform.python_version()}
-    for name in ("tinyvit", "numpy", "scipy", "scikit-learn", "matplotlib", "safetensors", "threadpoolctl"):
+    for name in ("tinyvit", "numpy", "scipy", "scikit-learn", "matplotlib", "safetensors", "threadpoolctl", "numba"):
         try:
             found[name] = version(name)
         except PackageNotFoundError:  # the package is imported from its source folder
