@@ -163,7 +163,7 @@ def goals_table():
     rows = []
     for path in sorted(RESULTS.glob("train_step-*.json")):
         cpu = record(path.stem)["conditions"]["cpu"]
-        if not record(path.stem)["conditions"].get("numba"):
+        if record(path.stem)["conditions"].get("numba") in (None, "not installed"):
             continue  # the goals are for the compiled loops
         processor = path.stem.removeprefix("train_step-")
         for kind, batch, name, least, aim in GOALS[next(vendor for vendor in GOALS if vendor in cpu)]:
