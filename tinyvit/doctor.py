@@ -126,7 +126,7 @@ def blas():
 def loops():
     """Return the finding for the compiled loops, with the time of a gradient with and without them."""
     if compiled_loops() is None:
-        text = f"not compiled, because Numba is missing. To train faster, type {diagnosis.pip_install('fast')}"
+        text = f"unused, because Numba is missing or fails. To train faster, type {diagnosis.pip_install('fast')}"
         return Finding(OK, "loops", text)
     config, workspace = ViTConfig(), Workspace()
     parameters = initialise(config)

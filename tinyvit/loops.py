@@ -1,7 +1,7 @@
 """The costly operations as index loops, compiled by Numba: one pass over memory in place of NumPy's many.
 
-Each loop is the function of the same name in `reference.py`, spelled out in indices, and writes into arrays that the
-caller gives it. `ops` and `optim` call them for float32 arrays inside `backend.use_loops`. This module imports
+Each loop is the function of the same name in `reference.py`, spelled out in indices, and writes into arrays of its
+caller. `ops` and `optim` call them for float32 arrays inside `backend.use_loops`. This module imports
 Numba, which is optional, so it is imported only there.
 
 A loop reads and writes each array under one name, since the compiler cannot vectorise over arrays that may overlap.
@@ -31,6 +31,7 @@ def loop(function, flags=FLAGS):
 def loop_with_sums(function):
     """Compile a function whose sums may be reordered, which vectorises them."""
     return loop(function, FLAGS | {"reassoc"})
+
 
 ZERO, HALF, ONE = np.float32(0), np.float32(0.5), np.float32(1)
 

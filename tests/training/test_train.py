@@ -10,7 +10,7 @@ import strict_cupy
 from strategies import decayed_adam_step
 
 import tinyvit.training.loop
-from tinyvit.backend import to_host
+from tinyvit.backend import to_host, use_loops
 from tinyvit.checkpoint import CheckpointError, load_arrays, save_arrays, save_model
 from tinyvit.classifier import VisionTransformer
 from tinyvit.data import load_mnist
@@ -398,6 +398,16 @@ def test_two_steps_at_once_keep_their_own_choice():
     for choice in ("on", "off"):
         assert weights_of(together[choice]) == weights_of(alone[choice])
     assert weights_of(alone["on"]) != weights_of(alone["off"])
+
+    gradients = {}
+    for choice, run in alone.items():
+        with run.step, use_loops("off"):  # the choice of the step counts, not that of the caller
+            gradients[choice] = run.step._gradient(run.state.parameters, IMAGES[:16], LABELS[:16])[2].flat
+        with use_loops(choice):
+            _, _, expected = loss_and_gradient(
+                IMAGES[:16], LABELS[:16], run.state.parameters, SMALL, smoothing=RECIPE.smoothing
+            )
+        assert gradients[choice].tobytes() == expected.flat.tobytes()
 
 
 def test_an_unknown_choice_of_loops_is_refused(strict_gpu):

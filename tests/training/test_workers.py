@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from threadpoolctl import threadpool_info, threadpool_limits
 
+from tinyvit.backend import use_loops
 from tinyvit.data.augment import Augmentation, warp
 from tinyvit.model import ViTConfig, initialise, loss_and_gradient
 from tinyvit.training import ParallelGradient, WorkerError, available_cores, workers
@@ -52,6 +53,26 @@ def test_shares_give_the_loss_and_gradient_of_the_whole(workers, chunk_size):
             np.testing.assert_allclose(loss, expected_loss, rtol=1e-12)
             assert correct == expected_correct
             np.testing.assert_allclose(gradient.flat, expected.flat, rtol=1e-9, atol=1e-13)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_every_process_keeps_the_choice_of_loops(count):
+    """The bits of each share are those of the choice at the entry, whatever the choice is at the call."""
+    pytest.importorskip("numba", reason='needs the extra: pip install -e ".[fast]"')
+    weights, (images, labels) = parameters(np.float32), batch(0, 64)
+    found = {}
+    for choice in ("on", "off"):
+        with use_loops(choice):
+            parallel = ParallelGradient(CONFIG, count).__enter__()
+            shares = [
+                loss_and_gradient(images[a:b], labels[a:b], weights, CONFIG, weight=(b - a) / 64)[2].flat
+                for a, b in split(64, count)
+            ]
+        with contextlib.ExitStack() as stack:
+            stack.push(parallel.__exit__)
+            found[choice] = parallel(weights, images, labels)[2].flat.tobytes()
+        assert found[choice] == sum(shares[1:], start=shares[0]).tobytes()
+    assert found["on"] != found["off"]
 
 
 def test_every_call_uses_the_weights_images_and_types_it_is_given():
