@@ -311,6 +311,22 @@ def test_a_digit_is_drawn_by_keyboard_alone(open_page):
     assert abs(painted(page, "#ink") - ink) < 600  # but for the cursor
 
 
+def test_lifting_the_pen_leaves_the_answer_to_be_announced(open_page):
+    page = open_page()
+    page.locator("#ink").focus()
+    page.keyboard.press("Space")
+    for _ in range(20):
+        page.keyboard.press("ArrowDown")
+    for rest in (0, 1_500):  # the answer waits to be announced, or has been
+        expect(page.locator("#digit")).not_to_have_text("?")
+        page.wait_for_timeout(rest)
+        page.keyboard.press("Space")
+        expect(page.locator("#live")).to_have_text("Pen up")
+        expect(page.locator("#live")).to_contain_text("Most probably")
+        page.keyboard.press("Space")
+        page.keyboard.press("ArrowDown")
+
+
 def test_everything_else_by_keyboard(open_page):
     page = open_page()
     page.locator(".sample").nth(3).focus()

@@ -189,6 +189,7 @@ ink.addEventListener("keydown", (event) => {
     else stroke = null;
     cursor.down = stroke !== null;  // `begin` starts no stroke after the last one that the limits allow
     announce(cursor.down ? "Pen down" : "Pen up");
+    if (answer && !cursor.down) announceSoon(spoken());  // it may have come before the pen was lifted
     paint();
   } else if (event.key === "Escape") {
     liftPen();
@@ -445,16 +446,18 @@ function showVerdict() {
   if (best < 0.8) text += ` Or ${article(order[1][1])} ${order[1][1]}, ${percent(order[1][0])}.`;
   verdict.append(strong, text);
   const { sample } = now();
-  let truth = "";
   if (sample) {
     const right = sample.label === answer.digit;
-    truth = right ? `Right: it is labelled ${sample.label}.` : `Wrong: it is labelled ${sample.label}.`;
     const mark = document.createElement("span");
     mark.className = right ? "right" : "wrong";
-    mark.textContent = truth;
-    verdict.append(document.createElement("br"), mark);
+    mark.textContent = `${right ? "Right" : "Wrong"}: it is labelled ${sample.label}.`;
+    verdict.append(document.createElement("br"), " ", mark);
   }
-  announceSoon(`Most probably ${article(answer.digit)} ${answer.digit}${text} ${truth}`);
+  announceSoon(spoken());
+}
+
+function spoken() {
+  return $("verdict").textContent;
 }
 
 function showSeen() {
