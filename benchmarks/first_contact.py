@@ -56,8 +56,8 @@ def check_step(precision, model_config=None):
     model_config = model_config or ViTConfig(depth=2)
     # This recipe uses every feature of a step: clipping, weight decay, smoothing, averages and augmentation.
     config = replace(TUNED, epochs=EPOCHS, batch_size=BATCH)
-    count, side = 2 * BATCH + LAST, model_config.image_size
-    images = np.random.default_rng(1).integers(0, 256, (count, side, side), dtype=np.uint8)
+    count = 2 * BATCH + LAST
+    images = np.random.default_rng(1).integers(0, 256, (count, *model_config.image_shape), dtype=np.uint8)
     labels = np.arange(count) % model_config.classes
     results = []
     with backend.xp.cuda.using_allocator(None):  # CuPy's pool would place several arrays in one allocation

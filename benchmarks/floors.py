@@ -65,7 +65,7 @@ def launches(config, batch, augmented=True, clip=False, decayed=False, average=F
     clipped; decayed: weight decay acts on some weights only; average: this step updates the average of the weights.
     """
     tokens, width, mlp = config.tokens, config.width, config.mlp_width
-    embedding = config.patch_size**2 + 2 + tokens
+    embedding = config.patch_length + 2 + tokens
     last = config.depth - 1
     rows = batch * tokens
     forward, backward = [], []  # `backward` is in reverse order, so that both lists of a block have the same order
@@ -122,9 +122,11 @@ def _tiles(count, size):
 
 
 def _gather(config, batch, embedding, augmented):
-    image = config.image_size**2 + 1 + NUMBER + (6 * NUMBER if augmented else 0)  # pixels, label, place, map
+    pixels = config.patch_length * (config.tokens - 1)
+    image = pixels + 1 + NUMBER + (6 * NUMBER if augmented else 0)  # pixels, label, place, map
     written = NUMBER * (config.tokens * embedding + 1)
-    return Launch("gather_patches", "batch", (batch,), 256, bytes=batch * (image + written) + NUMBER)
+    bytes_moved = batch * (image + written) + NUMBER * (1 + 2 * config.channels)  # the counter, means and deviations
+    return Launch("gather_patches", "batch", (batch,), 256, bytes=bytes_moved)
 
 
 def _product(what, rows, inputs, outputs, bias=True, residual=False, gelu=False):

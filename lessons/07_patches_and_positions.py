@@ -146,8 +146,8 @@ lesson.save(figure, "patches")
 dpatches = rng.standard_normal((4, 16, P * P))
 dimages = dpatches.reshape(-1, 4, 4, P, P).swapaxes(2, 3).reshape(images.shape)  # (B, i, j, r, s) -> (B, i, r, j, s)
 
-assert np.array_equal(dimages, patches_backward(dpatches, images.shape))
-assert np.array_equal(images, patches_backward(patches, images.shape))  # and it puts the images together again
+assert np.array_equal(dimages, patches_backward(dpatches, images.shape, P))
+assert np.array_equal(images, patches_backward(patches, images.shape, P))  # and it puts the images together again
 
 # %% [markdown]
 # ## A patch becomes a token
@@ -204,7 +204,7 @@ dclass_token = dz[:, 0].sum(axis=0)  # (D,)
 dw = np.einsum("ntk,ntd->kd", x, dz[:, 1:])  # (P*P, D), a sum over images and patches
 db = dz[:, 1:].sum(axis=(0, 1))  # (D,)
 dx = dz[:, 1:] @ w.T / config.pixel_deviation  # (B, N, P*P)
-dimages = patches_backward(dx / 255, images.shape)  # we gave bytes: a step of one byte is 1/255 of a unit
+dimages = patches_backward(dx / 255, images.shape, P)  # we gave bytes: a step of one byte is 1/255 of a unit
 
 for ours, theirs in zip(
     (dimages, dw, db, dclass_token, dpositions), patch_embedding_backward(dz, cache), strict=True
@@ -299,7 +299,7 @@ def bag_backward(dlogits, cache):
 
 # %%
 order = rng.permutation(16)
-shuffled = patches_backward(patches[:, order], images.shape)
+shuffled = patches_backward(patches[:, order], images.shape, P)
 
 figure, panels = lesson.figure(7, 2.1, columns=4)
 for axes, image, title in zip(

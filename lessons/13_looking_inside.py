@@ -196,7 +196,7 @@ def accuracy_without(importance, number):
     blank = np.argsort(-importance, axis=1)[:, :number]
     left = patches.copy()
     np.put_along_axis(left, blank[:, :, None], 0, axis=1)
-    return model.evaluate(patches_backward(left, judged.shape), truth).accuracy
+    return model.evaluate(patches_backward(left, judged.shape, config.patch_size), truth).accuracy
 
 
 numbers = [2, 4, 8, 12]

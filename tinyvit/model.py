@@ -30,6 +30,7 @@ from tinyvit.ops import (
     patch_embedding_backward,
     patch_embedding_forward,
 )
+from tinyvit.ops.patches import as_pair
 from tinyvit.parameters import Parameters
 
 
@@ -39,10 +40,12 @@ class ViTConfig:
 
     Parameters
     ----------
-    image_size : int, default 28
-        Side of an image in pixels.
-    patch_size : int, default 7
-        Side P of a patch in pixels, a divisor of `image_size`.
+    image_size : int or tuple of int, default 28
+        Rows R and columns C of an image in pixels, or the side of square images.
+    patch_size : int or tuple of int, default 7
+        Rows and columns of a patch in pixels, or the side P of square patches. They divide those of the image.
+    channels : int, default 1
+        Numbers per pixel: 1 for grey images, 3 for colours.
     width : int, default 128
         Length D of a token.
     depth : int, default 4
@@ -55,10 +58,10 @@ class ViTConfig:
         Number of classes.
     gelu : {"erf", "tanh"}, default "erf"
         Form of the activation function.
-    pixel_mean : float, default 0.1307
-        Mean of the pixels of the training images, on the scale from 0 to 1.
-    pixel_deviation : float, default 0.3081
-        Standard deviation of these pixels.
+    pixel_mean : float or tuple of float, default 0.1307
+        Mean of the pixels of the training images, on the scale from 0 to 1, or one mean per channel.
+    pixel_deviation : float or tuple of float, default 0.3081
+        Standard deviation of these pixels, or one per channel.
     epsilon : float, default 1e-6
         Number added to the variance in layer norms.
 
@@ -66,39 +69,79 @@ class ViTConfig:
     ------
     ValueError
         If a value is of the wrong type, out of range, or not a divisor where one is needed.
+
+    Notes
+    -----
+    A pair of equal sizes becomes a single integer, and one mean or deviation of a single channel becomes a number.
     """
 
-    image_size: int = 28
-    patch_size: int = 7
+    image_size: int | tuple = 28
+    patch_size: int | tuple = 7
+    channels: int = 1
     width: int = 128
     depth: int = 4
     heads: int = 4
     mlp_width: int = 512
     classes: int = 10
     gelu: str = "erf"
-    pixel_mean: float = 0.1307
-    pixel_deviation: float = 0.3081
+    pixel_mean: float | tuple = 0.1307
+    pixel_deviation: float | tuple = 0.3081
     epsilon: float = 1e-6
 
     def __post_init__(self):
-        for name in ("image_size", "patch_size", "width", "depth", "heads", "mlp_width", "classes"):
+        for name in ("channels", "width", "depth", "heads", "mlp_width", "classes"):
             require_number(name, getattr(self, name), minimum=1, maximum=100_000, integer=True)
-        for part, whole in (("patch_size", "image_size"), ("heads", "width")):
-            divisor, size = getattr(self, part), getattr(self, whole)
+        for name in ("image_size", "patch_size"):
+            self._require_numbers(name, count=2, what="rows and columns", minimum=1, maximum=100_000, integer=True)
+        for name in ("pixel_mean", "pixel_deviation"):
+            self._require_numbers(name, self.channels, what="one per channel", minimum=-1e30, maximum=1e30)
+        require_number("epsilon", self.epsilon, minimum=-1e30, maximum=1e30)
+        for name, value in (("pixel_deviation", self.pixel_deviation), ("epsilon", self.epsilon)):
+            if np.min(value) <= 0:
+                raise ValueError(f"{name} must be above 0, not {value!r}")
+        sizes = [("patch_size", "image_size", *pair) for pair in zip(self.patch_shape, self.image_shape, strict=True)]
+        for part, whole, divisor, size in [*sizes, ("heads", "width", self.heads, self.width)]:
             if size % divisor:
                 divisors = ", ".join(str(n) for n in range(1, size + 1) if size % n == 0)
                 raise ValueError(f"{part} must divide {whole}: {divisor} does not divide {size}, but {divisors} do")
         if self.gelu not in ("erf", "tanh"):
             raise ValueError(f"gelu must be 'erf' or 'tanh', not {self.gelu!r}")
-        for name in ("pixel_mean", "pixel_deviation", "epsilon"):
-            require_number(name, getattr(self, name), minimum=-1e30, maximum=1e30)
-            if getattr(self, name) <= 0 and name != "pixel_mean":
-                raise ValueError(f"{name} must be above 0, not {getattr(self, name)!r}")
+
+    def _require_numbers(self, name, count, what, **limits):
+        """Check a setting that is a number or a sequence of `count` numbers, and simplify the sequence."""
+        value = getattr(self, name)
+        several = isinstance(value, tuple | list)
+        if several and len(value) != count:
+            raise ValueError(f"{name} must be a number or {count} numbers, {what}, not {value!r}")
+        for number in value if several else [value]:
+            require_number(name, number, **limits)
+        if several:
+            object.__setattr__(self, name, value[0] if len(set(value)) == 1 else tuple(value))
+
+    @property
+    def image_shape(self):
+        """Rows and columns of an image in pixels."""
+        return as_pair(self.image_size)
+
+    @property
+    def patch_shape(self):
+        """Rows and columns of a patch in pixels."""
+        return as_pair(self.patch_size)
+
+    @property
+    def grid(self):
+        """Number of patches from top to bottom and from left to right."""
+        return tuple(size // part for size, part in zip(self.image_shape, self.patch_shape, strict=True))
+
+    @property
+    def patch_length(self):
+        """Count of numbers L in a patch."""
+        return math.prod(self.patch_shape) * self.channels
 
     @property
     def tokens(self):
         """Number of tokens T, which are the patches and the class token."""
-        return (self.image_size // self.patch_size) ** 2 + 1
+        return math.prod(self.grid) + 1
 
     def shapes(self):
         """Return the name and the shape of every parameter.
@@ -110,7 +153,7 @@ class ViTConfig:
         """
         d, f = self.width, self.mlp_width
         shapes = {
-            "patch_embedding.weight": (self.patch_size**2, d),
+            "patch_embedding.weight": (self.patch_length, d),
             "patch_embedding.bias": (d,),
             "class_token": (d,),
             "positions": (self.tokens, d),
@@ -245,7 +288,7 @@ def vit_forward(images, parameters, config, with_cache=True):
 
     Parameters
     ----------
-    images : ndarray of shape (B, R, C)
+    images : ndarray of shape (B, R, C) or (B, R, C, channels)
         Images, uint8 from 0 to 255 or float from 0 to 1, on the device of the parameters.
     parameters : Parameters
         Parameters of the model.
@@ -337,7 +380,7 @@ def vit_backward_to_images(dlogits, cache, gradients=None):
     -------
     gradients : Parameters
         Gradient of each parameter, under the same name.
-    dimages : ndarray of shape (B, R, C)
+    dimages : ndarray of the shape of the images
         Gradient of the images, for pixels in the scale of the images (0 to 255 or 0 to 1).
     """
     gradients = cache.parameters.empty_like() if gradients is None else gradients
@@ -361,7 +404,7 @@ def loss_and_gradient(images, targets, parameters, config, smoothing=0.0, weight
 
     Parameters
     ----------
-    images : ndarray of shape (B, R, C)
+    images : ndarray of shape (B, R, C) or (B, R, C, channels)
         Images, uint8 from 0 to 255 or float from 0 to 1, on the device of the parameters.
     targets : ndarray of shape (B,) or (B, classes)
         Integer labels, or probabilities of the classes.
@@ -517,7 +560,7 @@ def vit_logits(images, parameters, config, batch_size=None):
 
     Parameters
     ----------
-    images : ndarray of shape (B, R, C)
+    images : ndarray of shape (B, R, C) or (B, R, C, channels)
         Images, uint8 from 0 to 255 or float from 0 to 1, on the CPU or on the device of the parameters.
     parameters : Parameters
         Parameters of the model.
@@ -562,12 +605,15 @@ def check_images(images, config):
     Raises
     ------
     ValueError
-        If the shape is not (B, R, C) with the size of the model and B at least 1, or the dtype is not uint8 or float.
+        If the shape is not (B, R, C) or (B, R, C, channels) with the size of the model and B at least 1, or the
+        dtype is not uint8 or float.
     """
-    side = config.image_size
-    if images.ndim != 3 or images.shape[1:] != (side, side) or len(images) == 0:
+    rows, columns = config.image_shape
+    shapes = [(rows, columns, config.channels)] + [(rows, columns)] * (config.channels == 1)
+    if images.shape[1:] not in shapes or len(images) == 0:
+        expected = ", ".join(map(str, ("B", *shapes[-1])))
         raise ValueError(
-            f"the model reads images of shape (B, {side}, {side}) with B at least 1, not of shape {images.shape}"
+            f"the model reads images of shape ({expected}) with B at least 1, not of shape {images.shape}"
         )
     if images.dtype.kind != "f" and images.dtype != np.uint8:
         raise ValueError(f"images must be uint8 (0 to 255) or float (0 to 1), not {images.dtype}: convert them")

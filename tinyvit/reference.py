@@ -147,15 +147,18 @@ def multi_head_attention_backward(dout, cache):
 
 
 def patches_forward(images, patch_size):
-    """Cut images (B, R, C) into squares, row by row: (B, N, P*P)."""
-    batch, height, width = images.shape
-    grid = images.reshape(batch, height // patch_size, patch_size, width // patch_size, patch_size)
-    return grid.swapaxes(2, 3).reshape(batch, -1, patch_size**2)  # (B, down, across, P, P) before the reshape
+    """Cut images (B, R, C) into squares, row by row: (B, N, P*P). The patch size may also be (rows, columns)."""
+    batch, rows, columns, *channels = images.shape  # a colour image has (B, R, C, 3)
+    height, width = np.broadcast_to(patch_size, 2)
+    grid = images.reshape(batch, rows // height, height, columns // width, width, *channels)
+    return grid.swapaxes(2, 3).reshape(batch, rows // height * (columns // width), -1)  # the last two: (N, P*P)
 
 
-def patch_embedding_forward(images, w, b, class_token, positions, patch_size):
+def patch_embedding_forward(
+    images, w, b, class_token, positions, patch_size, mean=PIXEL_MEAN, deviation=PIXEL_DEVIATION
+):
     """Turn images (B, R, C) with pixels from 0 to 1 into tokens (B, T, D), with the class token first."""
-    pixels = (patches_forward(images, patch_size) - PIXEL_MEAN) / PIXEL_DEVIATION
+    pixels = patches_forward((images - mean) / deviation, patch_size)
     embedded, linear_cache = linear_forward(pixels, w, b)
     first = np.broadcast_to(class_token, (len(images), 1, len(class_token)))
     return np.concatenate([first, embedded], axis=1) + positions, linear_cache
@@ -233,11 +236,10 @@ def block_backward(dout, cache, gradients, name):
     return dout + dx
 
 
-def vit_forward(images, parameters, heads=4, patch_size=7):
+def vit_forward(images, parameters, heads=4, patch_size=7, mean=PIXEL_MEAN, deviation=PIXEL_DEVIATION):
     """Return logits (B, classes) for images (B, R, C) with pixels from 0 to 1."""
-    embedding = pair(parameters, "patch_embedding")
-    class_token, positions = parameters["class_token"], parameters["positions"]
-    x, embedding_cache = patch_embedding_forward(images, *embedding, class_token, positions, patch_size)
+    embedding = *pair(parameters, "patch_embedding"), parameters["class_token"], parameters["positions"]
+    x, embedding_cache = patch_embedding_forward(images, *embedding, patch_size, mean, deviation)
     depth = sum(name.endswith("norm1.weight") for name in parameters)  # every block has one
     block_caches = []
     for i in range(depth):
@@ -264,9 +266,9 @@ def vit_backward(dlogits, cache):
     return gradients
 
 
-def loss_and_gradient(images, labels, parameters, heads=4, patch_size=7):
+def loss_and_gradient(images, labels, parameters, heads=4, patch_size=7, mean=PIXEL_MEAN, deviation=PIXEL_DEVIATION):
     """Return the mean loss of a batch, the number of correct predictions, and the gradient."""
-    logits, cache = vit_forward(images, parameters, heads, patch_size)
+    logits, cache = vit_forward(images, parameters, heads, patch_size, mean, deviation)
     loss, loss_cache = cross_entropy_forward(logits, labels)
     gradients = vit_backward(cross_entropy_backward(loss_cache), cache)
     return loss, (logits.argmax(axis=1) == labels).sum(), gradients
@@ -275,7 +277,7 @@ def loss_and_gradient(images, labels, parameters, heads=4, patch_size=7):
 # ---- training ----
 
 
-def initialise(rng, side=28, patch_size=7, width=128, depth=4, mlp_width=512, classes=10):
+def initialise(rng, image_size=28, patch_size=7, channels=1, width=128, depth=4, mlp_width=512, classes=10):
     """Draw parameters, with matrices as in Glorot and Bengio 2010 and standard normal positions."""
     parameters = {}
 
@@ -287,9 +289,10 @@ def initialise(rng, side=28, patch_size=7, width=128, depth=4, mlp_width=512, cl
     def norm(name):
         parameters[f"{name}.weight"], parameters[f"{name}.bias"] = np.ones(width), np.zeros(width)
 
-    linear("patch_embedding", patch_size**2, width)
+    linear("patch_embedding", np.broadcast_to(patch_size, 2).prod() * channels, width)
     parameters["class_token"] = rng.standard_normal(width)
-    parameters["positions"] = rng.standard_normal(((side // patch_size) ** 2 + 1, width))
+    patches = np.prod(np.broadcast_to(image_size, 2) // patch_size)
+    parameters["positions"] = rng.standard_normal((patches + 1, width))
     for i in range(depth):
         norm(f"blocks.{i}.norm1")
         linear(f"blocks.{i}.attention.qkv", width, 3 * width)

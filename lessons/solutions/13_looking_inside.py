@@ -56,7 +56,7 @@ def exercise_4(probability, image, patch_size):
     count = rows * columns
     patches = np.repeat(patches_forward(image[None], patch_size), count, axis=0)  # (N copies, N patches, P * P)
     patches[np.arange(count), np.arange(count)] = 0  # in copy n, patch n
-    blank = patches_backward(patches, (count, *image.shape))
+    blank = patches_backward(patches, (count, *image.shape), patch_size)
     return (probability(image[None]) - probability(blank)).reshape(rows, columns)
 
 
@@ -66,7 +66,7 @@ def wrong_4(probability, image, patch_size):
     count = rows * columns
     alone = np.zeros((count, count, patch_size**2), image.dtype)
     alone[np.arange(count), np.arange(count)] = patches_forward(image[None], patch_size)[0]
-    alone = patches_backward(alone, (count, *image.shape))
+    alone = patches_backward(alone, (count, *image.shape), patch_size)
     return (probability(image[None]) - probability(alone)).reshape(rows, columns)
 
 

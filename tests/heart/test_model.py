@@ -1,5 +1,6 @@
 """The model as a whole: its gradient, its parameters, and what it can learn."""
 
+import json
 import math
 
 import numpy as np
@@ -10,6 +11,7 @@ from strategies import (
     SHAPES,
     PoisonedWorkspace,
     assert_workspace_changes_nothing,
+    image_shape,
     normal,
     random_parameters,
     reference_with,
@@ -38,14 +40,26 @@ CONFIGS = [
     ViTConfig(image_size=4, patch_size=2, width=6, depth=1, heads=1, mlp_width=5, classes=3),
     ViTConfig(image_size=6, patch_size=2, width=6, depth=2, heads=2, mlp_width=7, classes=4, gelu="tanh"),
     ViTConfig(image_size=3, patch_size=3, width=4, depth=2, heads=4, mlp_width=1, classes=1),
+    ViTConfig(
+        image_size=(6, 4),
+        patch_size=(3, 2),
+        channels=3,
+        width=6,
+        depth=2,
+        heads=2,
+        mlp_width=5,
+        classes=3,
+        pixel_mean=(0.4, 0.5, 0.3),
+        pixel_deviation=(0.2, 0.3, 0.1),
+    ),
     ViTConfig(image_size=4, patch_size=1, width=8, depth=3, heads=2, mlp_width=9, classes=2, epsilon=1e-3),
 ]
-IDS = [f"depth {c.depth}, heads {c.heads}, tokens {c.tokens}, {c.gelu}" for c in CONFIGS]
+IDS = [f"depth {c.depth}, heads {c.heads}, tokens {c.tokens}, channels {c.channels}, {c.gelu}" for c in CONFIGS]
 MIDDLE = CONFIGS[1]
 
 
 def random_images(config, batch, seed=0):
-    return np.random.default_rng(seed).random((batch, config.image_size, config.image_size))
+    return np.random.default_rng(seed).random(image_shape(config, batch))
 
 
 def pair_of(config):
@@ -171,7 +185,7 @@ def test_the_gradient_of_one_block_alone_which_writes_nowhere_else(class_only):
 @pytest.mark.parametrize("config", CONFIGS)
 def test_without_a_cache_the_logits_are_the_same_bits(config):
     parameters = random_parameters(config)
-    images = np.random.default_rng(0).random((3, config.image_size, config.image_size))
+    images = random_images(config, 3)
     logits, cache = vit_forward(images, parameters, config, with_cache=False)
     assert cache is None
     np.testing.assert_array_equal(logits, vit_forward(images, parameters, config)[0])
@@ -181,9 +195,9 @@ def test_without_a_cache_the_logits_are_the_same_bits(config):
 def test_logits_are_those_of_the_model_written_plainly(config):
     parameters, images = random_parameters(config), random_images(config, 3)
     logits, _ = vit_forward(images, parameters, config)
-    with reference_with(config):
+    with reference_with(config) as settings:
         for i in range(3):  # one by one: the images of a batch do not see each other
-            plain, _ = reference.vit_forward(images[i : i + 1], parameters, config.heads, config.patch_size)
+            plain, _ = reference.vit_forward(images[i : i + 1], parameters, **settings)
             np.testing.assert_allclose(logits[i], plain[0], atol=1e-11)
 
 
@@ -272,9 +286,41 @@ def test_the_default_has_803338_parameters():
 
 def test_the_default_settings():
     assert ViTConfig().as_dict() == {
-        "image_size": 28, "patch_size": 7, "width": 128, "depth": 4, "heads": 4, "mlp_width": 512, "classes": 10,
-        "gelu": "erf", "pixel_mean": 0.1307, "pixel_deviation": 0.3081, "epsilon": 1e-6,
+        "image_size": 28, "patch_size": 7, "channels": 1, "width": 128, "depth": 4, "heads": 4, "mlp_width": 512,
+        "classes": 10, "gelu": "erf", "pixel_mean": 0.1307, "pixel_deviation": 0.3081, "epsilon": 1e-6,
     }  # fmt: skip
+
+
+def test_sizes_that_are_equal_are_one_number():
+    settings = {"image_size": [28, 28], "patch_size": (7, 7), "pixel_mean": [0.1307], "pixel_deviation": (0.3081,)}
+    assert ViTConfig(**settings) == ViTConfig()
+    grey = ViTConfig(channels=3, pixel_mean=(0.5, 0.5, 0.5))
+    assert grey.pixel_mean == 0.5
+
+
+def test_rectangles_and_colours():
+    config = ViTConfig(image_size=(32, 24), patch_size=(8, 6), channels=3, pixel_mean=(0.4, 0.5, 0.3))
+    assert (config.image_shape, config.patch_shape, config.grid) == ((32, 24), (8, 6), (4, 4))
+    assert config.tokens == 17
+    assert config.shapes()["patch_embedding.weight"] == (8 * 6 * 3, 128)
+    assert ViTConfig(**json.loads(json.dumps(config.as_dict()))) == config
+
+
+def test_images_of_another_shape_than_the_models_are_refused():
+    grey, colour = ViTConfig(), ViTConfig(image_size=(6, 4), patch_size=2, channels=3)
+    for config, shape, expected in [
+        (grey, (2, 28, 27), r"\(B, 28, 28\)"),
+        (grey, (2, 28, 28, 3), r"\(B, 28, 28\)"),
+        (colour, (2, 6, 4), r"\(B, 6, 4, 3\)"),
+        (colour, (2, 4, 6, 3), r"\(B, 6, 4, 3\)"),
+        (colour, (0, 6, 4, 3), r"\(B, 6, 4, 3\)"),
+    ]:
+        with pytest.raises(ValueError, match=expected):
+            vit_forward(np.zeros(shape), initialise(config), config)
+    one = np.random.default_rng(0).random((2, 28, 28))
+    parameters = initialise(grey)
+    expected, _ = vit_forward(one, parameters, grey)
+    np.testing.assert_array_equal(vit_forward(one[..., None], parameters, grey)[0], expected)
 
 
 def test_names_are_those_that_pytorch_users_know():
@@ -325,6 +371,12 @@ def test_the_same_seed_gives_the_same_bits_and_another_seed_others():
         ("pixel_deviation", 0, "pixel_deviation must be above 0"),
         ("epsilon", -1e-6, "epsilon must be above 0"),
         ("epsilon", None, "epsilon must be a number"),
+        ("image_size", (28, 0), "image_size must be an integer from 1 to 100,000, not 0"),
+        ("image_size", (28, 28, 3), "image_size must be a number or 2 numbers, rows and columns, not"),
+        ("patch_size", (7, 5), "patch_size must divide image_size: 5 does not divide 28"),
+        ("channels", 0, "channels must be an integer"),
+        ("pixel_mean", (0.1, 0.2, 0.3), "pixel_mean must be a number or 1 numbers, one per channel"),
+        ("pixel_deviation", (0.0,), "pixel_deviation must be above 0"),
     ],
 )
 def test_a_setting_that_cannot_be_is_named(name, value, message):

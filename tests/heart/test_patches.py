@@ -34,7 +34,7 @@ def test_patches_and_back_is_the_identity(batch, down, across, side, seed):
     images = normal(seed, (batch, down * side, across * side))
     patches = patches_forward(images, side)
     assert patches.shape == (batch, down * across, side * side)
-    np.testing.assert_array_equal(patches_backward(patches, images.shape), images)
+    np.testing.assert_array_equal(patches_backward(patches, images.shape, side), images)
 
 
 def test_patches_go_row_by_row():

@@ -9,7 +9,17 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from strategies import EQUAL, SHAPES, TOLERANCE, normal, random_parameters, reference_with, seeds, small
+from strategies import (
+    EQUAL,
+    SHAPES,
+    TOLERANCE,
+    image_shape,
+    normal,
+    random_parameters,
+    reference_with,
+    seeds,
+    small,
+)
 
 from tinyvit import model, optim, reference
 from tinyvit.data.mnist import load_mnist
@@ -31,18 +41,23 @@ def test_the_loss_is_finite_for_huge_logits():
 @st.composite
 def configs(draw):
     """Draw small configurations of all kinds."""
-    heads, patch_size = draw(st.integers(1, 3)), draw(st.integers(1, 3))
+    heads, channels = draw(st.integers(1, 3)), draw(st.sampled_from([1, 3]))
+    patch_size = draw(st.tuples(small, small))
+    mean, deviation = draw(st.sampled_from([(0.1307, 0.3081), (0.5, 1.0)]))
+    if channels == 3 and draw(st.booleans()):  # one mean and one deviation per channel
+        mean, deviation = (mean, 0.25, 0.75), (deviation, 0.5, 0.125)
     return ViTConfig(
-        image_size=patch_size * draw(st.integers(1, 3)),
+        image_size=tuple(side * draw(st.integers(1, 3)) for side in patch_size),
         patch_size=patch_size,
+        channels=channels,
         width=heads * draw(st.integers(3, 5)),
         depth=draw(st.integers(1, 3)),
         heads=heads,
         mlp_width=draw(st.integers(1, 6)),
         classes=draw(st.integers(1, 5)),
         gelu=draw(st.sampled_from(["erf", "tanh"])),
-        pixel_mean=draw(st.sampled_from([0.1307, 0.5])),
-        pixel_deviation=draw(st.sampled_from([0.3081, 1.0])),
+        pixel_mean=mean,
+        pixel_deviation=deviation,
         epsilon=draw(st.sampled_from([1e-6, 1e-2])),
     )
 
@@ -50,8 +65,9 @@ def configs(draw):
 def sizes_of(config):
     """Return a configuration's sizes under the names of `reference.initialise`."""
     return {
-        "side": config.image_size,
+        "image_size": config.image_size,
         "patch_size": config.patch_size,
+        "channels": config.channels,
         "width": config.width,
         "depth": config.depth,
         "mlp_width": config.mlp_width,
@@ -61,7 +77,7 @@ def sizes_of(config):
 
 def test_the_gradient_of_every_parameter_of_the_model_is_that_of_central_differences():
     rng = np.random.default_rng(0)
-    names = reference.initialise(rng, side=4, patch_size=2, width=4, depth=2, mlp_width=3, classes=3)
+    names = reference.initialise(rng, image_size=4, patch_size=2, width=4, depth=2, mlp_width=3, classes=3)
     arrays = [array + 0.5 * rng.standard_normal(array.shape) for array in names.values()]  # no zeros and no ones
     images = rng.random((2, 4, 4))
 
@@ -79,7 +95,7 @@ def test_the_gradient_of_every_parameter_of_the_model_is_that_of_central_differe
 
 def test_the_gradient_of_the_loss_is_that_of_central_differences():
     rng = np.random.default_rng(0)
-    names = reference.initialise(rng, side=4, patch_size=2, width=4, depth=1, mlp_width=3, classes=3)
+    names = reference.initialise(rng, image_size=4, patch_size=2, width=4, depth=1, mlp_width=3, classes=3)
     images, labels = rng.random((5, 4, 4)), np.array([0, 1, 2, 1, 1])
 
     def forward(*arrays):
@@ -98,14 +114,14 @@ def test_the_gradient_of_the_loss_is_that_of_central_differences():
 def test_the_fast_model_has_the_same_logits_loss_and_gradients(config, batch, seed, as_bytes):
     rng = np.random.default_rng(seed)
     parameters, labels = random_parameters(config, seed), rng.integers(0, config.classes, batch)
-    images = rng.integers(0, 256, (batch, config.image_size, config.image_size), np.uint8)
+    images = rng.integers(0, 256, image_shape(config, batch), np.uint8)
     pixels = images / 255
     dlogits = normal(seed, (batch, config.classes))
-    with reference_with(config):
-        expected_logits, cache = reference.vit_forward(pixels, parameters, config.heads, config.patch_size)
+    with reference_with(config) as settings:
+        expected_logits, cache = reference.vit_forward(pixels, parameters, **settings)
         expected = reference.vit_backward(dlogits, cache)
         expected_loss, expected_correct, expected_of_loss = reference.loss_and_gradient(
-            pixels, labels, parameters, config.heads, config.patch_size
+            pixels, labels, parameters, **settings
         )
 
     seen = images if as_bytes else pixels
@@ -138,8 +154,9 @@ def test_its_defaults_are_those_of_the_library():
         parameters = inspect.signature(function).parameters
         assert parameters["heads"].default == config.heads
         assert parameters["patch_size"].default == config.patch_size
+        assert parameters["mean"].default == config.pixel_mean
+        assert parameters["deviation"].default == config.pixel_deviation
     assert inspect.signature(reference.layer_norm_forward).parameters["epsilon"].default == config.epsilon
-    assert (config.pixel_mean, config.pixel_deviation) == (reference.PIXEL_MEAN, reference.PIXEL_DEVIATION)
 
 
 # ---- training ----

@@ -4,11 +4,11 @@ import math
 
 import numpy as np
 import pytest
-from operations import MEDIUM, OPERATIONS, out_and_gradients
+from operations import MEDIUM, OPERATIONS, out_and_gradients, pixel_scale
 from strategies import normal
 
-from tinyvit import reference
 from tinyvit.model import ViTConfig, loss_and_gradient, vit_backward_to_images, vit_forward
+from tinyvit.ops.patches import as_pair
 from tinyvit.optim import Adam, matrices_only
 from tinyvit.parameters import Parameters
 
@@ -37,10 +37,12 @@ def attend(queries):
     return function
 
 
-def embed(images, w, b, class_token, positions, side):
+def embed(images, w, b, class_token, positions, patch_size):
     """Embed patches by a convolution with a stride."""
-    pixels = (images[:, None] - reference.PIXEL_MEAN) / reference.PIXEL_DEVIATION
-    embedded = F.conv2d(pixels, w.T.reshape(-1, 1, side, side), b, stride=side).flatten(2).mT
+    mean, deviation = (torch.tensor(value) for value in pixel_scale(images))
+    pixels = ((images - mean) / deviation).reshape(*images.shape[:3], -1).movedim(-1, 1)
+    kernel = w.T.reshape(w.shape[1], *as_pair(patch_size), -1).movedim(-1, 1)
+    embedded = F.conv2d(pixels, kernel, b, stride=patch_size).flatten(2).mT
     return torch.cat([class_token.expand(len(images), 1, -1), embedded], dim=1) + positions
 
 
@@ -60,6 +62,7 @@ FUNCTIONS = {
     "multi_head_attention": attend(queries=0),
     "class_attention": attend(queries=1),
     "patch_embedding": embed,
+    "patch_embedding of colours": embed,
     "cross_entropy": cross_entropy,
     "cross_entropy of smoothed labels": cross_entropy,
     "cross_entropy of probabilities": cross_entropy,
@@ -88,7 +91,8 @@ def test_gelu_far_out(name):
 
 
 def test_every_operation_is_compared():
-    assert set(OPERATIONS) - set(FUNCTIONS) == {"patches", "patch_embedding of bytes"}  # parts of patch_embedding
+    parts_of_patch_embedding = {"patches", "patches of colours", "patch_embedding of bytes"}
+    assert set(OPERATIONS) - set(FUNCTIONS) == parts_of_patch_embedding
 
 
 # ---- the whole model, from modules of PyTorch, which compute all tokens in all blocks ----

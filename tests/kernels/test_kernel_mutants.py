@@ -126,7 +126,7 @@ TARGETS = [  # what is damaged, a kernel or the functions before one; through wh
     *((name, [name], "odd", "float32") for name in ("linear_forward", "linear_gelu_forward", "linear_backward")),
     *((name, [name], "odd", "float32") for name in ("layer_norm_forward", "layer_norm_backward")),
     *((name, [name], "many tokens", "float32") for name in ("attention_forward", "attention_backward")),
-    ("gather_patches", ["gather_patches"], "odd", "float32"),
+    ("gather_patches", ["gather_patches"], "colours", "float32"),
     ("cross_entropy", ["cross_entropy"], "one patch", "float32"),
     ("before patches", ["draw_maps", "gather_patches"], "odd", "float32"),
     ("before layer_norm", ["layer_norm_forward", "layer_norm_backward"], "odd", "float32"),

@@ -4,6 +4,7 @@ import emulate
 import numpy as np
 import pytest
 import strict_cupy
+from strategies import image_shape
 from strict_cupy import no_synchronisation
 
 from tinyvit.backend import to_host
@@ -20,6 +21,7 @@ pytestmark = [
     pytest.mark.skipif(emulate.COMPILER is None, reason=emulate.NO_COMPILER),
 ]
 
+COLOURS = {"image_size": (8, 12), "patch_size": (4, 3), "channels": 3, "pixel_mean": (0.4, 0.5, 0.3)}
 SMALL = ViTConfig(image_size=8, patch_size=4, width=40, depth=3, heads=2, mlp_width=72, classes=5)
 EVERYTHING = Augmentation(rotation=20, scale=0.2, shear=10, shift=1.5, flip=0.3)
 STEPS, BATCH, LAST = 3, 6, 4
@@ -32,7 +34,7 @@ class Run:
     def __init__(self, backend, model_config, augmentation=EVERYTHING, seed=0, clip=0.5):
         rng = np.random.default_rng(seed)
         self.backend, self.model_config = backend, model_config
-        self.images = rng.integers(0, 256, (COUNT, model_config.image_size, model_config.image_size), dtype=np.uint8)
+        self.images = rng.integers(0, 256, image_shape(model_config, COUNT), dtype=np.uint8)
         self.labels = rng.integers(0, model_config.classes, COUNT, dtype=np.uint8)
         self.config = TrainingConfig(
             epochs=3,
@@ -78,9 +80,9 @@ def relative(a, b):
 
 
 @pytest.mark.parametrize("augmentation", [EVERYTHING, None], ids=["augmented", "as they are"])
-@pytest.mark.parametrize("gelu", ["erf", "tanh"])
-def test_a_step_in_kernels_is_the_plain_step(accelerator, cpu, augmentation, gelu):
-    config = ViTConfig(**{**SMALL.as_dict(), "gelu": gelu})
+@pytest.mark.parametrize("changes", [{}, {"gelu": "tanh"}, COLOURS], ids=["small", "tanh", "colours"])
+def test_a_step_in_kernels_is_the_plain_step(accelerator, cpu, augmentation, changes):
+    config = ViTConfig(**{**SMALL.as_dict(), **changes})
     plain, kernels = Run(cpu, config, augmentation), Run(accelerator, config, augmentation)
     before = plain.arrays()
     expected, got = take(plain.plain_step()), take(kernels.kernel_step())

@@ -367,13 +367,14 @@ def test_images_that_are_moved_far_away(accelerator, extreme):
     check(accelerator, "gather_patches", "many tokens", images=7, batch=3, augmentation=extreme, tolerance=1e-3)
 
 
-def test_rows_times_the_embedding_are_the_patch_embedding(accelerator):
-    kernels = kernels_for(accelerator)
+@pytest.mark.parametrize("config", ["odd", "colours"])
+def test_rows_times_the_embedding_are_the_patch_embedding(accelerator, config):
+    kernels = kernels_for(accelerator, config)
     config = kernels.config
     case = CASES["gather_patches"](config, images=9, batch=4, step=1)
     results = launched(accelerator, kernels, case)
     rng = np.random.default_rng(0)
-    shapes = [(config.patch_size**2, config.width), (config.width,), (config.width,), (config.tokens, config.width)]
+    shapes = [(config.patch_length, config.width), (config.width,), (config.width,), (config.tokens, config.width)]
     parameters = [rng.standard_normal(shape) for shape in shapes]
     chosen = case.arrays["order"][4:8]
     images = warp(case.arrays["images"][chosen], case.arrays["maps"][4:8])

@@ -384,10 +384,11 @@ def bytes_of(name, arguments, clip, batch):
     arrays = [argument for argument in arguments if hasattr(argument, "nbytes") and argument.shape]
     size = sum(array.nbytes for array in arrays)
     if name == "gather_patches":
-        images, labels, order, maps, counter, *written = arguments
+        images, labels, order, maps, scales, counter, *written = arguments
         parts = [array for array in (images, labels, order, maps) if array is not None]
         share = batch / len(images)
-        return share * sum(array.nbytes for array in parts) + counter.nbytes + sum(w.nbytes for w in written[:2])
+        whole = sum(array.nbytes for array in (scales, counter, *written[:2]))
+        return share * sum(array.nbytes for array in parts) + whole
     if name == "linear_forward" and arguments[3] is not None:  # only the added rows of the residual
         return size - arguments[3].nbytes + arguments[4].nbytes
     if name == "linear_backward":  # weights only with dx; dw and db once per partial gradient

@@ -28,6 +28,18 @@ CONFIGS = {
     "odd": ViTConfig(image_size=9, patch_size=3, width=40, heads=2, mlp_width=50, classes=5, gelu="tanh"),
     # There is one patch, and one head that is wider than a warp.
     "one patch": ViTConfig(image_size=4, patch_size=4, width=33, heads=1, mlp_width=7, classes=40),
+    # Images and patches are wider than high and have colours.
+    "colours": ViTConfig(
+        image_size=(6, 12),
+        patch_size=(2, 4),
+        channels=3,
+        width=36,
+        heads=2,
+        mlp_width=40,
+        classes=6,
+        pixel_mean=(0.4, 0.5, 0.3),
+        pixel_deviation=(0.2, 0.3, 0.1),
+    ),
     # There are more tokens than a warp has lanes.
     "many tokens": ViTConfig(image_size=12, patch_size=2, width=44, heads=2, mlp_width=128, classes=10),
 }
@@ -320,20 +332,20 @@ def draw_maps(config, seed=0, count=10, augmentation=EVERYTHING, drawn=0, counte
 def gather_patches(config, seed=0, images=9, batch=4, step=1, augmented=True, augmentation=EVERYTHING):
     """Build the case of batch `step` of an epoch. The last batch may be smaller than `batch`."""
     rng = np.random.default_rng(seed)
-    side, patch, tokens = config.image_size, config.patch_size, config.tokens
-    stored = rng.integers(0, 256, (images, side, side), dtype=np.uint8)
+    length, tokens = config.patch_length, config.tokens
+    stored = rng.integers(0, 256, (images, *config.image_shape, config.channels), dtype=np.uint8)
     labels = rng.integers(0, config.classes, images, dtype=np.uint8)
     order = rng.permutation(images).astype(np.int32)
     maps = augmentation.draw(rng, images)
     places = slice(step * batch, (step + 1) * batch)
     chosen = order[places]
     seen = warp(stored[chosen], maps[places]) if augmented else stored[chosen] / 255
-    rows = np.zeros((len(chosen), tokens, patch**2 + 2 + tokens))
-    pixels = reference.patches_forward(seen.astype(np.float64), patch)
-    rows[:, 1:, : patch**2] = (pixels - config.pixel_mean) / config.pixel_deviation
-    rows[:, 1:, patch**2] = 1
-    rows[:, 0, patch**2 + 1] = 1
-    rows[:, :, patch**2 + 2 :] = np.eye(tokens)
+    rows = np.zeros((len(chosen), tokens, length + 2 + tokens))
+    normalised = (seen.astype(np.float64) - config.pixel_mean) / config.pixel_deviation
+    rows[:, 1:, :length] = reference.patches_forward(normalised, config.patch_size)
+    rows[:, 1:, length] = 1
+    rows[:, 0, length + 1] = 1
+    rows[:, :, length + 2 :] = np.eye(tokens)
     arrays = {"images": stored, "labels": labels, "order": order, "maps": maps, "counter": np.int32([step])}
     arrays |= {"rows": unwritten(*rows.shape), "batch_labels": unwritten(len(chosen), dtype=np.int32)}
     arrays = without(arrays, *["maps"] * (not augmented))

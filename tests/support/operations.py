@@ -167,9 +167,14 @@ def plain_patches(names):
 
 def patches(names):
     def forward(images, side):
-        return names["patches_forward"](images, side), images.shape
+        return names["patches_forward"](images, side), (images.shape, side)
 
-    return forward, names["patches_backward"]
+    return forward, lambda dpatches, cache: names["patches_backward"](dpatches, *cache)
+
+
+def pixel_scale(images):
+    """Return a mean and a deviation of the pixels, one per channel for images of colours."""
+    return ((0.4, 0.5, 0.3), (0.2, 0.3, 0.1)) if images.ndim == 4 else (0.1307, 0.3081)
 
 
 def plain_patch_embedding(names):
@@ -178,13 +183,14 @@ def plain_patch_embedding(names):
 
     def forward(images, w, b, class_token, positions, side):
         pixels = images / 255 if images.dtype == np.uint8 else images
-        tokens, cache = plain_forward(pixels, w, b, class_token, positions, side)
+        tokens, cache = plain_forward(pixels, w, b, class_token, positions, side, *pixel_scale(images))
         return tokens, (cache, images.shape, side)
 
     def backward(dtokens, cache):
         linear_cache, *shape_and_side = cache
         dpixels, _, _ = reference.linear_backward(dtokens[:, 1:], linear_cache)
-        dimages = plain_patches_backward(dpixels / reference.PIXEL_DEVIATION, shape_and_side)
+        dimages = plain_patches_backward(dpixels, shape_and_side)
+        dimages /= pixel_scale(dimages)[1]
         return dimages, *plain_backward(dtokens, linear_cache)
 
     return forward, backward
@@ -198,9 +204,8 @@ def patch_embedding(names):
             b,
             class_token,
             positions,
-            patch_size=side,
-            mean=reference.PIXEL_MEAN,
-            deviation=reference.PIXEL_DEVIATION,
+            side,
+            *pixel_scale(images),
         )
 
     return forward, names["patch_embedding_backward"]
@@ -253,6 +258,13 @@ def embedding_shapes(s):
     return [(s.side**2, s.width), (s.width,), (s.width,), (s.down * s.across + 1, s.width)]
 
 
+def colour_shapes(s):
+    """Return the shapes of colour images whose patches are wider than high, and of their embedding."""
+    images = (s.batch, s.down * s.side, s.across * (s.side + 1), 3)
+    _, *others = embedding_shapes(s)
+    return [images, (s.side * (s.side + 1) * 3, s.width), *others]
+
+
 def logits_shape(s):
     return [(s.batch, s.outputs)]
 
@@ -263,6 +275,10 @@ def heads(s, rng):
 
 def side(s, rng):
     return (s.side,)
+
+
+def wide_patch(s, rng):
+    return ((s.side, s.side + 1),)
 
 
 def bytes_and_side(s, rng):
@@ -326,6 +342,19 @@ OPERATIONS = {
         ops=patch_embedding,
         reference=plain_patch_embedding,
         constants=side,
+        places=4,
+    ),
+    "patches of colours": Operation(
+        lambda s: colour_shapes(s)[:1],
+        ops=patches,
+        reference=plain_patches,
+        constants=wide_patch,
+    ),
+    "patch_embedding of colours": Operation(
+        colour_shapes,
+        ops=patch_embedding,
+        reference=plain_patch_embedding,
+        constants=wide_patch,
         places=4,
     ),
     "patch_embedding of bytes": Operation(

@@ -29,6 +29,11 @@ def normal(seed, *shapes, dtype=np.float64):
     return arrays if len(arrays) > 1 else arrays[0]
 
 
+def image_shape(config, batch):
+    """Return the shape of a batch of images."""
+    return batch, *config.image_shape, *[config.channels] * (config.channels > 1)
+
+
 def random_parameters(config, seed=0, dtype=np.float64):
     """Draw every parameter. The zeros and ones of an initialisation would hide wrong terms."""
     shapes = config.shapes()
@@ -38,16 +43,17 @@ def random_parameters(config, seed=0, dtype=np.float64):
 
 @contextlib.contextmanager
 def reference_with(config):
-    """Replace the constants of `tinyvit.reference` by the settings of a configuration."""
-    settings = {
-        "PIXEL_MEAN": config.pixel_mean,
-        "PIXEL_DEVIATION": config.pixel_deviation,
-        "layer_norm_forward": functools.partial(reference.layer_norm_forward, epsilon=config.epsilon),
-    }
+    """Let `tinyvit.reference` use the epsilon and the GELU of a configuration, and yield its other settings."""
+    settings = {"layer_norm_forward": functools.partial(reference.layer_norm_forward, epsilon=config.epsilon)}
     if config.gelu == "tanh":
         settings |= {"gelu_forward": ops.gelu_tanh_forward, "gelu_backward": ops.gelu_backward}
     with mock.patch.multiple(reference, **settings):
-        yield
+        yield {
+            "heads": config.heads,
+            "patch_size": config.patch_size,
+            "mean": config.pixel_mean,
+            "deviation": config.pixel_deviation,
+        }
 
 
 def decayed_adam_step(weights, gradient, m, v, step, learning_rate, decay=0.0, decayed=1.0, **settings):

@@ -91,14 +91,14 @@ def warp(images, maps):
 
     Parameters
     ----------
-    images : ndarray of shape (B, R, C)
+    images : ndarray of shape (B, R, C) or (B, R, C, channels)
         Images, uint8 from 0 to 255.
     maps : ndarray of shape (B, 2, 3)
         Float32 maps of `Augmentation.draw`, on the device of the images.
 
     Returns
     -------
-    ndarray of shape (B, R, C)
+    ndarray of the shape of `images`
         Float32 images from 0 to 1.
 
     Raises
@@ -112,7 +112,7 @@ def warp(images, maps):
     such a map becomes black or NaN.
     """
     xp = array_module(images)
-    batch, rows, columns = images.shape
+    batch, rows, columns, *channels = images.shape
     if maps.shape != (batch, 2, 3):
         raise ValueError(f"{batch} images need maps of shape ({batch}, 2, 3), not {maps.shape}")
     if xp is np and not np.isfinite(maps).all():
@@ -121,7 +121,7 @@ def warp(images, maps):
     # A black frame surrounds the image, with a width of one pixel above and left, and of two pixels below and right.
     # Places outside the image are clipped to the frame, which also contains their lower and right neighbours.
     height, width = rows + 3, columns + 3
-    framed = xp.zeros((batch, height, width), xp.float32)
+    framed = xp.zeros((batch, height, width, *channels), xp.float32)
     framed[:, 1:-2, 1:-2] = images
 
     row_centre, column_centre = (rows - 1) / 2, (columns - 1) / 2
@@ -141,7 +141,8 @@ def warp(images, maps):
     corner += left
     corner += xp.arange(batch, dtype=xp.int32)[:, None] * (height * width)
 
-    flat = framed.reshape(-1)
+    flat = framed.reshape(-1, *channels)
+    row, column = (x.reshape(*x.shape, *(1 for _ in channels)) for x in (row, column))
     upper_left, lower_left = flat[corner], flat[corner + width]
     corner += 1
     upper_right, lower_right = flat[corner], flat[corner + width]
@@ -149,4 +150,4 @@ def warp(images, maps):
     below = lower_left + column * (lower_right - lower_left)
     moved = above + row * (below - above)
     moved *= 1 / 255
-    return moved.reshape(batch, rows, columns)
+    return moved.reshape(images.shape)

@@ -36,9 +36,10 @@ TABLE = {
         float64 np.deg2rad(augmentation.rotation), np.log1p(augmentation.scale), np.deg2rad(augmentation.shear)
         float64 augmentation.shift, augmentation.flip""",
     "gather_patches": """patches.cu; threads 256; grid batch
-        images: uint8 (stored, side, side); labels: uint8 (stored); order: int32 (count); maps: (count, 2, 3) or None
-        counter: int32 (1); rows: (batch, T, P * P + 2 + T); batch_labels: int32 (batch)
-        int32 batch_size, side, P; float32 config.pixel_mean, config.pixel_deviation""",
+        images: uint8 (stored, R, C, channels); labels: uint8 (stored); order: int32 (count)
+        maps: (count, 2, 3) or None; scales: (channels, 2)
+        counter: int32 (1); rows: (batch, T, L + 2 + T); batch_labels: int32 (batch)
+        int32 batch_size, R, C, channels, config.patch_shape[0], config.patch_shape[1]""",
     "linear_forward": """linear.cu; threads 128; grid ceil(outputs / TILE), ceil(rows / TILE)
         x: (rows, inputs); w: (inputs, outputs); b: (outputs) or None
         residual: (rows * residual_every, outputs) or None; out: (rows, outputs)
@@ -292,6 +293,8 @@ class Kernels:
             raise ValueError(reason)
         self.backend, self.config, self.precision = backend, config, precision
         options = ("--std=c++17", *macros(config, precision))
+        scales = [np.broadcast_to(x, config.channels) for x in (config.pixel_mean, config.pixel_deviation)]
+        self._scales = backend.asarray(np.stack(scales, axis=1).astype(np.float32))
         self._functions = {}
         for file, kernels in FUNCTIONS.items():
             module = backend.xp.RawModule(code=source(file), options=options, backend="nvrtc")
@@ -383,8 +386,10 @@ class Kernels:
     def _symbols(self):
         """Return the names that `TABLE` may use in addition to a method's arguments."""
         config = self.config
-        symbols = {"T": config.tokens, "D": config.width, "H": config.heads, "P": config.patch_size}
-        return symbols | {"side": config.image_size, "classes": config.classes, "config": config}
+        rows, columns = config.image_shape
+        symbols = {"T": config.tokens, "D": config.width, "H": config.heads, "R": rows, "C": columns}
+        symbols |= {"L": config.patch_length, "channels": config.channels, "scales": self._scales}
+        return symbols | {"classes": config.classes, "config": config}
 
     def _launch(self, kernel, arguments):
         """Check the arguments, a dict by name, and launch the kernel."""

@@ -55,13 +55,14 @@ extern "C" __global__ void __launch_bounds__(128) draw_maps(float* __restrict__ 
     map[5] = (float)(shift * drawn[4]);
 }
 
-// A pixel from 0 to 255. Pixels outside the image are black.
-__device__ __forceinline__ float pixel_at(const unsigned char* image, int side, int row, int column) {
-    bool inside = row >= 0 && row < side && column >= 0 && column < side;
-    return inside ? (float)image[row * side + column] : 0.0f;
+// One number of a pixel, from 0 to 255. Pixels outside the image are black.
+__device__ __forceinline__ float pixel_at(
+    const unsigned char* image, int height, int width, int channels, int row, int column) {
+    bool inside = row >= 0 && row < height && column >= 0 && column < width;
+    return inside ? (float)image[(row * width + column) * channels] : 0.0f;
 }
 
-//     pixels = (patches_forward(warp(images[order], maps), P) - PIXEL_MEAN) / PIXEL_DEVIATION
+//     pixels = patches_forward((warp(images[order], maps) - mean) / deviation, P)
 //     rows = concatenate([pixels, is_patch, is_class, identity(T)], axis=-1)
 //     tokens = rows @ concatenate([w, b, class_token, positions])
 //
@@ -69,25 +70,27 @@ __device__ __forceinline__ float pixel_at(const unsigned char* image, int side, 
 // embedding, and its backward pass is that of the product. w, b, class_token and positions are adjacent in the flat
 // array and form one matrix. In TF32 and bfloat16 all of them are rounded.
 //
-// rows: (batch, T, P * P + 2 + T). The class token has no pixels: its part is zero. is_patch is 1 for a patch and 0 for
-// the class token, and is_class is 1 - is_patch.
-// images: (N, side, side). labels: (N,). order: (N,), the order of the epoch. maps: (N, 2, 3), where maps[i] is for
-// image order[i], or null for no augmentation. counter: (1,), the number of steps taken in this epoch. patch: P.
-// grid: one block per image of the batch.
+// rows: (batch, T, L + 2 + T), where L = patch_height * patch_width * channels. The class token has no pixels: its part
+// is zero. is_patch is 1 for a patch and 0 for the class token, and is_class is 1 - is_patch.
+// images: (N, height, width, channels). labels: (N,). order: (N,), the order of the epoch. maps: (N, 2, 3), where
+// maps[i] is for image order[i], or null for no augmentation. scales: (channels, 2), the mean and the deviation of each
+// channel. counter: (1,), the number of steps taken in this epoch. grid: one block per image of the batch.
 extern "C" __global__ void __launch_bounds__(256) gather_patches(
     const unsigned char* __restrict__ images, const unsigned char* __restrict__ labels, const int* __restrict__ order,
-    const float* __restrict__ maps, const int* __restrict__ counter, float* __restrict__ rows,
-    int* __restrict__ batch_labels, int batch_size, int side, int patch, float mean, float deviation) {
+    const float* __restrict__ maps, const float* __restrict__ scales, const int* __restrict__ counter,
+    float* __restrict__ rows, int* __restrict__ batch_labels, int batch_size, int height, int width, int channels,
+    int patch_height, int patch_width) {
     int place = counter[0] * batch_size + (int)blockIdx.x;
-    int across = side / patch, tokens = across * across + 1, pixels = patch * patch, length = pixels + 2 + tokens;
+    int across = width / patch_width, tokens = height / patch_height * across + 1;
+    int pixels = patch_height * patch_width * channels, length = pixels + 2 + tokens;
     int chosen = order[place];
-    const unsigned char* image = images + (size_t)chosen * (size_t)(side * side);
+    const unsigned char* image = images + (size_t)chosen * (size_t)(height * width * channels);
     float* out = rows + (size_t)blockIdx.x * (size_t)(tokens * length);
     float map[6] = {1.0f, 0.0f, 0.0f, 0.0f, 1.0f, 0.0f};
     if (maps) {
         for (int i = 0; i < 6; i++) map[i] = maps[6 * (size_t)place + i];
     }
-    float centre = 0.5f * (float)(side - 1);
+    float row_centre = 0.5f * (float)(height - 1), column_centre = 0.5f * (float)(width - 1);
     for (int i = (int)threadIdx.x; i < tokens * length; i += (int)blockDim.x) {
         int token = i / length, j = i % length;
         float value;
@@ -97,23 +100,29 @@ extern "C" __global__ void __launch_bounds__(256) gather_patches(
         } else if (token == 0) {
             value = 0.0f;
         } else {
-            int row = (token - 1) / across * patch + j / patch, column = (token - 1) % across * patch + j % patch;
+            int pixel = j / channels, channel = j % channels;
+            int row = (token - 1) / across * patch_height + pixel / patch_width;
+            int column = (token - 1) % across * patch_width + pixel % patch_width;
             float brightness;
             if (maps) {
                 // Pixels outside the image are black, so that a position far outside may be moved next to the border.
-                float y = (float)row - centre, x = (float)column - centre, limit = (float)side;
-                float from_row = fminf(fmaxf(map[0] * y + map[1] * x + map[2] + centre, -1.0f), limit);
-                float from_column = fminf(fmaxf(map[3] * y + map[4] * x + map[5] + centre, -1.0f), limit);
+                float y = (float)row - row_centre, x = (float)column - column_centre;
+                float from_row = map[0] * y + map[1] * x + map[2] + row_centre;
+                float from_column = map[3] * y + map[4] * x + map[5] + column_centre;
+                from_row = fminf(fmaxf(from_row, -1.0f), (float)height);
+                from_column = fminf(fmaxf(from_column, -1.0f), (float)width);
                 int upper = (int)floorf(from_row), left = (int)floorf(from_column);
                 float down = from_row - (float)upper, right = from_column - (float)left;
-                float above = pixel_at(image, side, upper, left), below = pixel_at(image, side, upper + 1, left);
-                above += right * (pixel_at(image, side, upper, left + 1) - above);
-                below += right * (pixel_at(image, side, upper + 1, left + 1) - below);
+                const unsigned char* numbers = image + channel;
+                float above = pixel_at(numbers, height, width, channels, upper, left);
+                float below = pixel_at(numbers, height, width, channels, upper + 1, left);
+                above += right * (pixel_at(numbers, height, width, channels, upper, left + 1) - above);
+                below += right * (pixel_at(numbers, height, width, channels, upper + 1, left + 1) - below);
                 brightness = above + down * (below - above);
             } else {
-                brightness = (float)image[row * side + column];
+                brightness = (float)image[(row * width + column) * channels + channel];
             }
-            value = (brightness * (1.0f / 255.0f) - mean) / deviation;
+            value = (brightness * (1.0f / 255.0f) - scales[2 * channel]) / scales[2 * channel + 1];
         }
         out[i] = value;
     }

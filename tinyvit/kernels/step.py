@@ -32,7 +32,7 @@ class KernelStep:
         The compiled kernels of the model.
     state : State
         The state on the GPU that a step updates in place.
-    images : ndarray of shape (N, S, S) and dtype uint8
+    images : ndarray of shape (N, R, C) or (N, R, C, channels) and dtype uint8
         The training images.
     labels : ndarray of shape (N,)
         Integers from 0 to classes - 1.
@@ -51,7 +51,8 @@ class KernelStep:
         to_device = kernels.backend.asarray
         self.kernels, self.state, self.config = kernels, state, config
         self.model_config, self.precision = kernels.config, kernels.precision
-        self.images, self.labels = to_device(images), to_device(labels).astype(np.uint8)
+        self.images = to_device(images).reshape(-1, *self.model_config.image_shape, self.model_config.channels)
+        self.labels = to_device(labels).astype(np.uint8)
         self.mode = "graph" if graph else "launches"
         self.workers, self.loops, self.record = 1, "off", {"workers": 1, "loops": "auto"}
         self.steps = -(-len(images) // config.batch_size)  # per epoch
@@ -326,7 +327,7 @@ class KernelStep:
 
 def _embedding(parameters, config):
     """View the embedding's weight and bias, the class token and the positions, which are adjacent, as one matrix."""
-    rows = config.patch_size**2 + 2 + config.tokens
+    rows = config.patch_length + 2 + config.tokens
     return parameters.flat[: rows * config.width].reshape(rows, config.width)
 
 
@@ -340,7 +341,7 @@ class _Buffers:
         tokens, width = config.tokens, config.width
         rows = images * tokens
         self.labels = empty(images, dtype=np.int32)
-        self.pixels = empty(images, tokens, config.patch_size**2 + 2 + tokens)
+        self.pixels = empty(images, tokens, config.patch_length + 2 + tokens)
         self.pixel_rows = self.pixels.reshape(rows, -1)
         self.tokens, self.dtokens, self.dnormed = (empty(rows, width) for _ in range(3))
         self.blocks = [_Block(empty, config, images=images, last=i == config.depth - 1) for i in range(config.depth)]

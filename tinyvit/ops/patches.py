@@ -10,54 +10,63 @@ from tinyvit.ops.linear import linear_backward, linear_forward
 
 
 def patches_forward(images, patch_size):
-    """Cut images into square patches, row by row.
+    """Cut images into patches, row by row.
 
     Parameters
     ----------
-    images : ndarray of shape (B, R, C)
+    images : ndarray of shape (B, R, C) or (B, R, C, channels)
         Images of R rows and C columns, of any dtype.
-    patch_size : int
-        Side P of a patch in pixels, a divisor of R and C.
+    patch_size : int or tuple of int
+        Rows and columns of a patch in pixels, divisors of R and C, or the side P of square patches.
 
     Returns
     -------
-    ndarray of shape (B, N, P * P)
-        The N patches of each image, in the dtype of `images`.
+    ndarray of shape (B, N, L)
+        The N patches of each image, in the dtype of `images`. A patch is a row of L numbers: the first row of its
+        pixels, then the second. The channels of a pixel are neighbours.
     """
-    batch, rows, columns = images.shape
-    down, across = rows // patch_size, columns // patch_size
-    grid = images.reshape(batch, down, patch_size, across, patch_size)
-    return grid.swapaxes(2, 3).reshape(batch, down * across, patch_size * patch_size)
+    batch, rows, columns, *channels = images.shape
+    height, width = as_pair(patch_size)
+    down, across = rows // height, columns // width
+    grid = images.reshape(batch, down, height, across, width, *channels)
+    return grid.swapaxes(2, 3).reshape(batch, down * across, -1)
 
 
-def patches_backward(dpatches, image_shape):
+def patches_backward(dpatches, image_shape, patch_size):
     """Compute the gradient of `patches_forward`, which moves every pixel back to its place.
 
     Parameters
     ----------
-    dpatches : ndarray of shape (B, N, P * P)
+    dpatches : ndarray of shape (B, N, L)
         Gradient of the loss with respect to the patches.
     image_shape : tuple
-        Shape (B, R, C) of the images.
+        Shape of the images.
+    patch_size : int or tuple of int
+        Size of a patch, as in `patches_forward`.
 
     Returns
     -------
-    ndarray of shape (B, R, C)
+    ndarray of shape `image_shape`
         Gradient of the images.
     """
-    batch, rows, columns = image_shape
-    patch_size = round(dpatches.shape[-1] ** 0.5)
-    down, across = rows // patch_size, columns // patch_size
-    grid = dpatches.reshape(batch, down, across, patch_size, patch_size)
+    batch, rows, columns, *channels = image_shape
+    height, width = as_pair(patch_size)
+    grid = dpatches.reshape(batch, rows // height, columns // width, height, width, *channels)
     return grid.swapaxes(2, 3).reshape(image_shape)
+
+
+def as_pair(size):
+    """Return the rows and columns of a size, which is a pair or the side of a square."""
+    return (size, size) if isinstance(size, int) else tuple(size)
 
 
 class PatchEmbeddingCache(NamedTuple):
     """Values of `patch_embedding_forward` that `patch_embedding_backward` reads."""
 
     linear: tuple
-    image_shape: Any
-    pixel_scale: float
+    image_shape: tuple
+    patch_size: Any
+    pixel_scales: list
 
 
 def patch_embedding_forward(images, w, b, class_token, positions, patch_size, mean=0.0, deviation=1.0):
@@ -65,9 +74,9 @@ def patch_embedding_forward(images, w, b, class_token, positions, patch_size, me
 
     Parameters
     ----------
-    images : ndarray of shape (B, R, C)
+    images : ndarray of shape (B, R, C) or (B, R, C, channels)
         Images, uint8 from 0 to 255 or float from 0 to 1.
-    w : ndarray of shape (P * P, D)
+    w : ndarray of shape (L, D)
         Weights of the projection.
     b : ndarray of shape (D,)
         Bias of the projection.
@@ -75,12 +84,12 @@ def patch_embedding_forward(images, w, b, class_token, positions, patch_size, me
         Learned class token.
     positions : ndarray of shape (N + 1, D)
         Learned position embeddings, that of the class token first.
-    patch_size : int
-        Side P of a patch in pixels, a divisor of R and C.
-    mean : float, default 0.0
-        Mean of the pixels of the training images, on the scale from 0 to 1.
-    deviation : float, default 1.0
-        Standard deviation of these pixels.
+    patch_size : int or tuple of int
+        Size of a patch, as in `patches_forward`.
+    mean : float or sequence of float, default 0.0
+        Mean of the pixels of the training images, on the scale from 0 to 1, or one mean per channel.
+    deviation : float or sequence of float, default 1.0
+        Standard deviation of these pixels, or one per channel.
 
     Returns
     -------
@@ -98,14 +107,18 @@ def patch_embedding_forward(images, w, b, class_token, positions, patch_size, me
     unit = 255 if images.dtype == np.uint8 else 1  # the value of a white pixel
     pixels = empty(patches.shape, like=w)
     pixels[...] = patches
-    pixels -= mean * unit
-    pixels *= 1 / (deviation * unit)
+    by_channel = pixels.reshape(-1, *images.shape[3:] or (1,))  # shares the memory of `pixels`
+    means, deviations = (np.broadcast_to(value, by_channel.shape[1]).tolist() for value in (mean, deviation))
+    scales = [1 / (deviation * unit) for deviation in deviations]
+    for channel, (mean, scale) in enumerate(zip(means, scales, strict=True)):
+        by_channel[:, channel] -= mean * unit
+        by_channel[:, channel] *= scale
 
     embedded, linear_cache = linear_forward(pixels, w, b)  # (B, N, D)
     tokens = empty((len(images), embedded.shape[1] + 1, w.shape[1]), like=w)
     tokens[:, 0] = class_token + positions[0]
     xp.add(embedded, positions[1:], out=tokens[:, 1:])
-    return tokens, PatchEmbeddingCache(linear_cache, images.shape, 1 / (deviation * unit))
+    return tokens, PatchEmbeddingCache(linear_cache, images.shape, patch_size, scales)
 
 
 def patch_embedding_backward(dtokens, cache, dw=None, db=None, dclass_token=None, dpositions=None):
@@ -117,7 +130,7 @@ def patch_embedding_backward(dtokens, cache, dw=None, db=None, dclass_token=None
         Gradient of the loss with respect to `tokens`.
     cache : PatchEmbeddingCache
         Cache of `patch_embedding_forward`.
-    dw : ndarray of shape (P * P, D), optional
+    dw : ndarray of shape (L, D), optional
         Array for the gradient of `w`, a new one by default.
     db : ndarray of shape (D,), optional
         Array for the gradient of `b`, a new one by default.
@@ -128,9 +141,9 @@ def patch_embedding_backward(dtokens, cache, dw=None, db=None, dclass_token=None
 
     Returns
     -------
-    dimages : ndarray of shape (B, R, C)
+    dimages : ndarray of the shape of `images`
         Gradient of `images`, for pixels in the scale of `images` (0 to 255 or 0 to 1).
-    dw : ndarray of shape (P * P, D)
+    dw : ndarray of shape (L, D)
         Gradient of `w`.
     db : ndarray of shape (D,)
         Gradient of `b`.
@@ -139,12 +152,14 @@ def patch_embedding_backward(dtokens, cache, dw=None, db=None, dclass_token=None
     dpositions : ndarray of shape (N + 1, D)
         Gradient of `positions`.
     """
-    linear_cache, image_shape, pixel_scale = cache
+    linear_cache, image_shape, patch_size, pixel_scales = cache
     # tokens = [class_token, pixels @ w + b] + positions, with the same class token and positions for every image
     dpositions = dtokens.sum(axis=0, out=dpositions)
     dclass_token = empty(dpositions.shape[1:], like=dpositions) if dclass_token is None else dclass_token
     dclass_token[...] = dpositions[0]
     dpixels, dw, db = linear_backward(dtokens[:, 1:], linear_cache, dw=dw, db=db)
-    # pixels = (patches - mean * unit) * pixel_scale
-    dpixels *= pixel_scale
-    return patches_backward(dpixels, image_shape), dw, db, dclass_token, dpositions
+    # pixels = (patches - mean * unit) * scale
+    by_channel = dpixels.reshape(-1, len(pixel_scales))
+    for channel, scale in enumerate(pixel_scales):
+        by_channel[:, channel] *= scale
+    return patches_backward(dpixels, image_shape, patch_size), dw, db, dclass_token, dpositions
