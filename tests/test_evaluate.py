@@ -264,6 +264,9 @@ def test_patch_maps_lie_as_the_patches_do():
     )
     with pytest.raises(ValueError, match="the number of patches must be a square, not 8"):
         patch_maps(np.zeros((1, 8)))
+    np.testing.assert_array_equal(patch_maps(np.arange(6)[None], (2, 3)), [[[0, 1, 2], [3, 4, 5]]])
+    with pytest.raises(ValueError, match="must be 2 x 3, not 8"):
+        patch_maps(np.zeros((1, 8)), (2, 3))
 
 
 @pytest.mark.parametrize("workers", [1, 2])

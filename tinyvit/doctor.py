@@ -130,7 +130,7 @@ def loops():
         return Finding(OK, "loops", text)
     config, workspace = ViTConfig(), Workspace()
     parameters = initialise(config)
-    images, labels = np.zeros((IMAGES, config.image_size, config.image_size)), np.zeros(IMAGES, int)
+    images, labels = np.zeros((IMAGES, *config.image_shape)), np.zeros(IMAGES, int)
 
     def gradient():
         with workspace:

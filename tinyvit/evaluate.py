@@ -384,26 +384,29 @@ def residual_attention(weights):
     return mean / mean.sum(axis=-1, keepdims=True)
 
 
-def patch_maps(relevance):
-    """Return the relevance of the patches as square maps.
+def patch_maps(relevance, grid=None):
+    """Return the relevance of the patches as maps.
 
     Parameters
     ----------
     relevance : ndarray of shape (B, N)
         One number per patch, row by row.
+    grid : tuple of int, optional
+        Number of patches from top to bottom and from left to right, `ViTConfig.grid`. Default: a square.
 
     Returns
     -------
-    ndarray of shape (B, sqrt(N), sqrt(N))
+    ndarray of shape (B, down, across)
         One map per image.
 
     Raises
     ------
     ValueError
-        If N is not a square number.
+        If the grid does not have N patches, or no grid is given and N is not a square number.
     """
     batch, patches = relevance.shape
-    side = round(patches**0.5)
-    if side * side != patches:
-        raise ValueError(f"the number of patches must be a square, not {patches}")
-    return relevance.reshape(batch, side, side)
+    down, across = (round(patches**0.5),) * 2 if grid is None else grid
+    if down * across != patches:
+        expected = "a square, or give the grid" if grid is None else f"{down} x {across}"
+        raise ValueError(f"the number of patches must be {expected}, not {patches}")
+    return relevance.reshape(batch, down, across)

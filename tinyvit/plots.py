@@ -369,20 +369,25 @@ def _overlay_panel(figure, grid, images, maps):
 
 
 def _show_relevance(axes, image, relevance, norm):
-    """Draw a relevance map (rows, columns) with thin lines between its blocks, and the image over it in ink."""
+    """Draw a relevance map (rows, columns) with thin lines between its blocks, and the image over it.
+
+    A grey image is drawn in ink, and a colour image (R, C, 3) half transparent.
+    """
     rows, columns = relevance.shape
-    height, width = image.shape
+    height, width = image.shape[:2]
     extent = (0, width, height, 0)
     axes.imshow(relevance, cmap=RELEVANCE, norm=norm, extent=extent, interpolation="nearest")
     axes.hlines(np.arange(1, rows) * height / rows, 0, width, color="white", linewidth=0.7)
     axes.vlines(np.arange(1, columns) * width / columns, 0, height, color="white", linewidth=0.7)
     ink = np.zeros((height, width, 4))
-    ink[..., 3] = image
+    ink[..., 3] = image if image.ndim == 2 else 0.5
+    if image.ndim == 3:
+        ink[..., :3] = image
     axes.imshow(ink, extent=extent, interpolation="nearest", zorder=3)
 
 
 def _show_digit(axes, image):
-    """Draw an image (R, C) as ink on paper, in a faint frame."""
+    """Draw an image in a faint frame: a grey one (R, C) as ink on paper, and a colour image (R, C, 3) as it is."""
     axes.set_axis_on()
     axes.imshow(image, cmap="gray_r", vmin=0, vmax=1, interpolation="nearest")
     axes.set_xticks([])

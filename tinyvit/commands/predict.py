@@ -50,7 +50,7 @@ def run(options):
                 explanations(
                     pictures,
                     images=images,
-                    maps=patch_maps(attention_rollout(images, model.parameters, model.config)),
+                    maps=patch_maps(attention_rollout(images, model.parameters, model.config), model.config.grid),
                     titles=[f"{file.name}: {row.argmax()}, {percent(row.max())}" for file, row in pairs],
                     path=options.explain,
                 )

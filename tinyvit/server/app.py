@@ -165,7 +165,7 @@ def create_app(model, name="model", test_accuracy=None, samples=(), most_at_once
         parameters=int(model.parameters.flat.size),
         layers=config.depth,
         heads=config.heads,
-        patches_per_side=config.image_size // config.patch_size,
+        patches_per_side=config.grid[0],
         test_accuracy=test_accuracy,
         limits=Limits(strokes=MOST_STROKES, points_per_stroke=MOST_POINTS, body_bytes=MOST_BYTES),
     )
