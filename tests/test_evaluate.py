@@ -262,7 +262,7 @@ def test_patch_maps_lie_as_the_patches_do():
     np.testing.assert_array_equal(
         patch_maps(np.arange(8).reshape(2, 4)), [[[0, 1], [2, 3]], [[4, 5], [6, 7]]]
     )
-    with pytest.raises(ValueError, match="the number of patches must be a square, not 8"):
+    with pytest.raises(ValueError, match="the number of patches must be a square, or give the grid, not 8"):
         patch_maps(np.zeros((1, 8)))
     np.testing.assert_array_equal(patch_maps(np.arange(6)[None], (2, 3)), [[[0, 1, 2], [3, 4, 5]]])
     with pytest.raises(ValueError, match="must be 2 x 3, not 8"):
