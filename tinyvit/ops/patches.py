@@ -1,10 +1,12 @@
 """From images to tokens: ``tokens = [class_token, patches @ w + b] + positions``."""
 
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from tinyvit.backend import array_module
+from tinyvit.checks import as_array, by_identity, require_arrays, require_divisor, require_scalar
 from tinyvit.memory import empty
 from tinyvit.ops.linear import linear_backward, linear_forward
 
@@ -24,7 +26,11 @@ def patches_forward(images, patch_size):
     ndarray of shape (B, N, P * P)
         The N patches of each image, in the dtype of `images`.
     """
+    images = as_array("images", images)
+    if images.ndim != 3:
+        raise ValueError(f"images must have the shape (B, R, C), not {images.shape}")
     batch, rows, columns = images.shape
+    require_divisor("patch_size", patch_size, "the rows and columns of the images", rows, columns)
     down, across = rows // patch_size, columns // patch_size
     grid = images.reshape(batch, down, patch_size, across, patch_size)
     return grid.swapaxes(2, 3).reshape(batch, down * across, patch_size * patch_size)
@@ -45,13 +51,19 @@ def patches_backward(dpatches, image_shape):
     ndarray of shape (B, R, C)
         Gradient of the images.
     """
+    require_arrays("dpatches (B, N, S)", dpatches)
+    if len(image_shape) != 3:
+        raise ValueError(f"image_shape must be (B, R, C), not {image_shape}")
     batch, rows, columns = image_shape
-    patch_size = round(dpatches.shape[-1] ** 0.5)
+    patch_size = math.isqrt(dpatches.shape[-1])
     down, across = rows // patch_size, columns // patch_size
+    if dpatches.shape != (batch, down * across, patch_size**2) or dpatches.size != batch * rows * columns:
+        raise ValueError(f"dpatches of shape {dpatches.shape} does not fit images of shape {tuple(image_shape)}")
     grid = dpatches.reshape(batch, down, across, patch_size, patch_size)
     return grid.swapaxes(2, 3).reshape(image_shape)
 
 
+@by_identity
 class PatchEmbeddingCache(NamedTuple):
     """Values of `patch_embedding_forward` that `patch_embedding_backward` reads."""
 
@@ -80,7 +92,7 @@ def patch_embedding_forward(images, w, b, class_token, positions, patch_size, me
     mean : float, default 0.0
         Mean of the pixels of the training images, on the scale from 0 to 1.
     deviation : float, default 1.0
-        Standard deviation of these pixels.
+        Standard deviation of these pixels, above 0.
 
     Returns
     -------
@@ -94,7 +106,15 @@ def patch_embedding_forward(images, w, b, class_token, positions, patch_size, me
     Dosovitskiy et al. 2021, "An Image is Worth 16x16 Words", section 3.1.
     """
     xp = array_module(w)
+    images = as_array("images", images)
     patches = patches_forward(images, patch_size)
+    _, count, size = patches.shape
+    form = f"w ({size}, D), b (D), class_token (D), positions ({count + 1}, D)"
+    require_arrays(form, w, b, class_token, positions)
+    if images.dtype != np.uint8 and images.dtype.kind != "f":
+        raise TypeError(f"images must be uint8 (0 to 255) or float (0 to 1), not {images.dtype}: convert them")
+    require_scalar("mean", mean, minimum=-math.inf, maximum=math.inf)
+    require_scalar("deviation", deviation, minimum=0, maximum=math.inf, above=True)
     unit = 255 if images.dtype == np.uint8 else 1  # the value of a white pixel
     pixels = empty(patches.shape, like=w)
     pixels[...] = patches
@@ -140,6 +160,10 @@ def patch_embedding_backward(dtokens, cache, dw=None, db=None, dclass_token=None
         Gradient of `positions`.
     """
     linear_cache, image_shape, pixel_scale = cache
+    x, w = linear_cache
+    count = x.shape[1] + 1
+    form = f"w (S, D), dtokens ({len(x)}, {count}, D), dclass_token (D) or None, dpositions ({count}, D) or None"
+    require_arrays(form, w, dtokens, dclass_token, dpositions)
     # tokens = [class_token, pixels @ w + b] + positions, with the same class token and positions for every image
     dpositions = dtokens.sum(axis=0, out=dpositions)
     dclass_token = empty(dpositions.shape[1:], like=dpositions) if dclass_token is None else dclass_token
