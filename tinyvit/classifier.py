@@ -1,5 +1,6 @@
 """The main interface: `VisionTransformer`, `train` and `load_pretrained`."""
 
+import copy
 import math
 from dataclasses import dataclass, replace
 
@@ -7,9 +8,10 @@ import numpy as np
 
 from tinyvit.backend import array_module
 from tinyvit.checkpoint import load_model, save_model
+from tinyvit.checks import as_images, as_labels
 from tinyvit.evaluate import evaluate, parallel_logits
 from tinyvit.gpu import get_backend
-from tinyvit.model import ViTConfig
+from tinyvit.model import ViTConfig, check_parameters
 from tinyvit.ops import softmax_forward
 from tinyvit.parameters import Parameters
 from tinyvit.pretrained import pretrained_file
@@ -30,11 +32,27 @@ class VisionTransformer:
 
     Notes
     -----
-    All methods take images on the CPU or on the model's device and return NumPy arrays.
+    All methods take images on the CPU or on the model's device and return NumPy arrays. Lists are converted. Another
+    shape, another dtype, or a float pixel outside 0 to 1 is a `ValueError`. Logits that are not finite are an
+    `ArithmeticError`.
+
+    A copy has its own parameters, so training it leaves the original unchanged. A model equals only itself.
+
+    Raises
+    ------
+    TypeError
+        If an argument is of another class.
+    ValueError
+        If the parameters do not have the shapes of the model.
     """
 
     config: ViTConfig
     parameters: Parameters
+
+    def __post_init__(self):
+        if not isinstance(self.config, ViTConfig):
+            raise TypeError(f"config must be a ViTConfig, not {type(self.config).__name__}")
+        check_parameters("parameters", self.parameters, self.config.shapes())
 
     def __repr__(self):
         c, flat = self.config, self.parameters.flat
@@ -43,6 +61,9 @@ class VisionTransformer:
             f"VisionTransformer({c.image_size} x {c.image_size} pixels to {c.classes} classes: {c.depth} blocks, "
             f"width {c.width}, {c.heads} heads, {flat.size:,} parameters, {flat.dtype} on the {device})"
         )
+
+    def __copy__(self):
+        return VisionTransformer(self.config, copy.copy(self.parameters))
 
     def logits(self, images, batch_size=None):
         """Return the logits of images.
@@ -222,7 +243,8 @@ def train(images, labels, epochs=1, *, recipe="tuned", model=None, device="cpu",
     TrainingDiverged
         If the loss or a weight becomes NaN or infinite.
     """
-    images, labels = np.asarray(images), np.asarray(labels)
+    images = as_images(images, bytes_only=True)
+    labels = as_labels(labels, len(images))
     settings = RECIPES.get(recipe) if isinstance(recipe, str) else recipe
     if settings is None:
         names = ", ".join(map(repr, RECIPES))
@@ -250,9 +272,9 @@ def fitting_config(images, labels, **settings):
 
     Parameters
     ----------
-    images : ndarray of shape (N, S, S)
+    images : array_like of shape (N, S, S)
         Square grey images, uint8.
-    labels : ndarray of shape (N,)
+    labels : array_like of shape (N,)
         Classes, integers from 0.
     **settings
         Settings of `ViTConfig` that replace the derived ones.
@@ -267,14 +289,8 @@ def fitting_config(images, labels, **settings):
     ValueError
         If images or labels have another shape or type.
     """
-    if images.ndim != 3 or images.shape[1] != images.shape[2] or not images.size or images.dtype != np.uint8:
-        raise ValueError(f"images must be uint8 of shape (N, S, S), not {images.dtype} {images.shape}")
-    if labels.shape != images.shape[:1] or labels.dtype.kind not in "ui":
-        raise ValueError(
-            f"labels must be integers from 0 of shape ({len(images)},), not {labels.dtype} {labels.shape}"
-        )
-    if labels.min() < 0:
-        raise ValueError(f"labels must be integers from 0, but one is {labels.min()}")
+    images = as_images(images, bytes_only=True)
+    labels = as_labels(labels, len(images))
     side = images.shape[1]
     blocks = np.array_split(images, -(-len(images) // 1000))  # a copy of all images may be large
     counts = sum(np.bincount(block.ravel(), minlength=256) for block in blocks)

@@ -1,6 +1,7 @@
 """Measure a model: accuracy, loss, confusion, mistakes, calibration, and where its attention goes."""
 
 import contextvars
+import math
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -8,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from tinyvit.backend import array_module, available_cores, one_blas_thread, to_host, use_loops_for_many
+from tinyvit.checks import as_array, as_labels, require_number
 from tinyvit.model import block_attention, check_images, vit_forward, vit_logits
 from tinyvit.ops import cross_entropy_forward, softmax_forward
 
@@ -80,19 +82,16 @@ def evaluate(images, labels, parameters, config, batch_size=None, workers=None, 
     ArithmeticError
         If a logit is not finite.
     """
-    labels = to_host(labels)
-    check_images(images, config)
-    check_labels(labels, len(images), config.classes)
-    # An overflow makes a logit infinite or NaN, which raises an error below, so NumPy's warning is not needed.
-    with np.errstate(over="ignore", invalid="ignore"):
-        logits = parallel_logits(
-            images,
-            parameters,
-            config,
-            batch_size=batch_size,
-            workers=workers,
-            progress=progress,
-        )
+    images = check_images(images, config, wait=True)
+    labels = as_labels(labels, len(images), config.classes)
+    logits = parallel_logits(
+        images,
+        parameters,
+        config,
+        batch_size=batch_size,
+        workers=workers,
+        progress=progress,
+    )
     return evaluation_of_logits(logits, labels)
 
 
@@ -125,8 +124,10 @@ def parallel_logits(images, parameters, config, batch_size=None, workers=None, p
     ------
     ValueError
         If images do not fit the model, or `batch_size` or `workers` is below 1.
+    ArithmeticError
+        If a logit is not finite.
     """
-    check_images(images, config)
+    images = check_images(images, config, wait=True)
     on_cpu = array_module(parameters.flat) is np
     batch_size = (CHUNK if on_cpu else GPU_CHUNK) if batch_size is None else batch_size
     if batch_size < 1 or (workers is not None and workers < 1):
@@ -152,40 +153,14 @@ def parallel_logits(images, parameters, config, batch_size=None, workers=None, p
     return np.concatenate(chunks)
 
 
-def check_labels(labels, count, classes):
-    """Check that labels fit a number of images and of classes.
-
-    Parameters
-    ----------
-    labels : ndarray
-        The labels to check.
-    count : int
-        The number of images.
-    classes : int
-        The number of classes.
-
-    Raises
-    ------
-    ValueError
-        Unless `labels` has the shape (count,) and contains integers in 0 to classes - 1.
-    """
-    if labels.shape != (count,) or labels.dtype.kind not in "ui":
-        raise ValueError(
-            f"labels must be integers of shape ({count},), one per image, not {labels.dtype} {labels.shape}"
-        )
-    wrong = labels[(labels < 0) | (labels >= classes)]
-    if wrong.size:
-        raise ValueError(f"labels must be in 0 to {classes - 1}, the classes of the model, but one is {wrong[0]}")
-
-
 def evaluation_of_logits(logits, labels):
     """Return the evaluation of logits that are already computed. All sums are in float64.
 
     Parameters
     ----------
-    logits : ndarray of shape (N, C)
+    logits : array_like of shape (N, C)
         The output of the model, float.
-    labels : ndarray of shape (N,)
+    labels : array_like of shape (N,)
         The true classes, integers in 0 to C - 1.
 
     Returns
@@ -195,12 +170,17 @@ def evaluation_of_logits(logits, labels):
 
     Raises
     ------
+    ValueError
+        If logits and labels do not fit each other.
     ArithmeticError
         If a logit is not finite.
     """
+    logits = to_host(as_array("logits", logits)).astype(np.float64)
+    if logits.ndim != 2 or 0 in logits.shape:
+        raise ValueError(f"logits must have the shape (N, C), not {logits.shape}")
+    labels = as_labels(labels, *logits.shape)
     if not np.isfinite(logits).all():
         raise ArithmeticError("the model's logits contain NaN or infinity: check its weights")
-    logits = logits.astype(np.float64)
     probabilities, _ = softmax_forward(logits)
     loss, _ = cross_entropy_forward(logits, labels)
     predictions = logits.argmax(axis=1)
@@ -283,6 +263,8 @@ def misclassified(evaluation, limit=None):
     ndarray of int
         The indices. Equally confident mistakes are in the order of the data.
     """
+    if limit is not None:
+        require_number("limit", limit, minimum=0, maximum=math.inf, integer=True)
     wrong = np.flatnonzero(evaluation.predictions != evaluation.labels)
     order = np.argsort(-evaluation.confidences[wrong], kind="stable")
     return wrong[order][:limit]
@@ -307,6 +289,7 @@ def calibration_error(evaluation, bins=15):
     ----------
     .. [1] Guo et al. 2017, "On Calibration of Modern Neural Networks", equation 3.
     """
+    require_number("bins", bins, minimum=1, maximum=math.inf, integer=True)
     confidences = evaluation.confidences
     surplus = confidences - (evaluation.predictions == evaluation.labels)
     # As in the paper, a bin contains its upper edge but not its lower edge.
@@ -335,13 +318,23 @@ def attention_rollout(images, parameters, config):
         NumPy, float64. One share per patch, row by row. The shares of an image and that of the initial class token
         add up to 1.
 
+    Raises
+    ------
+    ValueError
+        If the images do not fit the model.
+    ArithmeticError
+        If an attention weight is NaN.
+
     References
     ----------
     .. [1] Abnar and Zuidema 2020, "Quantifying Attention Flow in Transformers", section 3.
     """
-    images = array_module(parameters.flat).asarray(images)
-    _, cache = vit_forward(images, parameters, config)
-    return rollout_of_attention([to_host(weights) for weights in block_attention(cache)])
+    images = check_images(images, config, wait=True)
+    _, cache = vit_forward(array_module(parameters.flat).asarray(images), parameters, config)
+    relevance = rollout_of_attention([to_host(weights) for weights in block_attention(cache)])
+    if not np.isfinite(relevance).all():
+        raise ArithmeticError("the model's attention contains NaN: check its weights")
+    return relevance
 
 
 def rollout_of_attention(blocks):

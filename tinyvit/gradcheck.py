@@ -18,6 +18,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from tinyvit.backend import array_module, to_host
+from tinyvit.checks import require_number, require_scalar
 
 STEP = 1e-5  # the truncation error is about step**2 and the rounding error about 1e-16 / step, so both are small
 SMALLEST = 1e-4  # least denominator of a relative error, because rounding dominates gradients of smaller norms
@@ -47,9 +48,10 @@ def gradient_error(forward, backward, inputs, rng=0, step=STEP):
     Raises
     ------
     TypeError
-        If an input is not a float64 array.
+        If an input, `out` or a gradient is not a float64 array.
     ValueError
-        If the number or the shapes of the gradients are not those of the inputs.
+        If the number or the shapes of the gradients are not those of the inputs, or if `forward` returns two results
+        for the same inputs.
     AssertionError
         If a pass wrote into its inputs, `dout`, `out` or the cache.
     """
@@ -87,12 +89,15 @@ def directional_error(forward, backward, inputs, rng=0, step=0.1 * STEP, directi
     Raises
     ------
     TypeError
-        If an input is not a float64 array.
+        If an input, `out` or a gradient is not a float64 array.
     ValueError
-        If the number or the shapes of the gradients are not those of the inputs.
+        If the number or the shapes of the gradients are not those of the inputs, or if `forward` returns two results
+        for the same inputs.
     AssertionError
         If a pass wrote into its inputs, `dout`, `out` or the cache.
     """
+    require_number("directions", directions, minimum=1, maximum=math.inf, integer=True)
+    require_scalar("step", step, minimum=0, maximum=math.inf, above=True, below=True)
     rng = _generator(rng)
     dout, gradients = analytical_gradients(forward, backward, inputs, rng=rng)
     gradients = [to_host(gradient) for gradient in gradients]
@@ -106,8 +111,8 @@ def directional_error(forward, backward, inputs, rng=0, step=0.1 * STEP, directi
         signs = [rng.choice([-1.0, 1.0], x.shape) for x in inputs]
         analytical = sum(float((g * s).sum()) for g, s in zip(gradients, signs, strict=True))
         moves = [array_module(x).asarray(step * s) for x, s in zip(inputs, signs, strict=True)]
-        above, _ = forward(*(x + move for x, move in zip(inputs, moves, strict=True)))
-        below, _ = forward(*(x - move for x, move in zip(inputs, moves, strict=True)))
+        above, _ = _run(forward, [x + move for x, move in zip(inputs, moves, strict=True)])
+        below, _ = _run(forward, [x - move for x, move in zip(inputs, moves, strict=True)])
         numerical = float(((above - below) * dout).sum()) / (2 * step)
         if not math.isfinite(numerical):
             return math.inf
@@ -134,16 +139,17 @@ def numerical_gradients(forward, inputs, dout, step=STEP):
     list of numpy.ndarray
         Gradient of each input.
     """
+    require_scalar("step", step, minimum=0, maximum=math.inf, above=True, below=True)
     gradients = []
     for i, x in enumerate(inputs):
         moved, gradient = list(inputs), np.empty(x.shape)
         for place in np.ndindex(x.shape):
             moved[i] = array_module(x).array(x)
             moved[i][place] = x[place] + step
-            above, _ = forward(*moved)
+            above, _ = _run(forward, moved)
             moved[i] = array_module(x).array(x)
             moved[i][place] = x[place] - step
-            below, _ = forward(*moved)
+            below, _ = _run(forward, moved)
             gradient[place] = float(((above - below) * dout).sum()) / (2 * step)
         gradients.append(gradient)
     return gradients
@@ -173,20 +179,30 @@ def analytical_gradients(forward, backward, inputs, rng=0):
     Raises
     ------
     TypeError
-        If an input is not a float64 array.
+        If an input, `out` or a gradient is not a float64 array.
     ValueError
-        If the number or the shapes of the gradients are not those of the inputs.
+        If the number or the shapes of the gradients are not those of the inputs, or if `forward` returns two results
+        for the same inputs.
     AssertionError
         If a pass wrote into its inputs, `dout`, `out` or the cache.
     """
+    if not isinstance(inputs, list | tuple) or not inputs:
+        raise TypeError(f"inputs must be a list of float64 arrays, not {inputs!r:.40}: use [x] for one array")
     for i, x in enumerate(inputs):
         if getattr(x, "dtype", None) != np.float64:
             found = getattr(x, "dtype", type(x).__name__)
             raise TypeError(f"input {i} must be a float64 array, not {found}: use np.asarray(x, np.float64)")
     watched = {f"input {i}": x for i, x in enumerate(inputs)}
     before = _contents(watched)
-    out, cache = forward(*inputs)
+    out, cache = _run(forward, inputs)
     _assert_same(before, watched, "forward")
+    first = np.array(to_host(out))
+    second = to_host(_run(forward, inputs)[0])
+    if first.shape != second.shape or not np.allclose(first, second, rtol=1e-9, atol=1e-12, equal_nan=True):
+        raise ValueError(
+            "forward returned two results for the same inputs, and only a function has a gradient: switch dropout off, "
+            "or create the random generator with a fixed seed inside forward"
+        )
 
     dout = array_module(inputs[0]).asarray(_generator(rng).standard_normal(out.shape))
     watched |= {"dout": dout, "out": out} | dict(_arrays(cache, "cache"))
@@ -195,6 +211,10 @@ def analytical_gradients(forward, backward, inputs, rng=0):
     _assert_same(before, watched, "backward")
 
     gradients = list(gradients) if isinstance(gradients, tuple | list) else [gradients]
+    for i, gradient in enumerate(gradients):
+        if getattr(gradient, "dtype", None) != np.float64:
+            name = getattr(gradient, "dtype", type(gradient).__name__)
+            raise TypeError(f"gradient {i} must be a float64 array, not {name}: return one gradient per input")
     found, expected = [gradient.shape for gradient in gradients], [x.shape for x in inputs]
     if found != expected:
         raise ValueError(
@@ -220,9 +240,24 @@ def relative_error(a, b):
         0 for equal arrays, 1 if only one of them is zero, and infinity if one of them is not finite.
     """
     a, b = to_host(a), to_host(b)
+    if a.shape != b.shape:
+        raise ValueError(f"a and b must have the same shape, but have {a.shape} and {b.shape}")
     if not (np.isfinite(a).all() and np.isfinite(b).all()):
         return math.inf
     return float(np.linalg.norm(a - b) / max(np.linalg.norm(a) + np.linalg.norm(b), SMALLEST))
+
+
+def _run(forward, inputs):
+    """Return out and the cache of a forward pass. A loss that is a Python number becomes an array."""
+    result = forward(*inputs)
+    if not isinstance(result, tuple | list) or len(result) != 2:
+        raise TypeError(f"forward must return (out, cache), not {type(result).__name__}")
+    out, cache = result
+    out = np.asarray(out, np.float64) if isinstance(out, int | float) else out
+    if getattr(out, "dtype", None) != np.float64:
+        name = getattr(out, "dtype", type(out).__name__)
+        raise TypeError(f"out must be a float64 array or a number, not {name}: let forward compute in float64")
+    return out, cache
 
 
 def _generator(rng):

@@ -33,7 +33,7 @@ def loop_with_sums(function):
     return loop(function, FLAGS | {"reassoc"})
 
 
-ZERO, HALF, ONE = np.float32(0), np.float32(0.5), np.float32(1)
+ZERO, HALF, ONE, LARGEST = np.float32(0), np.float32(0.5), np.float32(1), np.finfo(np.float32).max
 
 
 # ---- GELU ----
@@ -151,12 +151,17 @@ def layer_norm_backward(dout, normalised, inverse_deviation, w, dx, dw, db):
 def adam_step(flat, gradient, m, v, beta1, rest1, beta2, rest2, rate, scale, epsilon):
     """Update flat (P,) and both moments in place: flat -= rate * m / (scale * sqrt(v) + epsilon).
 
-    rest1 and rest2 are 1 - beta1 and 1 - beta2, which lose their digits if they are computed in float32.
+    rest1 and rest2 are 1 - beta1 and 1 - beta2, which lose their digits if they are computed in float32. Return
+    whether the square of a finite element of the gradient overflows.
     """
+    overflow = False
     for i in range(flat.shape[0]):
+        square = gradient[i] * gradient[i]
+        overflow |= (square > LARGEST) & (abs(gradient[i]) <= LARGEST)
         m[i] = beta1 * m[i] + rest1 * gradient[i]
-        v[i] = beta2 * v[i] + rest2 * (gradient[i] * gradient[i])
+        v[i] = beta2 * v[i] + rest2 * square
         flat[i] -= rate * m[i] / (np.sqrt(v[i]) * scale + epsilon)
+    return overflow
 
 
 def prepare():

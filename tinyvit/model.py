@@ -4,6 +4,7 @@ The model is that of Dosovitskiy et al. 2021, "An Image is Worth 16x16 Words", w
 Letters in shapes are those of `tinyvit.ops`, and F is the width of the MLP.
 """
 
+import functools
 import math
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
@@ -11,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tinyvit.backend import array_module, to_host
-from tinyvit.checks import require_number
+from tinyvit.checks import FLOATS, as_array, as_images, by_identity, require_arrays, require_number
 from tinyvit.memory import Workspace
 from tinyvit.ops import (
     class_attention_backward,
@@ -205,6 +206,11 @@ def initialise(config, seed=0, dtype=np.float32):
     Parameters
         Parameters on the CPU.
 
+    Raises
+    ------
+    ValueError
+        If `dtype` is another dtype than float32 and float64.
+
     Notes
     -----
     Positions are often drawn with a standard deviation of 0.02. That of the embedded patches is of the order of 1, so
@@ -215,6 +221,8 @@ def initialise(config, seed=0, dtype=np.float32):
     ----------
     Glorot and Bengio 2010, "Understanding the difficulty of training deep feedforward neural networks", equation 16.
     """
+    if np.dtype(dtype) not in FLOATS:
+        raise ValueError(f"dtype must be float32 or float64, not {np.dtype(dtype)}")
     shapes = config.shapes()
     parameters = Parameters(shapes, np.zeros(sum(math.prod(s) for s in shapes.values()), dtype))
     rng = np.random.default_rng(seed)
@@ -229,6 +237,7 @@ def initialise(config, seed=0, dtype=np.float32):
     return parameters
 
 
+@by_identity
 class ModelCache(NamedTuple):
     """Caches of `vit_forward`, which `vit_backward` reads.
 
@@ -253,6 +262,7 @@ class ModelCache(NamedTuple):
     head: tuple
 
 
+@by_identity
 class BlockCache(NamedTuple):
     """Caches of `block_forward`, which `block_backward` reads.
 
@@ -288,7 +298,7 @@ def vit_forward(images, parameters, config, with_cache=True):
 
     Parameters
     ----------
-    images : ndarray of shape (B, R, C) or (B, R, C, channels)
+    images : array_like of shape (B, R, C) or (B, R, C, channels)
         Images, uint8 from 0 to 255 or float from 0 to 1, on the device of the parameters.
     parameters : Parameters
         Parameters of the model.
@@ -307,9 +317,14 @@ def vit_forward(images, parameters, config, with_cache=True):
     Raises
     ------
     ValueError
-        If the images are of another size or dtype.
+        If the images are of another size, dtype or range, or the parameters are those of another model.
+
+    Notes
+    -----
+    On a GPU the range of the pixels is not checked, because reading values would wait for the device.
     """
-    check_images(images, config)
+    images = check_images(images, config)
+    check_parameters("parameters", parameters, _shapes(config))
     x, embedding_cache = patch_embedding_forward(
         images,
         *parameters.pair("patch_embedding"),
@@ -383,7 +398,11 @@ def vit_backward_to_images(dlogits, cache, gradients=None):
     dimages : ndarray of the shape of the images
         Gradient of the images, for pixels in the scale of the images (0 to 255 or 0 to 1).
     """
+    if not isinstance(cache, ModelCache):
+        raise TypeError(f"cache must be the cache of vit_forward with with_cache=True, not {type(cache).__name__}")
+    require_arrays("x (B, D), w (D, C), dlogits (B, C)", *cache.head, dlogits)
     gradients = cache.parameters.empty_like() if gradients is None else gradients
+    check_parameters("gradients", gradients, cache.parameters.shapes)
     dnormed, _, _ = linear_backward(dlogits, cache.head, *gradients.pair("head"))
     dx, _, _ = layer_norm_backward(dnormed, cache.norm, *gradients.pair("norm"))
     dx = dx[:, None]  # (B, 1, D), because the last block returns only the class token
@@ -404,9 +423,9 @@ def loss_and_gradient(images, targets, parameters, config, smoothing=0.0, weight
 
     Parameters
     ----------
-    images : ndarray of shape (B, R, C) or (B, R, C, channels)
+    images : array_like of shape (B, R, C) or (B, R, C, channels)
         Images, uint8 from 0 to 255 or float from 0 to 1, on the device of the parameters.
-    targets : ndarray of shape (B,) or (B, classes)
+    targets : array_like of shape (B,) or (B, classes)
         Integer labels, or probabilities of the classes.
     parameters : Parameters
         Parameters of the model.
@@ -434,6 +453,7 @@ def loss_and_gradient(images, targets, parameters, config, smoothing=0.0, weight
     ValueError
         If the images or the targets do not fit the model.
     """
+    targets = as_array("targets", targets)
     logits, cache = vit_forward(images, parameters, config)
     loss, loss_cache = cross_entropy_forward(logits, targets, smoothing)
     labels = targets if targets.ndim == 1 else targets.argmax(axis=1)
@@ -560,7 +580,7 @@ def vit_logits(images, parameters, config, batch_size=None):
 
     Parameters
     ----------
-    images : ndarray of shape (B, R, C) or (B, R, C, channels)
+    images : array_like of shape (B, R, C) or (B, R, C, channels)
         Images, uint8 from 0 to 255 or float from 0 to 1, on the CPU or on the device of the parameters.
     parameters : Parameters
         Parameters of the model.
@@ -578,42 +598,85 @@ def vit_logits(images, parameters, config, batch_size=None):
     Raises
     ------
     ValueError
-        If the images are of another size or dtype, or `batch_size` is below 1.
+        If the images are of another size, dtype or range, or `batch_size` is below 1.
+    ArithmeticError
+        If a logit is not finite.
     """
-    check_images(images, config)
+    images = check_images(images, config, wait=True)
     xp = array_module(parameters.flat)
     if batch_size is None:
         batch_size = max(1, 544 // config.tokens) if xp is np else len(images)
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, not {batch_size}")
     chunks = (xp.asarray(images[i : i + batch_size]) for i in range(0, len(images), batch_size))
-    with Workspace():
+    # An overflow makes a logit infinite or NaN, which raises an error below, so NumPy's warning is not needed.
+    with Workspace(), np.errstate(over="ignore", invalid="ignore"):
         logits = [vit_forward(chunk, parameters, config, with_cache=False)[0] for chunk in chunks]
-        return np.concatenate([to_host(part) for part in logits])
+        logits = np.concatenate([to_host(part) for part in logits])
+    if not np.isfinite(logits).all():
+        raise ArithmeticError("the model's logits contain NaN or infinity: check its weights")
+    return logits
 
 
-def check_images(images, config):
-    """Check that images have the size and a dtype that the model reads.
+def check_images(images, config, wait=False):
+    """Check that a model can read images, and return them as an array.
+
+    Lists are converted. Lists of integers become uint8.
 
     Parameters
     ----------
-    images : ndarray
-        Images to check.
+    images : array_like of shape (B, R, C)
+        Images, uint8 from 0 to 255 or float from 0 to 1. Rounding may exceed this range by 1e-4.
     config : ViTConfig
         Settings of the model.
+    wait : bool, default False
+        Whether to check the range of float images on a GPU too, which waits for the device.
+
+    Returns
+    -------
+    ndarray of shape (B, R, C)
+        Images on their device. An array is not copied.
 
     Raises
     ------
+    TypeError
+        If `images` does not consist of numbers.
     ValueError
-        If the shape is not (B, R, C) or (B, R, C, channels) with the size of the model and B at least 1, or the
-        dtype is not uint8 or float.
+        If the shape is not that of the model's images with B at least 1, the dtype is not uint8 or float, or a float
+        pixel is NaN, infinite or outside 0 to 1.
     """
-    rows, columns = config.image_shape
-    shapes = [(rows, columns, config.channels)] + [(rows, columns)] * (config.channels == 1)
-    if images.shape[1:] not in shapes or len(images) == 0:
-        expected = ", ".join(map(str, ("B", *shapes[-1])))
-        raise ValueError(
-            f"the model reads images of shape ({expected}) with B at least 1, not of shape {images.shape}"
-        )
-    if images.dtype.kind != "f" and images.dtype != np.uint8:
-        raise ValueError(f"images must be uint8 (0 to 255) or float (0 to 1), not {images.dtype}: convert them")
+    if not isinstance(config, ViTConfig):
+        raise TypeError(f"config must be a ViTConfig, not {type(config).__name__}")
+    return as_images(images, config.image_shape, config.channels, wait=wait)
+
+
+def check_parameters(name, parameters, shapes):
+    """Check that parameters or gradients have the names and shapes of a model.
+
+    Parameters
+    ----------
+    name : str
+        Name of the argument in the error.
+    parameters : Parameters
+        Arrays to check.
+    shapes : dict of str to tuple of int
+        Shape of each parameter of the model.
+
+    Raises
+    ------
+    TypeError
+        If `parameters` is of another class.
+    ValueError
+        If a name or a shape differs.
+    """
+    if not isinstance(parameters, Parameters):
+        raise TypeError(f"{name} must be tinyvit.parameters.Parameters, not {type(parameters).__name__}")
+    if parameters.shapes != shapes:
+        different = sorted({part for part, _ in parameters.shapes.items() ^ shapes.items()})
+        raise ValueError(f"{name} must have the shapes of the model, config.shapes(), but {different[0]} differs")
+
+
+@functools.lru_cache
+def _shapes(config):
+    """Return `config.shapes()`, which a step needs quickly."""
+    return config.shapes()

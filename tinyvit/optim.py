@@ -1,6 +1,7 @@
 """Adam, gradient clipping, averages of the weights and learning-rate schedules, on flat arrays of P elements."""
 
 import contextvars
+import copy
 import itertools
 import math
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -8,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor, wait
 import numpy as np
 
 from tinyvit.backend import array_module, loops_for
+from tinyvit.checks import require_arrays, require_number, require_scalar
 
 
 class Adam:
@@ -37,7 +39,7 @@ class Adam:
 
     Notes
     -----
-    The state consists of the arrays `first_moment` and `second_moment` and the number of `steps`.
+    The state consists of the arrays `first_moment` and `second_moment` and the number of `steps`. A copy has its own.
 
     References
     ----------
@@ -46,11 +48,11 @@ class Adam:
     """
 
     def __init__(self, flat, beta1=0.9, beta2=0.999, epsilon=1e-8, weight_decay=0.0, decayed=None, threads=1):
-        if not (0 <= beta1 < 1 and 0 <= beta2 < 1 and epsilon > 0 and weight_decay >= 0):
-            raise ValueError(
-                "Adam needs beta1 and beta2 in [0, 1), epsilon above 0 and weight_decay of at least 0, not "
-                f"beta1={beta1}, beta2={beta2}, epsilon={epsilon} and weight_decay={weight_decay}"
-            )
+        require_arrays("flat (P), decayed (P) or None", flat, decayed)
+        require_scalar("beta1", beta1, minimum=0, maximum=1, below=True)
+        require_scalar("beta2", beta2, minimum=0, maximum=1, below=True)
+        require_scalar("epsilon", epsilon, minimum=0, maximum=math.inf, above=True, below=True)
+        require_scalar("weight_decay", weight_decay, minimum=0, maximum=math.inf, below=True)
         xp = array_module(flat)
         self.beta1, self.beta2, self.epsilon = beta1, beta2, epsilon
         self.weight_decay, self.decayed = weight_decay, decayed
@@ -59,6 +61,16 @@ class Adam:
         self.steps = 0
         self._scratch = xp.empty_like(flat)
         self.use_threads(threads)
+
+    def __copy__(self):
+        return copy.deepcopy(self)
+
+    def __getstate__(self):
+        return self.__dict__ | {"_pool": None}  # threads cannot be copied
+
+    def __setstate__(self, state):
+        self.__dict__.update(state)
+        self.use_threads(len(self._parts))
 
     def use_threads(self, threads):
         """Set the number of threads.
@@ -73,8 +85,7 @@ class Adam:
         ValueError
             If `threads` is below 1.
         """
-        if threads < 1:
-            raise ValueError(f"Adam needs threads of at least 1, not {threads}")
+        require_number("threads", threads, minimum=1, maximum=math.inf, integer=True)
         count = len(self._scratch)
         edges = [count * i // threads for i in range(threads + 1)]
         self._parts = [slice(start, stop) for start, stop in itertools.pairwise(edges)]
@@ -90,8 +101,21 @@ class Adam:
         gradient : ndarray of shape (P,)
             Gradient of the loss, which stays unchanged.
         learning_rate : float
-            Learning rate of this step.
+            Learning rate of this step, at least 0.
+
+        Raises
+        ------
+        TypeError
+            If an array is of another dtype than float32 and float64.
+        ValueError
+            If an array is of another shape, or the learning rate is negative or not finite.
+        ArithmeticError
+            On a CPU, if the square of a finite element overflows. In float32 this happens from 1.8e19. With an
+            infinite second moment the parameter would never change again. On a GPU it becomes NaN instead, because
+            reading the moment would wait for the device.
         """
+        require_arrays("first_moment (P), flat (P), gradient (P)", self.first_moment, flat, gradient)
+        require_scalar("learning_rate", learning_rate, minimum=0, maximum=math.inf, below=True)
         self.steps += 1
         if self._pool is None:
             self._update(flat, gradient, learning_rate, part=slice(None))
@@ -120,16 +144,21 @@ class Adam:
         # The moments start at 0. `rate` and `scale` contain the corrections for that.
         rate = learning_rate / (1 - self.beta1**self.steps)
         scale = 1 / math.sqrt(1 - self.beta2**self.steps)
-        if flat.shape == gradient.shape == m.shape and (loops := loops_for(flat, gradient, m, v)):
+        if loops := loops_for(flat, gradient, m, v):
             betas = [self.beta1, 1 - self.beta1, self.beta2, 1 - self.beta2]
             numbers = np.float32([*betas, rate, scale, self.epsilon])
-            loops.adam_step(flat, gradient, m, v, *numbers)
+            if loops.adam_step(flat, gradient, m, v, *numbers):
+                raise ArithmeticError(_TOO_LARGE)
             return
 
         m *= self.beta1  # m = beta1 * m + (1 - beta1) * g
         m += xp.multiply(gradient, 1 - self.beta1, out=scratch)
         v *= self.beta2  # v = beta2 * v + (1 - beta2) * g**2
-        xp.multiply(gradient, gradient, out=scratch)
+        try:
+            with np.errstate(over="raise"):
+                xp.multiply(gradient, gradient, out=scratch)
+        except FloatingPointError as error:
+            raise ArithmeticError(_TOO_LARGE) from error
         scratch *= 1 - self.beta2
         v += scratch
 
@@ -137,9 +166,14 @@ class Adam:
         xp.sqrt(v, out=scratch)
         scratch *= scale
         scratch += self.epsilon
+        if xp is not np:
+            scratch += v - v  # NaN for an infinite moment, and 0 otherwise
         xp.divide(m, scratch, out=scratch)
         scratch *= rate
         flat -= scratch
+
+
+_TOO_LARGE = "the gradient became too large for Adam's second moments, which contain its squares"
 
 
 def matrices_only(parameters):
@@ -190,8 +224,8 @@ def clip_by_global_norm(gradient, limit):
     ----------
     Pascanu et al. 2013, "On the difficulty of training recurrent neural networks", algorithm 1.
     """
-    if limit <= 0:
-        raise ValueError(f"the limit of the gradient's norm must be above 0, not {limit}")
+    require_arrays("gradient (P)", gradient)
+    require_scalar("limit", limit, minimum=0, maximum=math.inf, above=True)
     xp = array_module(gradient)
     norm = xp.sqrt(xp.dot(gradient, gradient))
     gradient *= xp.where(xp.isfinite(norm), xp.minimum(1, limit / xp.maximum(norm, 1e-12)), xp.nan)
@@ -220,12 +254,15 @@ class ExponentialMovingAverage:
     """
 
     def __init__(self, flat, decay=0.999):
-        if not 0 <= decay < 1:
-            raise ValueError(f"the decay of a moving average must be in [0, 1), not {decay}: 0.999 is usual")
+        require_arrays("flat (P)", flat)
+        require_scalar("decay", decay, minimum=0, maximum=1, below=True)
         self.decay = decay
         self.steps = 0
         self.average = flat.copy()
         self._scratch = array_module(flat).empty_like(flat)
+
+    def __copy__(self):
+        return copy.deepcopy(self)
 
     def step(self, flat):
         """Add the parameters of one more step to the average.
@@ -235,6 +272,7 @@ class ExponentialMovingAverage:
         flat : ndarray of shape (P,)
             Parameters after the step.
         """
+        require_arrays("average (P), flat (P)", self.average, flat)
         self.steps += 1
         array_module(flat).subtract(flat, self.average, out=self._scratch)
         self._scratch *= self.share(self.steps)
@@ -253,6 +291,7 @@ class ExponentialMovingAverage:
         float
             Factor, 1 for the first step.
         """
+        require_scalar("update", update, minimum=1, maximum=math.inf)
         return 1 - min(self.decay, (update - 1) / (update + 8))
 
 
@@ -275,6 +314,7 @@ def constant(step, total_steps, peak, warmup_steps=0):
     float
         Learning rate of this step.
     """
+    _check_schedule(step, total_steps, peak, warmup_steps, final=0.0)
     return peak * min(1.0, (step + 1) / max(1, warmup_steps))
 
 
@@ -305,7 +345,15 @@ def warmup_cosine(step, total_steps, peak, warmup_steps=0, final=0.0):
     ----------
     Loshchilov and Hutter 2017, "SGDR: Stochastic Gradient Descent with Warm Restarts", equation 5, for one cycle.
     """
+    _check_schedule(step, total_steps, peak, warmup_steps, final)
     if step < warmup_steps:
         return peak * (step + 1) / warmup_steps
     progress = (step - warmup_steps) / max(1, total_steps - warmup_steps)
     return final + (peak - final) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+
+def _check_schedule(step, total_steps, peak, warmup_steps, final):
+    """Raise `ValueError` unless the arguments of a schedule are finite numbers of at least 0."""
+    numbers = {"step": step, "total_steps": total_steps, "peak": peak, "warmup_steps": warmup_steps, "final": final}
+    for name, value in numbers.items():
+        require_scalar(name, value, minimum=0, maximum=math.inf, below=True)

@@ -3,9 +3,11 @@
 import math
 from collections.abc import Mapping
 
+from tinyvit.checks import as_array, by_identity
 from tinyvit.memory import empty
 
 
+@by_identity
 class Parameters(Mapping):
     """A mapping from names to arrays, which are views of one flat array.
 
@@ -20,19 +22,32 @@ class Parameters(Mapping):
     ------
     ValueError
         If `flat` has another shape.
+
+    Notes
+    -----
+    A copy, whether by `copy.copy`, `copy.deepcopy` or `pickle`, has its own flat array with its own views. An object
+    equals only itself. To compare values, compare the flat arrays.
     """
 
     def __init__(self, shapes, flat):
+        flat = as_array("flat", flat)
+        shapes = {name: tuple(shape) for name, shape in shapes.items()}
         sizes = [math.prod(shape) for shape in shapes.values()]
         if flat.shape != (sum(sizes),):
             raise ValueError(f"the shapes need a flat array of shape ({sum(sizes)},), not {flat.shape}")
-        self.shapes = dict(shapes)
+        self.shapes = shapes
         self.flat = flat
         self._views = {}
         start = 0
         for (name, shape), size in zip(shapes.items(), sizes, strict=True):
             self._views[name] = flat[start : start + size].reshape(shape)
             start += size
+
+    def __reduce__(self):
+        return Parameters, (self.shapes, self.flat)
+
+    def __copy__(self):
+        return self.with_flat(self.flat.copy())
 
     def __getitem__(self, name):
         return self._views[name]

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 from tinyvit.backend import array_module
-from tinyvit.checks import require_number
+from tinyvit.checks import as_array, require_arrays, require_number
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,8 @@ class Augmentation:
         Angles and shifts are uniform, and so is the logarithm of the scale. Changes that are off draw random numbers
         too, so that switching one on does not affect the others.
         """
+        if not isinstance(rng, np.random.Generator):
+            raise TypeError(f"rng must be a numpy.random.Generator, not {type(rng).__name__}")
         uniform = rng.uniform(-1, 1, (6, count))
         # From a place in the new image to one in the old image, a map flips, shears, rotates, scales and shifts.
         angle = np.deg2rad(self.rotation) * uniform[0]
@@ -103,16 +105,24 @@ def warp(images, maps):
 
     Raises
     ------
+    TypeError
+        If the maps are not float or not on the device of the images.
     ValueError
-        If there is not one map per image, or a map is not finite.
+        If the images are not uint8, there is not one map per image, or a map is not finite.
 
     Notes
     -----
     On a GPU, maps are not checked for NaN and infinity, because this would wait for the device. There, an image with
     such a map becomes black or NaN.
     """
+    images = as_array("images", images)
+    if images.ndim not in (3, 4) or images.dtype != np.uint8:
+        raise ValueError(f"images must be uint8 of shape (B, R, C) or (B, R, C, channels), not {images.dtype} {images.shape}")
     xp = array_module(images)
     batch, rows, columns, *channels = images.shape
+    require_arrays("maps (B, 2, 3)", maps)
+    if array_module(maps) is not xp:
+        raise TypeError("maps must be on the device of the images: use Backend.asarray")
     if maps.shape != (batch, 2, 3):
         raise ValueError(f"{batch} images need maps of shape ({batch}, 2, 3), not {maps.shape}")
     if xp is np and not np.isfinite(maps).all():

@@ -1,8 +1,11 @@
 """The order and the augmentation of the images in an epoch, which depend only on the seed and the epoch's number."""
 
+import math
+
 import numpy as np
 
-from tinyvit.data.augment import warp
+from tinyvit.checks import as_array, require_scalar
+from tinyvit.data.augment import Augmentation, warp
 
 
 def draw_order(count, seed, number):
@@ -24,6 +27,8 @@ def draw_order(count, seed, number):
     rng : numpy.random.Generator
         Generator for the epoch's maps.
     """
+    for name, value in {"count": count, "seed": seed, "number": number}.items():
+        require_scalar(name, value, minimum=0, maximum=math.inf, integer=True)
     rng = np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, number])))
     return rng.permutation(count), rng
 
@@ -47,6 +52,8 @@ def stream_of(rng):
     -----
     NumPy stores the four words of the current counter, of which ``buffer_pos`` are used.
     """
+    if not isinstance(getattr(rng, "bit_generator", None), np.random.Philox):
+        raise TypeError("rng must be a numpy.random.Generator with the bit generator Philox")
     state = rng.bit_generator.state
     counter = int(state["state"]["counter"][0])  # the low 64 bits, which are enough for any epoch
     return tuple(int(word) for word in state["state"]["key"]), 4 * counter + state["buffer_pos"]
@@ -82,6 +89,9 @@ class Epoch:
     """
 
     def __init__(self, images, labels, augmentation, seed, number, backend):
+        images, labels = as_array("images", images), as_array("labels", labels)
+        if not isinstance(augmentation, Augmentation | None):
+            raise TypeError(f"augmentation must be an Augmentation or None, not {type(augmentation).__name__}")
         if labels.shape != (len(images),):  # on a GPU an index beyond the labels would read another label
             raise ValueError(f"labels must have shape ({len(images)},), one per image, not {labels.shape}")
         self.images, self.labels = images, labels

@@ -173,7 +173,7 @@ class _Array:
 
     def checked(self, sizes, ndarray):
         """Return the argument, or a null pointer for None. Add the new sizes of its shape to `sizes`."""
-        array = _evaluate(self.argument, sizes)
+        array = _evaluate(self.argument, sizes, self.label)
         if array is None and self.optional:
             return np.uint64(0)
         if not isinstance(array, ndarray):
@@ -223,9 +223,11 @@ class _Number:
 
     def checked(self, sizes):
         """Return the number with the dtype of the kernel's parameter."""
-        value, bounds = _evaluate(self.code, sizes), self.bounds
-        if bounds and not (isinstance(value, int | np.integer) and bounds.min <= value <= bounds.max):
-            raise ValueError(f"{self.label} must be an integer of {self.dtype}, not {value!r}")
+        value, bounds = _evaluate(self.code, sizes, self.label), self.bounds
+        if isinstance(value, bool) or not isinstance(value, int | np.integer if bounds else int | float | np.number):
+            raise TypeError(f"{self.label} must be {'an integer' if bounds else 'a number'}, not {value!r}")
+        if not (bounds.min <= value <= bounds.max if bounds else np.isfinite(self.dtype.type(value))):
+            raise ValueError(f"{self.label} must be a number of {self.dtype}, not {value!r}")
         return self.dtype.type(value)
 
 
@@ -252,9 +254,12 @@ def _code(expression):
     return expression if expression.isidentifier() else compile(expression, "<TABLE>", "eval")
 
 
-def _evaluate(code, sizes):
+def _evaluate(code, sizes, label=None):
     """Return the value of an expression of `TABLE`. Only the text of this file reaches `eval`."""
-    return sizes[code] if isinstance(code, str) else eval(code, globals(), sizes)
+    try:
+        return sizes[code] if isinstance(code, str) else eval(code, globals(), sizes)
+    except (AttributeError, TypeError, LookupError) as error:  # an argument of another type, such as adam=None
+        raise TypeError(f"{label} cannot be computed from the arguments: {error}") from error
 
 
 SIGNATURES = {kernel: _Signature(kernel, text) for kernel, text in TABLE.items()}
@@ -395,11 +400,11 @@ class Kernels:
         """Check the arguments, a dict by name, and launch the kernel."""
         signature, sizes = SIGNATURES[kernel], self._symbols() | arguments
         for name in COUNTS:
-            if sizes.get(name, 1) < 1:
-                raise ValueError(f"{kernel}: {name} must be at least 1, not {sizes[name]}")
+            if not isinstance(sizes.get(name, 1), int | np.integer) or sizes.get(name, 1) < 1:
+                raise ValueError(f"{kernel}: {name} must be at least 1, not {sizes[name]!r}")
         pointers = [array.checked(sizes, self.backend.xp.ndarray) for array in signature.arrays]
         numbers = [number.checked(sizes) for number in signature.numbers]
-        grid = _evaluate(signature.grid, sizes)
+        grid = _evaluate(signature.grid, sizes, f"{kernel}: grid")
         if any(blocks > most for blocks, most in zip(grid, MOST_BLOCKS, strict=False)):
             raise ValueError(f"{kernel}: the arrays need a grid of {grid} blocks, and a GPU allows {MOST_BLOCKS}")
         self._functions[kernel](grid, (signature.threads,), (*pointers, *numbers))

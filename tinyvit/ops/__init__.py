@@ -5,7 +5,8 @@
 
 `dout` is the gradient of the loss with respect to `out`. A backward pass never writes into `dout` or into its cache.
 Its optional arguments, `dw` and `db` here, are arrays for the gradients of the parameters, for example views of one
-flat array. All arrays are NumPy or CuPy arrays of one float dtype, except images and labels.
+flat array. All arrays are NumPy or CuPy arrays of float32 or float64, except images and labels. Every function raises
+`TypeError` for another dtype and `ValueError` for a shape or a number that does not fit.
 
 Shapes are written with B images, T tokens, width D, H heads, K = D / H, N rows or patches, and P pixels per patch
 side. "..." is any number of leading axes.

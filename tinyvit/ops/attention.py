@@ -3,11 +3,13 @@
 import math
 from typing import Any, NamedTuple
 
+from tinyvit.checks import by_identity, require_arrays, require_divisor, require_scalar
 from tinyvit.memory import empty, empty_like, matmul
 from tinyvit.ops.linear import linear_backward, linear_forward
 from tinyvit.ops.softmax import softmax_backward, softmax_forward
 
 
+@by_identity
 class AttentionCache(NamedTuple):
     """Arrays of `attention_forward` that `attention_backward` reads."""
 
@@ -47,7 +49,9 @@ def attention_forward(q, k, v, scale=None, out=None):
     ----------
     Vaswani et al. 2017, "Attention Is All You Need", section 3.2.1.
     """
+    require_arrays("q (..., S, K), k (..., T, K), v (..., T, K), out (..., S, K) or None", q, k, v, out)
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
+    require_scalar("scale", scale, minimum=-math.inf, maximum=math.inf)
     scores = matmul(q, k.swapaxes(-1, -2), out=empty_scores(q, k))  # (..., S, T)
     scores *= scale
     weights, _ = softmax_forward(scores)
@@ -80,6 +84,8 @@ def attention_backward(dout, cache, dq=None, dk=None, dv=None):
         Gradient of `v`.
     """
     weights, q, k, v, scale = cache
+    form = "q (..., S, K), k (..., T, K), dout (..., S, K), dq (..., S, K) or None, dk (..., T, K) or None, "
+    require_arrays(form + "dv (..., T, K) or None", q, k, dout, dq, dk, dv)
 
     # out = weights @ v
     dweights = matmul(dout, v.swapaxes(-1, -2), out=empty_like(weights))  # (..., S, T)
@@ -103,6 +109,7 @@ def empty_scores(q, k):
     return scores.transpose([*range(1, scores.ndim), 0])
 
 
+@by_identity
 class MultiHeadAttentionCache(NamedTuple):
     """Caches of the parts of `multi_head_attention_forward`."""
 
@@ -146,7 +153,7 @@ def multi_head_attention_forward(x, w_qkv, b_qkv, w_out, b_out, heads):
     ----------
     Vaswani et al. 2017, "Attention Is All You Need", section 3.2.2.
     """
-    check_heads(x, heads)
+    check_projections(x, w_qkv, b_qkv, w_out, b_out, heads)
     qkv, qkv_cache = linear_forward(x, w_qkv, b_qkv)
     q, k, v = (split_heads(part, heads) for part in thirds(qkv))
     attended = empty(x.shape, like=x)  # (B, T, D): each head writes its own columns
@@ -187,6 +194,9 @@ def multi_head_attention_backward(dout, cache, dw_qkv=None, db_qkv=None, dw_out=
         Gradient of `b_out`.
     """
     qkv_cache, attention_cache, out_cache, heads = cache
+    form = "x (B, T, D), dout (B, T, D), dw_qkv (D, 3 * D) or None, db_qkv (3 * D) or None, "
+    form += "dw_out (D, D) or None, db_out (D) or None"
+    require_arrays(form, qkv_cache[0], dout, dw_qkv, db_qkv, dw_out, db_out)
     # out = attended @ w_out + b_out
     dattended, dw_out, db_out = linear_backward(dout, out_cache, dw=dw_out, db=db_out)
     # attended = attention(q, k, v), head by head
@@ -210,7 +220,8 @@ def thirds(x):
     return x[..., :width], x[..., width : 2 * width], x[..., 2 * width :]
 
 
-def check_heads(x, heads):
-    """Raise `ValueError` unless `heads` divides the width of `x`."""
-    if x.shape[-1] % heads:
-        raise ValueError(f"heads must divide the width of a token: {heads} does not divide {x.shape[-1]}")
+def check_projections(x, w_qkv, b_qkv, w_out, b_out, heads):
+    """Raise an error unless the arrays fit each other and `heads` divides the width of `x`."""
+    form = "x (B, T, D), w_qkv (D, 3 * D), b_qkv (3 * D), w_out (D, D), b_out (D)"
+    require_arrays(form, x, w_qkv, b_qkv, w_out, b_out)
+    require_divisor("heads", heads, "the width of a token", x.shape[-1])

@@ -3,18 +3,20 @@
 import math
 from typing import Any, NamedTuple
 
+from tinyvit.checks import by_identity, require_arrays
 from tinyvit.memory import empty, empty_like, matmul, ones
 from tinyvit.ops.attention import (
     AttentionCache,
     attention_backward,
     attention_forward,
-    check_heads,
+    check_projections,
     split_heads,
     thirds,
 )
 from tinyvit.ops.linear import linear_backward, linear_forward
 
 
+@by_identity
 class ClassAttentionCache(NamedTuple):
     """Arrays of `class_attention_forward` that `class_attention_backward` reads, and the caches of its parts."""
 
@@ -65,7 +67,7 @@ def class_attention_forward(x, w_qkv, b_qkv, w_out, b_out, heads):
     weights sum to 1. So attention runs on `x` itself. In the code, `question` is ``q @ w_k.T`` and `seen` is
     ``weights @ x``.
     """
-    check_heads(x, heads)
+    check_projections(x, w_qkv, b_qkv, w_out, b_out, heads)
     batch, _, width = x.shape
     w_q, w_k, w_v = thirds(w_qkv)
     b_q, _, b_v = thirds(b_qkv)
@@ -122,6 +124,9 @@ def class_attention_backward(dout, cache, dw_qkv=None, db_qkv=None, dw_out=None,
         Gradient of `b_out`.
     """
     q_cache, attention_cache, out_cache, q, seen, w_qkv, heads = cache
+    form = "q (B, D), w_qkv (D, 3 * D), dout (B, 1, D), dw_qkv (D, 3 * D) or None, db_qkv (3 * D) or None, "
+    form += "dw_out (D, D) or None, db_out (D) or None"
+    require_arrays(form, q, w_qkv, dout, dw_qkv, db_qkv, dw_out, db_out)
     batch = len(q)
     dw_qkv = empty_like(w_qkv) if dw_qkv is None else dw_qkv
     db_qkv = empty(w_qkv.shape[1:], like=w_qkv) if db_qkv is None else db_qkv

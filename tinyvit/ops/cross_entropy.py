@@ -3,6 +3,7 @@
 import numpy as np
 
 from tinyvit.backend import array_module
+from tinyvit.checks import as_array, require_arrays, require_scalar
 
 
 def cross_entropy_forward(logits, targets, smoothing=0.0):
@@ -26,8 +27,11 @@ def cross_entropy_forward(logits, targets, smoothing=0.0):
 
     Raises
     ------
+    TypeError
+        If labels are not integers.
     ValueError
-        If the shapes do not fit, a label is out of range, or probabilities are negative or do not sum to 1.
+        If the shapes do not fit, a label or `smoothing` is out of range, or probabilities are negative or do not sum
+        to 1.
 
     Notes
     -----
@@ -38,8 +42,12 @@ def cross_entropy_forward(logits, targets, smoothing=0.0):
     ----------
     Szegedy et al. 2016, "Rethinking the Inception Architecture for Computer Vision", section 7, on label smoothing.
     """
-    xp = array_module(logits)
-    if logits.ndim != 2 or targets.shape not in (logits.shape[:1], logits.shape):
+    require_arrays("logits (batch, classes)", logits)
+    require_scalar("smoothing", smoothing, minimum=0, maximum=1, below=True)
+    xp, targets = array_module(logits), as_array("targets", targets)
+    if array_module(targets) is not xp:
+        raise TypeError("targets must be on the device of the logits: use Backend.asarray")
+    if targets.shape not in (logits.shape[:1], logits.shape):
         raise ValueError(
             "cross-entropy needs logits of shape (B, classes) with labels of shape (B,) or probabilities of shape "
             f"(B, classes), not logits of shape {logits.shape} with targets of shape {targets.shape}"
@@ -51,7 +59,8 @@ def cross_entropy_forward(logits, targets, smoothing=0.0):
     # log(softmax(z)) = z - max(z) - log(sum(exp(z - max(z)))), where the largest exponent is 0 and cannot overflow
     log_probabilities = logits - logits.max(axis=1, keepdims=True)
     log_probabilities -= xp.log(xp.exp(log_probabilities).sum(axis=1, keepdims=True))
-    loss = -(target * log_probabilities).sum(axis=1).mean()
+    # A target of 0 times an infinite logarithm would be NaN, but its limit is 0.
+    loss = -(target * xp.where(target > 0, log_probabilities, 0)).sum(axis=1).mean()
     return loss, (xp.exp(log_probabilities), target)
 
 
@@ -71,6 +80,8 @@ def cross_entropy_backward(dloss, cache):
         Gradient of `logits`.
     """
     probabilities, target = cache
+    if not isinstance(dloss, int | float) and getattr(dloss, "shape", None) != ():
+        raise TypeError(f"dloss must be a number, not {type(dloss).__name__}")
     # loss = -mean(sum(target * log(softmax(logits)))), where every row of target sums to 1
     dlogits = probabilities - target
     dlogits *= dloss / len(target)
@@ -81,6 +92,8 @@ def one_hot(labels, logits):
     """Return an array (B, classes) with 1 at each label and 0 elsewhere, or NaN for a label that is out of range."""
     xp = array_module(logits)
     classes = logits.shape[1]
+    if labels.dtype.kind not in "iu":
+        raise TypeError(f"labels must be integers from 0 to {classes - 1}, not {labels.dtype}: convert them")
     target = (labels[:, None] == xp.arange(classes)).astype(logits.dtype)
     hits = target.sum(axis=1, keepdims=True)  # (B, 1): 1, or 0 for a label that is out of range
     if xp is np and not hits.all():
@@ -92,6 +105,8 @@ def one_hot(labels, logits):
 
 def checked_probabilities(targets, logits):
     """Return `targets` in the dtype of `logits`. On a CPU, raise `ValueError` unless they are probabilities."""
+    if targets.dtype.kind == "c":
+        raise TypeError(f"target probabilities must be real, not {targets.dtype}")
     if array_module(logits) is np:
         fits = (targets >= 0).all(axis=1) & np.isclose(targets.sum(axis=1), 1, rtol=0, atol=1e-4)
         if not fits.all():

@@ -5,6 +5,7 @@ import math
 import numpy as np
 
 from tinyvit.backend import array_module, erf, loops_for
+from tinyvit.checks import require_arrays
 from tinyvit.memory import empty_like
 
 
@@ -29,6 +30,7 @@ def gelu_forward(x, with_cache=True):
     ----------
     Hendrycks and Gimpel 2016, "Gaussian Error Linear Units (GELUs)".
     """
+    require_arrays("x (...)", x)
     if loops := loops_for(x):
         out, derivative = empty_like(x), empty_like(x) if with_cache else None
         if with_cache:
@@ -70,6 +72,7 @@ def gelu_backward(dout, cache):
         Gradient of `x`.
     """
     derivative = cache
+    require_arrays("cache (...), dout (...)", derivative, dout)
     return array_module(dout).multiply(dout, derivative, out=empty_like(dout))
 
 
@@ -92,6 +95,7 @@ def gelu_tanh_forward(x, with_cache=True):
     cache : ndarray of the shape of `x`, or None
         Derivative of `out`, the input of `gelu_backward`.
     """
+    require_arrays("x (...)", x)
     xp = array_module(x)
     scale = math.sqrt(2 / math.pi)
     square = xp.multiply(x, x, out=empty_like(x))

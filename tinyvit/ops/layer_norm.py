@@ -1,13 +1,16 @@
 """Layer normalisation, ``out = (x - mean(x)) / sqrt(var(x) + epsilon) * w + b`` over the last axis."""
 
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from tinyvit.backend import array_module, loops_for
+from tinyvit.checks import by_identity, require_arrays, require_scalar
 from tinyvit.memory import empty, empty_like, matmul, ones
 
 
+@by_identity
 class LayerNormCache(NamedTuple):
     """Arrays of `layer_norm_forward` that `layer_norm_backward` reads."""
 
@@ -28,7 +31,7 @@ def layer_norm_forward(x, w, b, epsilon=1e-6):
     b : ndarray of shape (D,)
         Offset for each component.
     epsilon : float, default 1e-6
-        Number added to the variance, so that a constant vector causes no division by zero.
+        Number above 0 that is added to the variance, so that a constant vector causes no division by zero.
 
     Returns
     -------
@@ -41,10 +44,11 @@ def layer_norm_forward(x, w, b, epsilon=1e-6):
     ----------
     Ba, Kiros and Hinton 2016, "Layer Normalization".
     """
+    require_arrays("x (..., D), w (D), b (D)", x, w, b)
+    require_scalar("epsilon", epsilon, minimum=0, maximum=math.inf, above=True)
     xp = array_module(x)
-    width = x.shape[-1]
-    rows = x.reshape(-1, width)  # (N, D)
-    if w.shape == b.shape == (width,) and (loops := loops_for(rows, w, b)):
+    rows = x.reshape(-1, x.shape[-1])  # (N, D)
+    if loops := loops_for(rows, w, b):
         normalised, inverse_deviation, out = empty_like(rows), empty((len(rows), 1), like=rows), empty_like(rows)
         loops.layer_norm_forward(rows, w, b, np.float32(epsilon), out, normalised, inverse_deviation)
         return out.reshape(x.shape), LayerNormCache(normalised, inverse_deviation, w)
@@ -82,10 +86,14 @@ def layer_norm_backward(dout, cache, dw=None, db=None):
         Gradient of `b`.
     """
     normalised, inverse_deviation, w = cache
+    form = "normalised (N, D), w (D), dout (..., D), dw (D) or None, db (D) or None"
+    require_arrays(form, normalised, w, dout, dw, db)
+    if dout.size != normalised.size:
+        raise ValueError(f"dout must have {len(normalised)} vectors as the output has, not the shape {dout.shape}")
     xp = array_module(dout)
     drows = dout.reshape(normalised.shape)  # (N, D)
     outputs = [gradient for gradient in (dw, db) if gradient is not None]
-    if all(gradient.shape == w.shape for gradient in outputs) and (loops := loops_for(drows, *cache, *outputs)):
+    if loops := loops_for(drows, *cache, *outputs):
         dx = empty_like(drows)
         dw = empty_like(w) if dw is None else dw
         db = empty_like(w) if db is None else db

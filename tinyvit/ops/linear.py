@@ -1,5 +1,6 @@
 """The linear layer, ``out = x @ w + b``."""
 
+from tinyvit.checks import require_arrays
 from tinyvit.memory import matmul, ones
 
 
@@ -22,11 +23,8 @@ def linear_forward(x, w, b):
     cache : tuple
         Input of `linear_backward`.
 
-    Raises
-    ------
-    ValueError
-        If the last axis of `x` and the first axis of `w` have different lengths.
     """
+    require_arrays("x (..., I), w (I, O), b (O)", x, w, b)
     rows = x.reshape(-1, x.shape[-1])  # (N, I): one large matrix product is faster than many small ones
     out = matmul(rows, w)
     out += b
@@ -57,6 +55,8 @@ def linear_backward(dout, cache, dw=None, db=None):
         Gradient of `b`.
     """
     x, w = cache
+    form = "x (..., I), w (I, O), dout (..., O), dw (I, O) or None, db (O) or None"
+    require_arrays(form, x, w, dout, dw, db)
     rows = x.reshape(-1, x.shape[-1])  # (N, I)
     drows = dout.reshape(-1, dout.shape[-1])  # (N, O)
 

@@ -1,10 +1,12 @@
 """From images to tokens: ``tokens = [class_token, patches @ w + b] + positions``."""
 
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from tinyvit.backend import array_module
+from tinyvit.checks import as_array, by_identity, require_arrays, require_divisor, require_scalar
 from tinyvit.memory import empty
 from tinyvit.ops.linear import linear_backward, linear_forward
 
@@ -25,10 +27,9 @@ def patches_forward(images, patch_size):
         The N patches of each image, in the dtype of `images`. A patch is a row of L numbers: the first row of its
         pixels, then the second. The channels of a pixel are neighbours.
     """
-    batch, rows, columns, *channels = images.shape
-    height, width = as_pair(patch_size)
-    down, across = rows // height, columns // width
-    grid = images.reshape(batch, down, height, across, width, *channels)
+    images = as_array("images", images)
+    grid = images.reshape(_grid(images.shape, patch_size))
+    batch, down, _, across, *_ = grid.shape
     return grid.swapaxes(2, 3).reshape(batch, down * across, -1)
 
 
@@ -49,17 +50,28 @@ def patches_backward(dpatches, image_shape, patch_size):
     ndarray of shape `image_shape`
         Gradient of the images.
     """
-    batch, rows, columns, *channels = image_shape
-    height, width = as_pair(patch_size)
-    grid = dpatches.reshape(batch, rows // height, columns // width, height, width, *channels)
-    return grid.swapaxes(2, 3).reshape(image_shape)
+    batch, down, height, across, width, *channels = _grid(image_shape, patch_size)
+    require_arrays(f"dpatches ({batch}, {down * across}, {height * width * math.prod(channels)})", dpatches)
+    return dpatches.reshape(batch, down, across, height, width, *channels).swapaxes(2, 3).reshape(image_shape)
 
 
 def as_pair(size):
     """Return the rows and columns of a size, which is a pair or the side of a square."""
-    return (size, size) if isinstance(size, int) else tuple(size)
+    return tuple(size) if isinstance(size, tuple | list) and len(size) == 2 else (size, size)
 
 
+def _grid(image_shape, patch_size):
+    """Return the shape (B, down, height, across, width) of images whose rows and columns are cut, and the channels."""
+    if len(image_shape) not in (3, 4):
+        raise ValueError(f"images must have the shape (B, R, C) or (B, R, C, channels), not {tuple(image_shape)}")
+    batch, rows, columns, *channels = image_shape
+    height, width = as_pair(patch_size)
+    require_divisor("patch_size", height, "the rows of the images", rows)
+    require_divisor("patch_size", width, "the columns of the images", columns)
+    return batch, rows // height, height, columns // width, width, *channels
+
+
+@by_identity
 class PatchEmbeddingCache(NamedTuple):
     """Values of `patch_embedding_forward` that `patch_embedding_backward` reads."""
 
@@ -89,7 +101,7 @@ def patch_embedding_forward(images, w, b, class_token, positions, patch_size, me
     mean : float or sequence of float, default 0.0
         Mean of the pixels of the training images, on the scale from 0 to 1, or one mean per channel.
     deviation : float or sequence of float, default 1.0
-        Standard deviation of these pixels, or one per channel.
+        Standard deviation of these pixels, above 0, or one per channel.
 
     Returns
     -------
@@ -103,12 +115,20 @@ def patch_embedding_forward(images, w, b, class_token, positions, patch_size, me
     Dosovitskiy et al. 2021, "An Image is Worth 16x16 Words", section 3.1.
     """
     xp = array_module(w)
+    images = as_array("images", images)
     patches = patches_forward(images, patch_size)
+    _, count, size = patches.shape
+    form = f"w ({size}, D), b (D), class_token (D), positions ({count + 1}, D)"
+    require_arrays(form, w, b, class_token, positions)
+    if images.dtype != np.uint8 and images.dtype.kind != "f":
+        raise TypeError(f"images must be uint8 (0 to 255) or float (0 to 1), not {images.dtype}: convert them")
+    channels = math.prod(images.shape[3:])
+    means = _per_channel("mean", mean, channels, minimum=-math.inf, maximum=math.inf)
+    deviations = _per_channel("deviation", deviation, channels, minimum=0, maximum=math.inf, above=True)
     unit = 255 if images.dtype == np.uint8 else 1  # the value of a white pixel
     pixels = empty(patches.shape, like=w)
     pixels[...] = patches
-    by_channel = pixels.reshape(-1, *images.shape[3:] or (1,))  # shares the memory of `pixels`
-    means, deviations = (np.broadcast_to(value, by_channel.shape[1]).tolist() for value in (mean, deviation))
+    by_channel = pixels.reshape(-1, channels)  # shares the memory of `pixels`
     scales = [1 / (deviation * unit) for deviation in deviations]
     for channel, (mean, scale) in enumerate(zip(means, scales, strict=True)):
         by_channel[:, channel] -= mean * unit
@@ -119,6 +139,16 @@ def patch_embedding_forward(images, w, b, class_token, positions, patch_size, me
     tokens[:, 0] = class_token + positions[0]
     xp.add(embedded, positions[1:], out=tokens[:, 1:])
     return tokens, PatchEmbeddingCache(linear_cache, images.shape, patch_size, scales)
+
+
+def _per_channel(name, value, channels, **limits):
+    """Return one number per channel as a list, after checking each."""
+    values = list(value) if isinstance(value, tuple | list | np.ndarray) else [value] * channels
+    if len(values) != channels:
+        raise ValueError(f"{name} must be a number or one number per channel, {channels}, not {len(values)} numbers")
+    for number in values:
+        require_scalar(name, number, **limits)
+    return values
 
 
 def patch_embedding_backward(dtokens, cache, dw=None, db=None, dclass_token=None, dpositions=None):
@@ -153,6 +183,10 @@ def patch_embedding_backward(dtokens, cache, dw=None, db=None, dclass_token=None
         Gradient of `positions`.
     """
     linear_cache, image_shape, patch_size, pixel_scales = cache
+    x, w = linear_cache
+    count = x.shape[1] + 1
+    form = f"w (S, D), dtokens ({len(x)}, {count}, D), dclass_token (D) or None, dpositions ({count}, D) or None"
+    require_arrays(form, w, dtokens, dclass_token, dpositions)
     # tokens = [class_token, pixels @ w + b] + positions, with the same class token and positions for every image
     dpositions = dtokens.sum(axis=0, out=dpositions)
     dclass_token = empty(dpositions.shape[1:], like=dpositions) if dclass_token is None else dclass_token

@@ -1,6 +1,7 @@
 """Softmax, ``weights = exp(x) / sum(exp(x))`` over the last axis."""
 
 from tinyvit.backend import array_module
+from tinyvit.checks import require_arrays
 from tinyvit.memory import empty_like
 
 
@@ -9,16 +10,17 @@ def softmax_forward(x):
 
     Parameters
     ----------
-    x : ndarray of shape (..., N)
+    x : ndarray of shape (..., K)
         Input.
 
     Returns
     -------
-    weights : ndarray of shape (..., N)
+    weights : ndarray of shape (..., K)
         Output.
-    cache : ndarray of shape (..., N)
+    cache : ndarray of shape (..., K)
         Input of `softmax_backward`, which is the same array as `weights`.
     """
+    require_arrays("x (..., K)", x)
     xp = array_module(x)
     # exp(x - c) / sum(exp(x - c)) is the same for every c, and with c = max(x) exp cannot overflow
     weights = xp.subtract(x, x.max(axis=-1, keepdims=True), out=empty_like(x))
@@ -32,17 +34,18 @@ def softmax_backward(dweights, cache):
 
     Parameters
     ----------
-    dweights : ndarray of shape (..., N)
+    dweights : ndarray of shape (..., K)
         Gradient of the loss with respect to `weights`.
-    cache : ndarray of shape (..., N)
+    cache : ndarray of shape (..., K)
         Cache of `softmax_forward`.
 
     Returns
     -------
-    ndarray of shape (..., N)
+    ndarray of shape (..., K)
         Gradient of `x`.
     """
     weights = cache
+    require_arrays("cache (..., K), dweights (..., K)", weights, dweights)
     xp = array_module(weights)
     # d weights[i] / d x[j] = weights[i] * ((i == j) - weights[j])
     # dx[j] = weights[j] * (dweights[j] - sum over i of dweights[i] * weights[i])

@@ -12,7 +12,8 @@ import numpy as np
 
 from tinyvit.backend import compiled_loops, use_loops
 from tinyvit.checkpoint import CheckpointError
-from tinyvit.evaluate import check_labels, evaluate
+from tinyvit.checks import as_images, as_labels
+from tinyvit.evaluate import evaluate
 from tinyvit.model import ViTConfig
 from tinyvit.training.settings import TrainingConfig
 from tinyvit.training.state import CHECKPOINT, new_state, read_checkpoint, restore_state, save_state
@@ -63,7 +64,7 @@ class Training:
     """
 
     def __init__(self, model_config, config, images, labels, backend, *, make_step=make_step, **options):
-        check_dataset(images, labels, model_config)
+        images, labels = check_dataset(images, labels, model_config)
         count = len(images) - config.validation
         if count < 1:
             raise ValueError(f"validation must be below the number of images, {len(images)}, not {config.validation}")
@@ -326,25 +327,31 @@ class Training:
 
 
 def check_dataset(images, labels, model_config):
-    """Check that images and labels fit the model and each other.
+    """Check that images and labels fit the model and each other, and return them as arrays.
 
     Parameters
     ----------
-    images : ndarray
-        Should be uint8 of shape (N, R, C), with the image size of the model.
-    labels : ndarray
-        Should be integers of shape (N,) in 0 to classes - 1.
+    images : array_like of shape (N, R, C)
+        Images, uint8, with the image size of the model.
+    labels : array_like of shape (N,)
+        Their classes, integers in 0 to classes - 1.
     model_config : ViTConfig
         The settings of the model.
 
+    Returns
+    -------
+    images : ndarray of shape (N, R, C)
+        Images, uint8.
+    labels : ndarray of shape (N,)
+        Labels, integers.
+
     Raises
     ------
+    TypeError
+        If an argument does not consist of numbers.
     ValueError
         If an array does not fit.
     """
     side = model_config.image_size
-    if images.ndim != 3 or images.shape[1:] != (side, side) or images.dtype != np.uint8 or len(images) == 0:
-        raise ValueError(
-            f"images must be uint8 of shape (N, {side}, {side}), not {images.dtype} {images.shape}"
-        )
-    check_labels(labels, len(images), model_config.classes)
+    images = as_images(images, (side, side), bytes_only=True)
+    return images, as_labels(labels, len(images), model_config.classes)

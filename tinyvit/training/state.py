@@ -1,5 +1,6 @@
 """The state of a run, and its checkpoint file."""
 
+import copy
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -57,6 +58,9 @@ class State:
     seconds: float = 0.0
     history: list = field(default_factory=list)
     origin: dict = field(default_factory=dict)
+
+    def __copy__(self):
+        return copy.deepcopy(self)
 
     def __repr__(self):
         return f"State({self.parameters!r}, {self.epoch} epochs and {self.done} steps)"
