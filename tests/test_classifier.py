@@ -43,7 +43,7 @@ def test_three_lines_train_a_model(data, capsys):
 
 
 @pytest.mark.parametrize(
-    ("side", "patch_size"), [(28, 7), (32, 8), (8, 2), (16, 4), (12, 3), (14, 2), (7, 1), (1, 1), (13, 1)]
+    ("side", "patch_size"), [(28, 7), (32, 8), (8, 2), (16, 4), (12, 3), (14, 2), (7, 1), (1, 1), (13, 1), (30, 6)]
 )
 def test_the_defaults_fit_the_data(side, patch_size):
     images = np.random.default_rng(0).integers(0, 200, (20, side, side), dtype=np.uint8)

@@ -214,9 +214,7 @@ def as_images(images, shape=None, channels=None, bytes_only=False, wait=False):
         raise TypeError(f"images must be an array, not the path {path!r}: type tinyvit predict {path} in a shell")
     array = as_array("images", images)
     dtype = array.dtype
-    _, rows, columns, *last = *array.shape, *(3 - array.ndim) * (0,)
-    fits = array.size and (shape is None or (rows, columns) == tuple(shape))
-    if not fits or last not in ([[1], []] if channels == 1 else [[channels]] if channels else [[], [1], [2], [3], [4]]):
+    if not _is_shape_of_images(array.shape, shape, channels):
         expected = ", ".join(map(str, [*(shape or "RC"), *([channels] if channels and channels > 1 else [])]))
         advice = _shape_advice(array.shape, shape, channels)
         raise ValueError(f"images must have the shape (B, {expected}) with B at least 1, not {array.shape}{advice}")
@@ -234,11 +232,20 @@ def as_images(images, shape=None, channels=None, bytes_only=False, wait=False):
     return array
 
 
+def _is_shape_of_images(found, shape, channels):
+    """Return whether an array has a shape of images."""
+    last = found[3] if len(found) == 4 else 1
+    if len(found) not in (3, 4) or 0 in found or (shape and found[1:3] != tuple(shape)):
+        return False
+    return last <= 4 if channels is None else last == channels
+
+
 def _shape_advice(found, shape, channels):
     """Return how to give images of another shape the right one, or an empty text."""
-    if shape is None:  # any rows, columns and channels
-        side = math.isqrt(found[-1]) if found else 0
-        shape = found[2:] if len(found) == 4 else found if len(found) == 2 and max(found) < 2 * min(found) else (side,) * 2
+    if shape is None and found:  # any rows, columns and channels
+        one_image = len(found) == 2 and max(found) < 2 * min(found)
+        shape = found[2:] if len(found) == 4 else found if one_image else 2 * (math.isqrt(found[-1]),)
+    shape = shape or ()
     one = (*shape, channels) if channels and channels > 1 else tuple(shape)
     if found in (one, (*one, 1)):
         return ": give one image as images[None]"

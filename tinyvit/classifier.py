@@ -57,8 +57,10 @@ class VisionTransformer:
     def __repr__(self):
         c, flat = self.config, self.parameters.flat
         device = "CPU" if array_module(flat) is np else "GPU"
+        rows, columns = c.image_shape
+        size = f"{rows} x {columns} pixels" + (f" of {c.channels} numbers" if c.channels > 1 else "")
         return (
-            f"VisionTransformer({c.image_size} x {c.image_size} pixels to {c.classes} classes: {c.depth} blocks, "
+            f"VisionTransformer({size} to {c.classes} classes: {c.depth} blocks, "
             f"width {c.width}, {c.heads} heads, {flat.size:,} parameters, {flat.dtype} on the {device})"
         )
 
@@ -70,7 +72,7 @@ class VisionTransformer:
 
         Parameters
         ----------
-        images : ndarray of shape (B, R, C)
+        images : ndarray of shape (B, R, C) or (B, R, C, channels)
             Either uint8, or float in 0 to 1.
         batch_size : int, optional
             Number of images that one thread computes at a time. Default: 128, and 500 on a GPU.
@@ -87,7 +89,7 @@ class VisionTransformer:
 
         Parameters
         ----------
-        images : ndarray of shape (B, R, C)
+        images : ndarray of shape (B, R, C) or (B, R, C, channels)
             Either uint8, or float in 0 to 1.
 
         Returns
@@ -102,7 +104,7 @@ class VisionTransformer:
 
         Parameters
         ----------
-        images : ndarray of shape (B, R, C)
+        images : ndarray of shape (B, R, C) or (B, R, C, channels)
             Either uint8, or float in 0 to 1.
 
         Returns
@@ -117,7 +119,7 @@ class VisionTransformer:
 
         Parameters
         ----------
-        images : ndarray of shape (B, R, C)
+        images : ndarray of shape (B, R, C) or (B, R, C, channels)
             Either uint8, or float in 0 to 1.
         labels : ndarray of shape (B,)
             The true classes, integers.
@@ -207,13 +209,14 @@ def load_pretrained(name="mnist", backend=None):
 def train(images, labels, epochs=1, *, recipe="tuned", model=None, device="cpu", workers=None, seed=0, verbose=1):
     """Train a Vision Transformer on images and labels, and return it.
 
-    The image size, the number of classes, the mean and deviation of the pixels and a patch size for a grid of about
-    four by four patches are derived from the data. The last twelfth of the images, at most 5,000, is for validation.
+    The image size, the number of channels and of classes, the mean and deviation of the pixels and a patch size for a
+    grid of at least four by four patches are derived from the data. The last twelfth of the images, at most 5,000, is
+    for validation.
 
     Parameters
     ----------
-    images : array_like of shape (N, S, S)
-        Square grey images, uint8.
+    images : array_like of shape (N, R, C) or (N, R, C, channels)
+        Grey or colour images, uint8.
     labels : array_like of shape (N,)
         Classes, integers from 0.
     epochs : int, optional
@@ -272,8 +275,8 @@ def fitting_config(images, labels, **settings):
 
     Parameters
     ----------
-    images : array_like of shape (N, S, S)
-        Square grey images, uint8.
+    images : array_like of shape (N, R, C) or (N, R, C, channels)
+        Grey or colour images, uint8.
     labels : array_like of shape (N,)
         Classes, integers from 0.
     **settings
@@ -291,36 +294,56 @@ def fitting_config(images, labels, **settings):
     """
     images = as_images(images, bytes_only=True)
     labels = as_labels(labels, len(images))
-    side = images.shape[1]
-    blocks = np.array_split(images, -(-len(images) // 1000))  # a copy of all images may be large
-    counts = sum(np.bincount(block.ravel(), minlength=256) for block in blocks)
-    levels = np.arange(256) / 255
-    mean = counts @ levels / images.size
-    deviation = math.sqrt(counts @ (levels - mean) ** 2 / images.size)
+    size, channels = images.shape[1:3], math.prod(images.shape[3:])
+    by_channel = np.moveaxis(images.reshape(*images.shape[:3], channels), 3, 0)
+    means, deviations = zip(*map(mean_and_deviation, by_channel), strict=True)
     return ViTConfig(
         **{
-            "image_size": side,
-            "patch_size": fitting_patch_size(side),
+            "image_size": size,
+            "patch_size": tuple(map(fitting_patch_size, size)),
+            "channels": channels,
             "classes": int(labels.max()) + 1,
-            "pixel_mean": round(float(mean), 4),
-            "pixel_deviation": max(round(deviation, 4), 1e-4),
+            "pixel_mean": means,
+            "pixel_deviation": deviations,
         }
         | settings
     )
 
 
+def mean_and_deviation(images):
+    """Return the mean and the standard deviation of pixels, on the scale from 0 to 1 with four decimals.
+
+    Parameters
+    ----------
+    images : ndarray of shape (N, R, C)
+        One channel of images, uint8.
+
+    Returns
+    -------
+    mean : float
+        Mean of the pixels.
+    deviation : float
+        Standard deviation of the pixels, at least 0.0001.
+    """
+    blocks = np.array_split(images, -(-len(images) // 1000))  # a copy of all images may be large
+    counts = sum(np.bincount(block.ravel(), minlength=256) for block in blocks)
+    levels = np.arange(256) / 255
+    mean = counts @ levels / images.size
+    deviation = math.sqrt(counts @ (levels - mean) ** 2 / images.size)
+    return round(float(mean), 4), max(round(deviation, 4), 1e-4)
+
+
 def fitting_patch_size(side):
-    """Return the patch size that divides an image into a grid as close to four by four patches as possible.
+    """Return a patch size for a side of an image: its largest divisor that is at most a quarter of it.
 
     Parameters
     ----------
     side : int
-        Side of the image in pixels.
+        Rows or columns of the image.
 
     Returns
     -------
     int
-        Side of a patch in pixels. It divides `side`.
+        Rows or columns of a patch, 1 for a side below 4.
     """
-    fitting = [size for size in range(1, side + 1) if side % size == 0]
-    return min(fitting, key=lambda size: abs(math.log(side / size / 4)))
+    return max(size for size in range(1, max(1, side // 4) + 1) if side % size == 0)

@@ -117,7 +117,8 @@ def warp(images, maps):
     """
     images = as_array("images", images)
     if images.ndim not in (3, 4) or images.dtype != np.uint8:
-        raise ValueError(f"images must be uint8 of shape (B, R, C) or (B, R, C, channels), not {images.dtype} {images.shape}")
+        expected = "uint8 of shape (B, R, C) or (B, R, C, channels)"
+        raise ValueError(f"images must be {expected}, not {images.dtype} {images.shape}")
     xp = array_module(images)
     batch, rows, columns, *channels = images.shape
     require_arrays("maps (B, 2, 3)", maps)

@@ -61,7 +61,7 @@ def as_pair(size):
 
 
 def _grid(image_shape, patch_size):
-    """Return the shape (B, down, height, across, width) of images whose rows and columns are cut, and the channels."""
+    """Return the shape (B, down, height, across, width, channels) of images whose rows and columns are cut."""
     if len(image_shape) not in (3, 4):
         raise ValueError(f"images must have the shape (B, R, C) or (B, R, C, channels), not {tuple(image_shape)}")
     batch, rows, columns, *channels = image_shape

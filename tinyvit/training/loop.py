@@ -352,6 +352,5 @@ def check_dataset(images, labels, model_config):
     ValueError
         If an array does not fit.
     """
-    side = model_config.image_size
-    images = as_images(images, (side, side), bytes_only=True)
+    images = as_images(images, model_config.image_shape, model_config.channels, bytes_only=True)
     return images, as_labels(labels, len(images), model_config.classes)
