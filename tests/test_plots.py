@@ -231,10 +231,30 @@ def test_confusion_colours_mistakes_alone_and_writes_counts_and_recall(figures):
     assert figures[0].get_supxlabel().startswith("Grey cells count correct predictions.")
 
 
-@pytest.mark.parametrize("counts", [np.zeros((3, 3), int), np.diag([5, 0, 7]), np.ones((40, 40), int)])
+@pytest.mark.parametrize("counts", [np.zeros((3, 3), int), np.diag([5, 0, 7]), np.ones((20, 20), int)])
 def test_confusion_of_odd_counts_can_be_drawn(counts, tmp_path):
     plots.confusion_matrix(counts, tmp_path / "counts.png")
     assert size_of(tmp_path / "counts.png") == (960, 1008)
+
+
+@pytest.mark.parametrize("classes", [26, 62])
+def test_numbers_of_many_classes_fit_into_their_cells(figures, classes):
+    counts = np.full((classes, classes), 888)
+    plots.confusion_matrix(counts, "unused", class_names=[f"class {i}" for i in range(classes)])
+    axes = figures[0].axes[0]
+    figures[0].canvas.draw()
+    cell = axes.transData.transform((1, 1)) - axes.transData.transform((0, 0))
+    for number in axes.texts[: classes**2]:
+        extent = number.get_window_extent()
+        assert extent.width < abs(cell[0])
+        assert extent.height < abs(cell[1])
+    labels = [label.get_window_extent() for label in axes.get_yticklabels()]
+    assert all(above.y0 >= below.y1 - 1 for above, below in zip(labels, labels[1:], strict=False))
+
+
+def test_a_matrix_of_more_than_a_hundred_classes_has_no_numbers(figures):
+    plots.confusion_matrix(np.eye(101, dtype=int), "unused")
+    assert len(figures[0].axes[0].texts) == 0
 
 
 def test_misclassified_digits_are_captioned_the_most_confident_first(figures):
@@ -253,6 +273,12 @@ def test_misclassified_digits_are_captioned_the_most_confident_first(figures):
         np.testing.assert_array_equal(axes.images[0].get_array(), IMAGES[i] / 255)
     assert figures[0].get_suptitle() == "Mistakes: 3 of 40 images misclassified, the most confident first"
     assert figures[0].get_supxlabel() == "The percentage is the probability that the model gives its prediction."
+
+    names = ["T-shirt", *"12345678", "ankle boot"]
+    plots.misclassified(IMAGES, LABELS, predictions, confidences, [9, 30], "unused", class_names=names)
+    drawn = [axes.get_title() for axes in figures[1].axes if axes.images]
+    assert drawn == ["true ankle boot,\npredicted 7\n> 99.9 %", "true T-shirt, predicted 8\n80.8 %"]
+    del figures[1]
 
     plots.misclassified(IMAGES, LABELS, predictions, confidences, [9, 30, 4], "unused", limit=2)
     assert len([axes for axes in figures[1].axes if axes.images]) == 2

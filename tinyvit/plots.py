@@ -72,7 +72,7 @@ def confusion_matrix(counts, path, class_names=None):
     counts : array_like of shape (C, C)
         Integers, with the true class in rows and the predicted class in columns.
     path : path-like
-        The PNG to write, 960 x 1008 pixels.
+        The PNG to write, 960 x 1008 pixels for up to 20 classes, and larger for more.
     class_names : sequence of str, optional
         One name per class. Default: "0", "1" and so on.
     """
@@ -86,15 +86,18 @@ def confusion_matrix(counts, path, class_names=None):
     cells = np.full((classes, classes, 3), to_rgb(PAPER))
     cells[diagonal] = to_rgb(FAINT)
     cells[mistaken] = MISTAKES(LogNorm(1, most)(counts[mistaken]))[:, :3]
-    figure = _figure(6.4, 6.72)
+    side = max(6.4, 0.3 * min(classes, 100))  # inches, so that three figures fit into a cell
+    figure = _figure(side, side + 0.32)
     title = f"Confusion matrix: {counts.sum() - np.trace(counts):,} of {counts.sum():,} images misclassified"
     note = "Grey cells count correct predictions. Coloured cells count mistakes; a darker colour means more of them."
     _write_title_and_note(figure, title, note)
     axes = figure.subplots()
     axes.imshow(cells)
-    if classes <= 20:  # more would not be readable
+    if classes <= 100:  # more would not be readable
         _write_counts(axes, counts)
     slant = {"rotation": 40, "ha": "right", "rotation_mode": "anchor"} if max(map(len, names)) > 5 else {}
+    if slant and classes > 20:
+        slant["rotation"] = 90
     axes.set_xticks(range(classes), names, **slant)
     axes.set_yticks(range(classes), names)
     for edge in np.arange(1, classes) - 0.5:
@@ -108,7 +111,7 @@ def confusion_matrix(counts, path, class_names=None):
     _save(figure, path)
 
 
-def misclassified(images, labels, predictions, confidences, wrong, path, limit=36):
+def misclassified(images, labels, predictions, confidences, wrong, path, limit=36, class_names=None):
     """Draw misclassified images, each with its true class, its predicted class and the confidence.
 
     If nothing is misclassified, the picture says so.
@@ -129,8 +132,11 @@ def misclassified(images, labels, predictions, confidences, wrong, path, limit=3
         The PNG to write, 1200 pixels wide.
     limit : int, optional
         The largest number of images to draw.
+    class_names : sequence of str, optional
+        One name per class. Default: "0", "1" and so on.
     """
     shown = wrong[:limit]
+    names = range(int(max(labels.max(), predictions.max())) + 1) if class_names is None else class_names
     title = f"{len(wrong):,} of {len(labels):,} images misclassified"
     if not len(shown):
         figure = _figure(WIDTH, 1.2)
@@ -148,7 +154,9 @@ def misclassified(images, labels, predictions, confidences, wrong, path, limit=3
         axes.set_axis_off()
     for axes, i in zip(grid, shown, strict=False):
         _show_digit(axes, _unit(images[i]))
-        caption = f"true {labels[i]}, predicted {predictions[i]}\n{_percent(confidences[i])}"
+        true, predicted = names[labels[i]], names[predictions[i]]
+        between = "\n" if len(f"{true}{predicted}") > 8 else " "
+        caption = f"true {true},{between}predicted {predicted}\n{_percent(confidences[i])}"
         axes.set_title(caption, fontsize=SMALL, color=INK, pad=3, linespacing=1.15)
     _save(figure, path)
 
@@ -399,7 +407,7 @@ def _show_digit(axes, image):
 def _write_counts(axes, counts):
     """Write every count except zeros into its cell, and the recall of each class beside its row."""
     classes = len(counts)
-    size = min(TEXT, 90 / classes)
+    size = min(TEXT, max(90 / classes, 6.5))
     for row, column in zip(*np.nonzero(counts), strict=True):
         axes.text(column, row, counts[row, column], ha="center", va="center", fontsize=size, color=INK)
     for row, total in enumerate(counts.sum(axis=1)):
