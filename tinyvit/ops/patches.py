@@ -160,10 +160,8 @@ def patch_embedding_backward(dtokens, cache, dw=None, db=None, dclass_token=None
         Gradient of `positions`.
     """
     linear_cache, image_shape, pixel_scale = cache
-    x, w = linear_cache
-    count = x.shape[1] + 1
-    form = f"w (S, D), dtokens ({len(x)}, {count}, D), dclass_token (D) or None, dpositions ({count}, D) or None"
-    require_arrays(form, w, dtokens, dclass_token, dpositions)
+    form = "x (B, N, S), w (S, D), dtokens (B, N + 1, D), dclass_token (D) or None, dpositions (N + 1, D) or None"
+    require_arrays(form, *linear_cache, dtokens, dclass_token, dpositions)
     # tokens = [class_token, pixels @ w + b] + positions, with the same class token and positions for every image
     dpositions = dtokens.sum(axis=0, out=dpositions)
     dclass_token = empty(dpositions.shape[1:], like=dpositions) if dclass_token is None else dclass_token
