@@ -123,12 +123,17 @@ def test_labels_that_are_not_integers_are_refused(backend, dtype):
 
 @pytest.mark.parametrize(
     ("logits", "labels"),
-    [((3, 4, 5), (3,)), ((3,), (3,)), ((3, 4), (4,)), ((3, 4), (3, 5)), ((3, 4), (4, 3)), ((3, 4), ()), ((0, 4), (0,))],
+    [((3, 4), (4,)), ((3, 4), (3, 5)), ((3, 4), (4, 3)), ((3, 4), ())],
 )
 def test_shapes_that_do_not_fit_are_refused(logits, labels):
-    match = r"needs logits of shape \(B, classes\) with labels of shape \(B,\) or|logits must have the shape \(batch, classes"
-    with pytest.raises(ValueError, match=match):
+    with pytest.raises(ValueError, match=r"needs logits of shape \(B, classes\) with labels of shape \(B,\) or"):
         cross_entropy_forward(np.zeros(logits), np.zeros(labels, np.int64))
+
+
+@pytest.mark.parametrize("logits", [(3, 4, 5), (3,), (0, 4), (3, 0)])
+def test_logits_of_another_shape_are_refused(logits):
+    with pytest.raises(ValueError, match=r"logits must have the shape \(batch, classes\)"):
+        cross_entropy_forward(np.zeros(logits), np.zeros(logits[:1], np.int64))
 
 
 @pytest.mark.parametrize("smoothing", [-0.1, 1.0, 1.5, np.nan, np.inf, "0.1", None])

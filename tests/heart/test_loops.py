@@ -156,7 +156,7 @@ def test_shapes_that_do_not_fit_are_refused_before_a_loop_reads_them():
         for name in ("dw", "db"):
             with pytest.raises(ValueError, match=f"^{name} must have the shape"):
                 layer_norm_backward(dout, cache, **{name: np.zeros(12, np.float32)})
-        with pytest.raises(ValueError, match="^gradient must have the shape"):
+        with pytest.raises(ValueError, match=r"^gradient must have the shape"):
             Adam(np.zeros(10, np.float32)).step(np.zeros(10, np.float32), np.zeros(7, np.float32), 1e-3)
 
 

@@ -55,7 +55,7 @@ def patches_backward(dpatches, image_shape):
     if len(image_shape) != 3:
         raise ValueError(f"image_shape must be (B, R, C), not {image_shape}")
     batch, rows, columns = image_shape
-    patch_size = math.isqrt(dpatches.shape[-1])
+    patch_size = round(dpatches.shape[-1] ** 0.5)
     down, across = rows // patch_size, columns // patch_size
     if dpatches.shape != (batch, down * across, patch_size**2) or dpatches.size != batch * rows * columns:
         raise ValueError(f"dpatches of shape {dpatches.shape} does not fit images of shape {tuple(image_shape)}")
