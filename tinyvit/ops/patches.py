@@ -105,7 +105,6 @@ def patch_embedding_forward(images, w, b, class_token, positions, patch_size, me
     ----------
     Dosovitskiy et al. 2021, "An Image is Worth 16x16 Words", section 3.1.
     """
-    xp = array_module(w)
     images = as_array("images", images)
     patches = patches_forward(images, patch_size)
     _, count, size = patches.shape
@@ -113,8 +112,9 @@ def patch_embedding_forward(images, w, b, class_token, positions, patch_size, me
     require_arrays(form, w, b, class_token, positions)
     if images.dtype != np.uint8 and images.dtype.kind != "f":
         raise TypeError(f"images must be uint8 (0 to 255) or float (0 to 1), not {images.dtype}: convert them")
-    require_scalar("mean", mean, minimum=-math.inf, maximum=math.inf)
-    require_scalar("deviation", deviation, minimum=0, maximum=math.inf, above=True)
+    require_scalar("mean", mean, minimum=-math.inf, maximum=math.inf, above=True, below=True)
+    require_scalar("deviation", deviation, minimum=0, maximum=math.inf, above=True, below=True)
+    xp = array_module(w)
     unit = 255 if images.dtype == np.uint8 else 1  # the value of a white pixel
     pixels = empty(patches.shape, like=w)
     pixels[...] = patches
