@@ -72,7 +72,7 @@ def assert_names(error, names):
 
 
 def as_double(arguments):
-    return [a.astype(np.float64) if getattr(a, "dtype", None) in (np.float32, np.float16) else a for a in arguments]
+    return [a if getattr(a, "dtype", None) == np.uint8 else np.asarray(a, np.float64) for a in arguments]
 
 
 @every_operation
@@ -93,7 +93,7 @@ def test_a_damaged_argument_gives_the_right_result_or_an_error_that_names_it(nam
                     refused += 1
                     continue
                 # An argument that was broadcast in silence would have a gradient of another shape.
-                gradients = backward(np.ones_like(out), cache)
+                gradients = backward(np.ones(out.shape), cache)
                 gradients = gradients if isinstance(gradients, tuple) else (gradients,)
                 assert [g.shape for g in gradients] == [np.shape(a) for a in arguments]
                 accepted += 1
