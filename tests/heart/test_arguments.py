@@ -72,7 +72,8 @@ def assert_names(error, names):
 
 
 def as_double(arguments):
-    return [a if getattr(a, "dtype", None) == np.uint8 else np.asarray(a, np.float64) for a in arguments]
+    arrays = map(np.asarray, arguments)
+    return [a if a.dtype == np.uint8 else a.astype(np.result_type(a.dtype, np.float64)) for a in arrays]
 
 
 @every_operation
@@ -84,6 +85,8 @@ def test_a_damaged_argument_gives_the_right_result_or_an_error_that_names_it(nam
     refused = accepted = 0
     for place, array in enumerate(arrays):
         for other in damaged(array):
+            if name == "patches" and isinstance(other, list):  # the table's pair reads the shape itself
+                continue
             arguments = [*arrays[:place], other, *arrays[place + 1 :]]
             with np.errstate(all="ignore"):
                 try:
