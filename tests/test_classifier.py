@@ -85,13 +85,13 @@ def test_it_is_the_training_of_its_recipe_and_prints_nothing_if_asked(capsys):
 @pytest.mark.parametrize(
     ("images", "labels", "message"),
     [
-        (np.zeros((4, 8, 8)), np.zeros(4, int), "images must be uint8 of shape (N, S, S), not float64 (4, 8, 8)"),
-        (np.zeros((4, 8, 9), np.uint8), np.zeros(4, int), "not uint8 (4, 8, 9)"),
-        (np.zeros((8, 8), np.uint8), np.zeros(8, int), "not uint8 (8, 8)"),
-        (np.zeros((0, 8, 8), np.uint8), np.zeros(0, int), "not uint8 (0, 8, 8)"),
-        (np.zeros((4, 8, 8), np.uint8), np.zeros(3, int), "integers from 0 of shape (4,), not int64 (3,)"),
-        (np.zeros((4, 8, 8), np.uint8), np.zeros(4), "integers from 0 of shape (4,), not float64 (4,)"),
-        (np.zeros((4, 8, 8), np.uint8), np.array([0, 1, -1, 0]), "labels must be integers from 0, but one is -1"),
+        (np.zeros((4, 8, 8)), np.zeros(4, int), "images must be uint8 (0 to 255), not float64"),
+        (np.zeros((4, 8, 9), np.uint8), np.zeros(4, int), "images must have the shape (B, S, S)"),
+        (np.zeros((8, 8), np.uint8), np.zeros(8, int), "not (8, 8): give one image as images[None]"),
+        (np.zeros((0, 8, 8), np.uint8), np.zeros(0, int), "with B at least 1, not (0, 8, 8)"),
+        (np.zeros((4, 8, 8), np.uint8), np.zeros(3, int), "integers of shape (4,), one per image, not int64 (3,)"),
+        (np.zeros((4, 8, 8), np.uint8), np.zeros(4), "not float64 (4,): use labels.astype(int)"),
+        (np.zeros((4, 8, 8), np.uint8), np.array([0, 1, -1, 0]), "labels must be from 0, but one is -1"),
     ],
 )
 def test_data_that_does_not_fit_is_one_clear_error(images, labels, message):

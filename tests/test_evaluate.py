@@ -119,9 +119,9 @@ def test_other_arguments_that_do_not_fit_are_refused():
     for settings in ({"batch_size": 0}, {"workers": 0}):
         with pytest.raises(ValueError, match="at least 1"):
             model.evaluate(images, labels, **settings)
-    with pytest.raises(ValueError, match="the model reads images"):
+    with pytest.raises(ValueError, match=r"images must have the shape \(B, 6, 6\)"):
         model.evaluate(images[:, :5], labels)
-    with pytest.raises(ValueError, match="the model reads images"):
+    with pytest.raises(ValueError, match=r"images must have the shape \(B, 6, 6\)"):
         model.evaluate(images[:0], labels[:0])
 
 

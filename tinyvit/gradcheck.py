@@ -200,8 +200,8 @@ def analytical_gradients(forward, backward, inputs, rng=0):
     second = to_host(_run(forward, inputs)[0])
     if first.shape != second.shape or not np.allclose(first, second, rtol=1e-9, atol=1e-12, equal_nan=True):
         raise ValueError(
-            "forward returned two results for the same inputs, and only a function has a gradient: switch dropout off, "
-            "or create the random generator with a fixed seed inside forward"
+            "forward returned two results for the same inputs: switch dropout off, or create the random generator "
+            "with a fixed seed inside forward"
         )
 
     dout = array_module(inputs[0]).asarray(_generator(rng).standard_normal(out.shape))

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tinyvit.backend import array_module, to_host
-from tinyvit.checks import FLOATS, as_array, as_images, by_identity, require_arrays, require_number
+from tinyvit.checks import FLOATS, arguments_checked, as_array, as_images, by_identity, require_arrays, require_number
 from tinyvit.memory import Workspace
 from tinyvit.ops import (
     class_attention_backward,
@@ -325,6 +325,8 @@ def vit_forward(images, parameters, config, with_cache=True):
     """
     images = check_images(images, config)
     check_parameters("parameters", parameters, _shapes(config))
+    if array_module(images) is not array_module(parameters.flat):
+        raise TypeError("images must be on the device of the parameters: use Backend.asarray")
     x, embedding_cache = patch_embedding_forward(
         images,
         *parameters.pair("patch_embedding"),
@@ -454,11 +456,12 @@ def loss_and_gradient(images, targets, parameters, config, smoothing=0.0, weight
         If the images or the targets do not fit the model.
     """
     targets = as_array("targets", targets)
-    logits, cache = vit_forward(images, parameters, config)
-    loss, loss_cache = cross_entropy_forward(logits, targets, smoothing)
-    labels = targets if targets.ndim == 1 else targets.argmax(axis=1)
-    correct = (logits.argmax(axis=1) == labels).sum()
-    gradients = vit_backward(cross_entropy_backward(weight, loss_cache), cache, gradients)
+    with arguments_checked():
+        logits, cache = vit_forward(images, parameters, config)
+        loss, loss_cache = cross_entropy_forward(logits, targets, smoothing)
+        labels = targets if targets.ndim == 1 else targets.argmax(axis=1)
+        correct = (logits.argmax(axis=1) == labels).sum()
+        gradients = vit_backward(cross_entropy_backward(weight, loss_cache), cache, gradients)
     return loss * weight, correct, gradients
 
 
@@ -610,7 +613,7 @@ def vit_logits(images, parameters, config, batch_size=None):
         raise ValueError(f"batch_size must be at least 1, not {batch_size}")
     chunks = (xp.asarray(images[i : i + batch_size]) for i in range(0, len(images), batch_size))
     # An overflow makes a logit infinite or NaN, which raises an error below, so NumPy's warning is not needed.
-    with Workspace(), np.errstate(over="ignore", invalid="ignore"):
+    with Workspace(), arguments_checked(), np.errstate(over="ignore", invalid="ignore"):
         logits = [vit_forward(chunk, parameters, config, with_cache=False)[0] for chunk in chunks]
         logits = np.concatenate([to_host(part) for part in logits])
     if not np.isfinite(logits).all():
@@ -665,12 +668,14 @@ def check_parameters(name, parameters, shapes):
     Raises
     ------
     TypeError
-        If `parameters` is of another class.
+        If `parameters` is of another class or dtype.
     ValueError
         If a name or a shape differs.
     """
     if not isinstance(parameters, Parameters):
         raise TypeError(f"{name} must be tinyvit.parameters.Parameters, not {type(parameters).__name__}")
+    if parameters.flat.dtype not in FLOATS:
+        raise TypeError(f"{name} must be float32 or float64, not {parameters.flat.dtype}")
     if parameters.shapes != shapes:
         different = sorted({part for part, _ in parameters.shapes.items() ^ shapes.items()})
         raise ValueError(f"{name} must have the shapes of the model, config.shapes(), but {different[0]} differs")

@@ -148,7 +148,7 @@ class Adam:
             betas = [self.beta1, 1 - self.beta1, self.beta2, 1 - self.beta2]
             numbers = np.float32([*betas, rate, scale, self.epsilon])
             if loops.adam_step(flat, gradient, m, v, *numbers):
-                raise ArithmeticError(_TOO_LARGE)
+                raise _too_large()
             return
 
         m *= self.beta1  # m = beta1 * m + (1 - beta1) * g
@@ -158,7 +158,7 @@ class Adam:
             with np.errstate(over="raise"):
                 xp.multiply(gradient, gradient, out=scratch)
         except FloatingPointError as error:
-            raise ArithmeticError(_TOO_LARGE) from error
+            raise _too_large() from error
         scratch *= 1 - self.beta2
         v += scratch
 
@@ -173,7 +173,8 @@ class Adam:
         flat -= scratch
 
 
-_TOO_LARGE = "the gradient became too large for Adam's second moments, which contain its squares"
+def _too_large():
+    return ArithmeticError("the gradient became too large for Adam's second moments, which contain its squares")
 
 
 def matrices_only(parameters):

@@ -1,12 +1,19 @@
 """The gradient check itself: it sees what is right, and above all what is wrong."""
 
 import math
+import re
 
 import numpy as np
 import pytest
 from strategies import normal
 
-from tinyvit.gradcheck import directional_error, gradient_error, numerical_gradients, relative_error
+from tinyvit.gradcheck import (
+    analytical_gradients,
+    directional_error,
+    gradient_error,
+    numerical_gradients,
+    relative_error,
+)
 from tinyvit.ops import layer_norm_backward, layer_norm_forward, softmax_backward, softmax_forward
 
 CHECKS = [lambda *args: max(gradient_error(*args)), directional_error]
@@ -159,3 +166,117 @@ def test_a_forward_that_is_not_finite_is_infinitely_wrong():
 
     assert directional_error(forward, lambda dout, cache: np.zeros(3), [np.ones(3)]) == math.inf
     assert gradient_error(forward, lambda dout, cache: np.zeros(3), [np.ones(3)]) == [math.inf]
+
+
+# ---- functions that cannot be checked ----
+
+
+def dropout_forward(rng):
+    def forward(x):
+        mask = rng.random(x.shape) < 0.5
+        return x * mask, mask
+
+    return forward
+
+
+def test_a_forward_with_dropout_is_named_and_not_called_wrong():
+    rng = np.random.default_rng(0)
+    for check in (*CHECKS, analytical_gradients):
+        with pytest.raises(ValueError, match="forward returned two results for the same inputs: switch dropout off"):
+            check(dropout_forward(rng), lambda dout, mask: dout * mask, [normal(0, (3, 4))])
+    fixed = lambda x: dropout_forward(np.random.default_rng(0))(x)  # noqa: E731
+    assert gradient_error(fixed, lambda dout, mask: dout * mask, [normal(0, (3, 4))])[0] < 1e-9
+
+
+@pytest.mark.parametrize("check", CHECKS)
+def test_a_forward_that_depends_on_earlier_calls_is_named(check):
+    calls = []
+
+    def forward(x):
+        calls.append(x)
+        return x[: len(calls)] if len(calls) < 3 else x, None
+
+    with pytest.raises(ValueError, match="two results for the same inputs"):
+        check(forward, lambda dout, cache: dout, [normal(0, (3,))])
+
+
+def test_a_forward_may_fill_the_same_array_in_every_call():
+    buffer = np.empty(4)
+
+    def forward(x):
+        np.multiply(x, 2, out=buffer)
+        return buffer.copy(), None
+
+    assert gradient_error(forward, lambda dout, cache: 2 * dout, [normal(0, (4,))])[0] < 1e-9
+
+
+@pytest.mark.parametrize("number", [float, np.float64, np.asarray, lambda x: np.asarray(x).reshape(1)])
+def test_a_loss_may_be_a_python_number(number):
+    def forward(x):
+        return number((x**2).sum()), x
+
+    x = normal(0, (2, 3))
+    right, wrong = (lambda dout, x, factor=factor: np.asarray(dout).sum() * factor * x for factor in (2, 3))
+    for check in CHECKS:
+        assert check(forward, right, [x]) < 1e-7
+        assert check(forward, wrong, [x]) > 0.1
+
+
+@pytest.mark.parametrize("check", CHECKS)
+@pytest.mark.parametrize(
+    ("result", "message"),
+    [
+        (lambda x: x, "forward must return (out, cache), not ndarray"),
+        (lambda x: float(x.sum()), "forward must return (out, cache), not float"),
+        (lambda x: None, "forward must return (out, cache), not NoneType"),
+        (lambda x: (x, x, x), "forward must return (out, cache), not tuple"),
+        (lambda x: (x.astype(np.float32), x), "out must be a float64 array or a number, not float32"),
+        (lambda x: (x.tolist(), x), "out must be a float64 array or a number, not list"),
+        (lambda x: (x > 0, x), "out must be a float64 array or a number, not bool"),
+    ],
+)
+def test_a_forward_that_returns_something_else_is_explained(check, result, message):
+    with pytest.raises(TypeError, match=re.escape(message)):
+        check(result, lambda dout, cache: dout, [normal(0, (3,))])
+
+
+@pytest.mark.parametrize("check", CHECKS)
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (lambda x, y: None, "gradient 0 must be a float64 array, not NoneType: return one gradient per input"),
+        (lambda x, y: (x, None), "gradient 1 must be a float64 array, not NoneType"),
+        (lambda x, y: (x.astype(np.float32), y), "gradient 0 must be a float64 array, not float32"),
+        (lambda x, y: (x, y.astype(int)), "gradient 1 must be a float64 array, not int64"),
+        (lambda x, y: (x, y.tolist()), "gradient 1 must be a float64 array, not list"),
+        (lambda x, y: {"x": x, "y": y}, "gradient 0 must be a float64 array, not dict"),
+    ],
+)
+def test_a_gradient_that_is_missing_or_of_another_dtype_is_named(check, wrong, message):
+    with pytest.raises(TypeError, match=re.escape(message)):
+        check(product_forward, lambda dout, cache: wrong(*product_backward(dout, cache)), normal(0, (3, 4), (3, 4)))
+
+
+@pytest.mark.parametrize("check", CHECKS)
+@pytest.mark.parametrize("inputs", [np.ones((2, 3)), [], (), {}, None, 3.0])
+def test_inputs_are_a_list(check, inputs):
+    with pytest.raises(TypeError, match="inputs must be a list of float64 arrays"):
+        check(product_forward, product_backward, inputs)
+
+
+@pytest.mark.parametrize("step", [0, -1e-5, math.nan, math.inf, "1e-5", None])
+def test_a_step_is_a_positive_number(step):
+    for check in (gradient_error, directional_error):
+        with pytest.raises(ValueError, match="step must be a number above 0"):
+            check(product_forward, product_backward, normal(0, (3,), (3,)), step=step)
+
+
+@pytest.mark.parametrize("directions", [0, -1, 1.5, True])
+def test_no_direction_proves_nothing(directions):
+    with pytest.raises(ValueError, match="directions must be an integer from 1"):
+        directional_error(product_forward, product_backward, normal(0, (3,), (3,)), directions=directions)
+
+
+def test_errors_of_arrays_of_different_shapes_are_refused():
+    with pytest.raises(ValueError, match=r"must have the same shape, but have \(3,\) and \(1,\)"):
+        relative_error(np.ones(3), np.ones(1))

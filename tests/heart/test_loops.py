@@ -145,19 +145,18 @@ def test_adam_keeps_the_digits_of_betas_near_one(beta2):
 # ---- arrays that do not fit ----
 
 
-def test_shapes_that_do_not_fit_are_left_to_numpy():
+def test_shapes_that_do_not_fit_are_refused_before_a_loop_reads_them():
     x, w, b, dout = (array.astype(np.float32) for array in normal(0, (5, 8), (8,), (8,), (5, 8)))
     with use_loops("on"):
-        for wrong in (w[:3], np.ones(12, np.float32)):
-            for arguments in ((x, wrong, b), (x, w, wrong)):
-                with pytest.raises(ValueError, match="broadcast"):
+        for wrong in (w[:1], w[:3], np.ones(12, np.float32)):
+            for name, arguments in (("w", (x, wrong, b)), ("b", (x, w, wrong))):
+                with pytest.raises(ValueError, match=f"^{name} must have the shape"):
                     layer_norm_forward(*arguments)
-        assert_near([layer_norm_forward(x, w[:1], b)[0]], [layer_norm_forward(x, np.full_like(w, w[0]), b)[0]], 1e-6)
         _, cache = layer_norm_forward(x, w, b)
         for name in ("dw", "db"):
-            with pytest.raises(ValueError, match="mismatch"):
+            with pytest.raises(ValueError, match=f"^{name} must have the shape"):
                 layer_norm_backward(dout, cache, **{name: np.zeros(12, np.float32)})
-        with pytest.raises(ValueError, match="broadcast"):
+        with pytest.raises(ValueError, match=r"^gradient must have the shape"):
             Adam(np.zeros(10, np.float32)).step(np.zeros(10, np.float32), np.zeros(7, np.float32), 1e-3)
 
 

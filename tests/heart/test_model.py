@@ -386,7 +386,7 @@ def test_a_setting_that_cannot_be_is_named(name, value, message):
 
 @pytest.mark.parametrize("shape", [(28, 28), (0, 28, 28), (2, 28, 27), (2, 1, 28, 28), (2, 784)])
 def test_images_of_another_shape_are_refused(shape):
-    with pytest.raises(ValueError, match=r"the model reads images of shape \(B, 28, 28\)"):
+    with pytest.raises(ValueError, match=r"images must have the shape \(B, 28, 28\) with B at least 1, not"):
         vit_forward(np.zeros(shape), initialise(ViTConfig()), ViTConfig())
 
 

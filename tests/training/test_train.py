@@ -529,7 +529,7 @@ def test_settings_survive_as_a_dict():
 
 
 def test_data_that_does_not_fit_is_refused():
-    with pytest.raises(ValueError, match=r"images must be uint8 of shape \(N, 8, 8\)"):
+    with pytest.raises(ValueError, match=r"images must be uint8 \(0 to 255\), not float32"):
         Training(SMALL, RECIPE, IMAGES.astype(np.float32), LABELS, CPU)
     with pytest.raises(ValueError, match=r"labels must be integers of shape \(150,\)"):
         Training(SMALL, RECIPE, IMAGES, LABELS[:-1], CPU)

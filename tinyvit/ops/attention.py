@@ -51,7 +51,7 @@ def attention_forward(q, k, v, scale=None, out=None):
     """
     require_arrays("q (..., S, K), k (..., T, K), v (..., T, K), out (..., S, K) or None", q, k, v, out)
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
-    require_scalar("scale", scale, minimum=-math.inf, maximum=math.inf)
+    require_scalar("scale", scale, minimum=-math.inf, maximum=math.inf, above=True, below=True)
     scores = matmul(q, k.swapaxes(-1, -2), out=empty_scores(q, k))  # (..., S, T)
     scores *= scale
     weights, _ = softmax_forward(scores)

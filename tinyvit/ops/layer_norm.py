@@ -31,7 +31,7 @@ def layer_norm_forward(x, w, b, epsilon=1e-6):
     b : ndarray of shape (D,)
         Offset for each component.
     epsilon : float, default 1e-6
-        Number above 0 that is added to the variance, so that a constant vector causes no division by zero.
+        Number added to the variance, at least 0, so that a constant vector causes no division by zero.
 
     Returns
     -------
@@ -45,7 +45,7 @@ def layer_norm_forward(x, w, b, epsilon=1e-6):
     Ba, Kiros and Hinton 2016, "Layer Normalization".
     """
     require_arrays("x (..., D), w (D), b (D)", x, w, b)
-    require_scalar("epsilon", epsilon, minimum=0, maximum=math.inf, above=True)
+    require_scalar("epsilon", epsilon, minimum=0, maximum=math.inf, below=True)
     xp = array_module(x)
     rows = x.reshape(-1, x.shape[-1])  # (N, D)
     if loops := loops_for(rows, w, b):

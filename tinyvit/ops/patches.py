@@ -114,7 +114,6 @@ def patch_embedding_forward(images, w, b, class_token, positions, patch_size, me
     ----------
     Dosovitskiy et al. 2021, "An Image is Worth 16x16 Words", section 3.1.
     """
-    xp = array_module(w)
     images = as_array("images", images)
     patches = patches_forward(images, patch_size)
     _, count, size = patches.shape
@@ -123,8 +122,9 @@ def patch_embedding_forward(images, w, b, class_token, positions, patch_size, me
     if images.dtype != np.uint8 and images.dtype.kind != "f":
         raise TypeError(f"images must be uint8 (0 to 255) or float (0 to 1), not {images.dtype}: convert them")
     channels = math.prod(images.shape[3:])
-    means = _per_channel("mean", mean, channels, minimum=-math.inf, maximum=math.inf)
-    deviations = _per_channel("deviation", deviation, channels, minimum=0, maximum=math.inf, above=True)
+    means = _per_channel("mean", mean, channels, minimum=-math.inf, maximum=math.inf, above=True, below=True)
+    deviations = _per_channel("deviation", deviation, channels, minimum=0, maximum=math.inf, above=True, below=True)
+    xp = array_module(w)
     unit = 255 if images.dtype == np.uint8 else 1  # the value of a white pixel
     pixels = empty(patches.shape, like=w)
     pixels[...] = patches
@@ -183,10 +183,8 @@ def patch_embedding_backward(dtokens, cache, dw=None, db=None, dclass_token=None
         Gradient of `positions`.
     """
     linear_cache, image_shape, patch_size, pixel_scales = cache
-    x, w = linear_cache
-    count = x.shape[1] + 1
-    form = f"w (S, D), dtokens ({len(x)}, {count}, D), dclass_token (D) or None, dpositions ({count}, D) or None"
-    require_arrays(form, w, dtokens, dclass_token, dpositions)
+    form = "x (B, N, S), w (S, D), dtokens (B, N + 1, D), dclass_token (D) or None, dpositions (N + 1, D) or None"
+    require_arrays(form, *linear_cache, dtokens, dclass_token, dpositions)
     # tokens = [class_token, pixels @ w + b] + positions, with the same class token and positions for every image
     dpositions = dtokens.sum(axis=0, out=dpositions)
     dclass_token = empty(dpositions.shape[1:], like=dpositions) if dclass_token is None else dclass_token
