@@ -73,10 +73,9 @@ def save_arrays(path, arrays, info):
     metadata = {"checksum": NO_CHECKSUM, "info": json.dumps(info)}
     header = json.dumps({"__metadata__": metadata, **json.loads(content[8 : 8 + size])}).encode()
     header += b" " * (-len(header) % 8)  # the arrays begin at a multiple of 8 bytes
-    content = bytearray(b"".join((struct.pack("<Q", len(header)), header, memoryview(content)[8 + size :])))
-    start = content.index(NO_CHECKSUM.encode())
-    content[start : start + 64] = _checksum(content, start)
-    write_atomically(path, content)
+    before, after = (struct.pack("<Q", len(header)) + header).split(NO_CHECKSUM.encode(), 1)
+    data = memoryview(content)[8 + size :]
+    write_atomically(path, b"".join((before, _checksum(before, after, data), after, data)))
 
 
 def load_arrays(path):
@@ -109,9 +108,10 @@ def load_arrays(path):
         (size,) = struct.unpack_from("<Q", content)
         header = json.loads(content[8 : 8 + size])
         metadata = header.get("__metadata__", {})
-        checksum = metadata.get("checksum")
-        if checksum is not None and _checksum(content, content.index(checksum.encode(), 8)) != checksum.encode():
-            raise ValueError("its content does not match its checksum")
+        if (checksum := metadata.get("checksum")) is not None:
+            start, view = content.index(checksum.encode(), 8), memoryview(content)
+            if _checksum(view[:start], view[start + 64 :]) != checksum.encode():
+                raise ValueError("its content does not match its checksum")
         arrays = safetensors.numpy.load(content)
         if not {"checksum", "info"} & set(metadata):
             raise CheckpointError(
@@ -134,11 +134,11 @@ def load_arrays(path):
     return arrays, info
 
 
-def _checksum(content, start):
-    """Return the SHA-256 of a file, in 64 characters, without the 64 bytes from `start` on."""
-    view = memoryview(content)
-    digest = hashlib.sha256(view[:start])
-    digest.update(view[start + 64 :])
+def _checksum(*parts):
+    """Return the SHA-256 of the parts of a file, in 64 characters."""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part)
     return digest.hexdigest().encode()
 
 
@@ -159,10 +159,11 @@ def _read(path):
             raise CheckpointError(f"{path}: this is a folder: {_advice_on_folder(path)}")
         if not stat.S_ISREG(mode):  # a pipe may never end
             raise CheckpointError(f"{path}: this is a device or a pipe: give a file")
-        with open(path, "rb") as file:
+        with open(path, "rb", buffering=0) as file:
             start = file.read(256)
             if start[8:9] == b"{":  # as in every safetensors file
-                return start + file.read()
+                file.seek(0)
+                return file.read()
     except OSError as error:
         link = f", but a link to {os.readlink(path)}" if os.path.islink(path) else ""
         raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}{link}") from error

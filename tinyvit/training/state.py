@@ -290,7 +290,7 @@ def _check_arrays(arrays, model, config):
     if wrong := sorted(needed ^ set(arrays)):
         raise ValueError(f"wrong or missing entries: {', '.join(wrong)}")
     shape = (parameter_count(model),)
-    for name, array in arrays.items():
+    for name, array in sorted(arrays.items()):
         if array.shape != shape or array.dtype != np.float32:
             raise ValueError(f"{name} does not fit the model: {array.dtype} {array.shape}, not float32 {shape}")
     if arrays["adam.second_moment"].min() < 0:
