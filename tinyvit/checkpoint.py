@@ -7,6 +7,7 @@ import math
 import os
 import stat
 import struct
+import textwrap
 from dataclasses import replace
 from pathlib import Path
 
@@ -124,7 +125,7 @@ def load_arrays(path):
     except CheckpointError:
         raise
     except (SafetensorError, struct.error, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        reason = f"{type(error).__name__}: {error}"
+        reason = f"{type(error).__name__}: {in_short(error)}"
         raise CheckpointError(f"{path}: not a complete tinyvit file ({reason}): copy or save it again") from error
     if reason := _not_finite(arrays):
         raise CheckpointError(f"{path}: {reason}: give another file")
@@ -204,6 +205,22 @@ def parameter_count(config):
     return one + (config.depth - 1) * (two - one)
 
 
+def in_short(error):
+    """Return the text of an error in one line of at most 300 characters.
+
+    Parameters
+    ----------
+    error : Exception or str
+        The error. Its text may contain a long value from a damaged file.
+
+    Returns
+    -------
+    str
+        The line. It ends with "..." if something is left out.
+    """
+    return textwrap.shorten(str(error), 300, placeholder=" ...")
+
+
 def save_model(path, parameters, config, info=None):
     """Write a model to a safetensors file.
 
@@ -259,7 +276,7 @@ def load_model(path, backend=None):
         config = ViTConfig(**info["config"])  # the metadata of another program's file may be any JSON
         require_all_settings(config, info["config"])
     except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{path}: its settings are not those of a model ({error})") from error
+        raise CheckpointError(f"{path}: its settings are not those of a model ({in_short(error)})") from error
     if config.depth > len(arrays):
         raise CheckpointError(f"{path}: its settings have {config.depth} blocks, but it has {len(arrays)} arrays")
     shapes = config.shapes()
@@ -272,7 +289,8 @@ def load_model(path, backend=None):
         found = ", ".join(sorted(kind.name for kind in kinds))
         raise CheckpointError(f"{path}: its arrays should all be float32 or all be float64, not {found}")
     if surplus := sorted(set(arrays) - set(shapes)):
-        raise CheckpointError(f"{path}: contains arrays that its settings do not name: {', '.join(surplus[:5])}")
+        names = in_short(", ".join(surplus))
+        raise CheckpointError(f"{path}: contains arrays that its settings do not name: {names}")
     flat = np.concatenate([arrays[name].ravel() for name in shapes])
     return Parameters(shapes, flat if backend is None else backend.asarray(flat)), config
 

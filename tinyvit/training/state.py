@@ -10,6 +10,7 @@ from tinyvit.backend import LOOPS, array_module
 from tinyvit.checkpoint import (
     CHECKPOINT,
     CheckpointError,
+    in_short,
     load_arrays,
     parameter_count,
     require_all_settings,
@@ -275,12 +276,14 @@ def read_checkpoint(folder):
         config = TrainingConfig.from_dict(info["training"])
         require_all_settings(config, info["training"])
     except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{path}: its settings are not those of a run ({error}): start a new run") from error
+        raise CheckpointError(
+            f"{path}: its settings are not those of a run ({in_short(error)}): start a new run"
+        ) from error
     try:
         _check_arrays(arrays, model, config)
         _check_progress(info, config)
     except ValueError as error:
-        raise CheckpointError(f"{path}: {error}: start a new run") from error
+        raise CheckpointError(f"{path}: {in_short(error)}: start a new run") from error
     return arrays, info
 
 
