@@ -3,9 +3,9 @@
     python benchmarks/damage.py --count 100000 --format checkpoint --json damage.json
     python benchmarks/damage.py --count 1 --first 1234 --format checkpoint      one case again
 
-The formats are the checkpoint of a run, a model file, idx files raw and compressed, and pictures. What is damaged, and
-which outcomes are right, is in tests/support/damage.py. A case follows from the seed and its number. The exit status
-is 1 if a file was read with other content, a reader crashed, or a reader took over 0.1 s.
+The formats are the checkpoint of a run, a model file, idx files raw and compressed, and pictures. The kinds of damage
+and the right outcomes are in tests/support/damage.py. A case follows from the seed and its number. The exit status is
+1 if a file was read with other content, a reader crashed, or a reader took over 0.1 s.
 """
 
 import argparse

@@ -276,9 +276,8 @@ def read_checkpoint(folder):
         config = TrainingConfig.from_dict(info["training"])
         require_all_settings(config, info["training"])
     except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(
-            f"{path}: its settings are not those of a run ({in_short(error)}): start a new run"
-        ) from error
+        text = f"its settings are not those of a run ({in_short(error)})"
+        raise CheckpointError(f"{path}: {text}: start a new run") from error
     try:
         _check_arrays(arrays, model, config)
         _check_progress(info, config)
@@ -334,14 +333,15 @@ def _check_progress(info, config):
 
 def _check_record(number, record, config, seconds):
     """Raise `ValueError` unless `record` is that of epoch `number` in the history of a run of `seconds`."""
-    if not isinstance(record, dict) or record.get("epoch") != number:
-        raise ValueError(f"the record of epoch {number} is missing")
+    validation = {"validation_loss": LARGEST, "validation_accuracy": 1}
     limits = {"train_loss": LARGEST, "train_accuracy": 1, "seconds": seconds}
+    if not isinstance(record, dict) or record.get("epoch") != number or not {*limits, *validation} <= set(record):
+        raise ValueError(f"the record of epoch {number} in the history is missing or incomplete")
     if config.validation:
-        limits |= {"validation_loss": LARGEST, "validation_accuracy": 1}
-    elif not record.get("validation_loss") is record.get("validation_accuracy") is None:
+        limits |= validation
+    elif any(record[name] is not None for name in validation):
         raise ValueError(f"epoch {number} has a validation, but the run has no validation images")
     # Version 0.1 did not record the learning rates.
     limits |= {name: 10 for name in ("first_learning_rate", "last_learning_rate") if name in record}
     for name, limit in limits.items():
-        require_number(f"{name} of epoch {number}", record.get(name), 0, limit)
+        require_number(f"{name} of epoch {number}", record[name], 0, limit)
