@@ -5,7 +5,8 @@
 
 The formats are the checkpoint of a run, a model file, idx files raw and compressed, and pictures. The kinds of damage
 and the right outcomes are in tests/support/damage.py. A case follows from the seed and its number. The exit status is
-1 if a file was read with other content, a reader crashed, or a reader took over 0.1 s.
+1 if a file was read with other content, a reader crashed, or a reader took over 0.1 s of processor time (0.5 s for
+pictures, whose damaged size may be millions of pixels).
 """
 
 import argparse

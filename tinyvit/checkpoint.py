@@ -166,7 +166,7 @@ def _read(path):
                 file.seek(0)
                 return file.read()
     except OSError as error:
-        link = f", but a link to {os.readlink(path)}" if os.path.islink(path) else ""
+        link = f" (a link to {os.readlink(path)})" if os.path.islink(path) else ""
         raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}{link}") from error
     text = start.lstrip().lower()
     kinds = (kind for beginning, kind in FOREIGN.items() if text.startswith(beginning.lower()))
