@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 from turns import ROOT
 
+from tinyvit.checkpoint import MODEL
 from tinyvit.classifier import VisionTransformer
 from tinyvit.commands.train import flag
 from tinyvit.data import load_mnist
@@ -26,7 +27,7 @@ from tinyvit.evaluate import misclassified
 from tinyvit.files import write_atomically
 from tinyvit.pretrained import WEIGHTS, ModelCard
 from tinyvit.training import RECIPES, TrainingConfig
-from tinyvit.training.results import MODEL, read_metrics
+from tinyvit.training.results import read_metrics
 
 FOLDER = ROOT / "tinyvit" / "pretrained"
 

@@ -1,7 +1,14 @@
 """Save and load weights and training states as safetensors files, which never contain a pickle."""
 
+import hashlib
 import json
+import logging
+import math
+import os
+import stat
 import struct
+import textwrap
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +19,23 @@ from tinyvit.backend import to_host
 from tinyvit.files import write_atomically
 from tinyvit.model import ViTConfig
 from tinyvit.parameters import Parameters
+
+MODEL = "model.safetensors"  # the model in the folder of a run
+CHECKPOINT = "checkpoint.safetensors"
+NO_CHECKSUM = "0" * 64  # stands in the place of the checksum until it is known
+
+# How files of other formats begin.
+FOREIGN = {
+    b"\x93NUMPY": "a NumPy array",
+    b"\x89HDF": "an HDF5 file, such as Keras writes",
+    b"\x89PNG": "a picture, which `tinyvit predict` reads",
+    b"\xff\xd8\xff": "a picture, which `tinyvit predict` reads",
+    b"\x1f\x8b": "a file compressed with gzip",
+    b"<!doctype html": "a web page, because a download failed",
+    b"<html": "a web page, because a download failed",
+    b"version https://git-lfs": "a pointer to a file in Git LFS, which `git lfs pull` fetches",
+    **{bytes([0x80, version]): "a pickle, such as PyTorch writes" for version in range(2, 6)},
+}
 
 
 class CheckpointError(ValueError):
@@ -32,11 +56,27 @@ def save_arrays(path, arrays, info):
 
     Raises
     ------
+    ValueError
+        If a value is NaN or infinite.
     OSError
         If the file cannot be written.
+
+    Notes
+    -----
+    The file's metadata has two entries. "info" is the metadata as JSON. "checksum" is the SHA-256 of all other bytes
+    of the file.
     """
-    host = {name: np.ascontiguousarray(to_host(array)) for name, array in arrays.items()}
-    write_atomically(path, safetensors.numpy.save(host, metadata={"info": json.dumps(info, allow_nan=True)}))
+    host = {name: np.asarray(to_host(array), order="C") for name, array in arrays.items()}
+    if reason := _not_finite(host):
+        raise ValueError(f"{path}: {reason}: only finite values can be saved")
+    content = safetensors.numpy.save(host)
+    (size,) = struct.unpack_from("<Q", content)  # a file begins with 8 bytes of size and a JSON header
+    metadata = {"checksum": NO_CHECKSUM, "info": json.dumps(info)}
+    header = json.dumps({"__metadata__": metadata, **json.loads(content[8 : 8 + size])}).encode()
+    header += b" " * (-len(header) % 8)  # the arrays begin at a multiple of 8 bytes
+    before, after = (struct.pack("<Q", len(header)) + header).split(NO_CHECKSUM.encode(), 1)
+    data = memoryview(content)[8 + size :]
+    write_atomically(path, b"".join((before, _checksum(before, after, data), after, data)))
 
 
 def load_arrays(path):
@@ -50,7 +90,7 @@ def load_arrays(path):
     Returns
     -------
     arrays : dict of ndarray
-        NumPy arrays by name.
+        NumPy arrays by name. All values are finite.
     info : dict
         The metadata.
 
@@ -58,20 +98,127 @@ def load_arrays(path):
     ------
     CheckpointError
         If the file is missing, damaged or of another format.
+
+    Notes
+    -----
+    Files of tinyvit 0.1 have no checksum. They are loaded, and the logger "tinyvit" gets a warning.
     """
     path = Path(path)
+    content = _read(path)
     try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from error
-    try:
+        (size,) = struct.unpack_from("<Q", content)
+        header = json.loads(content[8 : 8 + size])
+        metadata = header.get("__metadata__", {})
+        if (checksum := metadata.get("checksum")) is not None:
+            start, view = content.index(checksum.encode(), 8), memoryview(content)
+            if _checksum(view[:start], view[start + 64 :]) != checksum.encode():
+                raise ValueError("its content does not match its checksum")
         arrays = safetensors.numpy.load(content)
-        (header_size,) = struct.unpack_from("<Q", content)  # a file begins with 8 bytes of size and a JSON header
-        info = json.loads(json.loads(content[8 : 8 + header_size])["__metadata__"]["info"])
-    except (SafetensorError, struct.error, ValueError, KeyError, TypeError) as error:
-        reason = f"{type(error).__name__}: {error}"
+        if not {"checksum", "info"} & set(metadata):
+            raise CheckpointError(
+                f"{path}: a safetensors file of another program, with arrays such as {min(arrays, default='none')}: "
+                "give a file that `tinyvit train` or `VisionTransformer.save` wrote"
+            )
+        if set(metadata) not in ({"checksum", "info"}, {"info"}):
+            raise ValueError("its metadata is not that of tinyvit")
+        info = json.loads(metadata["info"])
+    except CheckpointError:
+        raise
+    except (SafetensorError, struct.error, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        reason = f"{type(error).__name__}: {in_short(error)}"
         raise CheckpointError(f"{path}: not a complete tinyvit file ({reason}): copy or save it again") from error
+    if reason := _not_finite(arrays):
+        raise CheckpointError(f"{path}: {reason}: give another file")
+    if checksum is None:
+        text = "note: %s has no checksum, so that damage could remain unnoticed; to add one, save it again"
+        logging.getLogger("tinyvit").warning(text, path)
     return arrays, info
+
+
+def _checksum(*parts):
+    """Return the SHA-256 of the parts of a file, in 64 characters."""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part)
+    return digest.hexdigest().encode()
+
+
+def _not_finite(arrays):
+    """Return a description of the first array that contains NaN or infinity, or None."""
+    for name, array in arrays.items():
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            count = array.size - np.count_nonzero(np.isfinite(array))
+            return f"{name} contains {count:,} values that are NaN or infinite"
+    return None
+
+
+def _read(path):
+    """Return the bytes of a file. Raise `CheckpointError` if it is unreadable or begins like another format."""
+    try:
+        mode = os.stat(path).st_mode
+        if stat.S_ISDIR(mode):
+            raise CheckpointError(f"{path}: this is a folder: {_advice_on_folder(path)}")
+        if not stat.S_ISREG(mode):  # a pipe may never end
+            raise CheckpointError(f"{path}: this is a device or a pipe: give a file")
+        with open(path, "rb", buffering=0) as file:
+            start = file.read(256)
+            if start[8:9] == b"{":  # as in every safetensors file
+                file.seek(0)
+                return file.read()
+    except OSError as error:
+        link = f" (a link to {os.readlink(path)})" if os.path.islink(path) else ""
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}{link}") from error
+    text = start.lstrip().lower()
+    kinds = (kind for beginning, kind in FOREIGN.items() if text.startswith(beginning.lower()))
+    kind = next(kinds, "of an unknown format") if start else "empty"
+    if start.startswith(b"PK"):  # the name of the first member follows
+        kind = "a NumPy archive (.npz)" if b".npy" in start else "a zip archive, such as PyTorch writes"
+    raise CheckpointError(
+        f"{path}: not a complete tinyvit file, but {kind}: give a file that `tinyvit train` or "
+        "`VisionTransformer.save` wrote"
+    )
+
+
+def _advice_on_folder(folder):
+    """Return what to load instead of a folder."""
+    if (folder / MODEL).exists():
+        return f"load {folder / MODEL}"
+    if (folder / CHECKPOINT).exists():
+        return f"its run has no {MODEL} before its end: continue it with tinyvit train --resume {folder}"
+    return "give a model file"
+
+
+def parameter_count(config):
+    """Return the number of weights of a model, without a list of its shapes, which is long for a large depth.
+
+    Parameters
+    ----------
+    config : ViTConfig
+        The settings of the model.
+
+    Returns
+    -------
+    int
+        The number of weights.
+    """
+    one, two = (sum(map(math.prod, replace(config, depth=depth).shapes().values())) for depth in (1, 2))
+    return one + (config.depth - 1) * (two - one)
+
+
+def in_short(error):
+    """Return the text of an error in one line of at most 300 characters.
+
+    Parameters
+    ----------
+    error : Exception or str
+        The error. Its text may contain a long value from a damaged file.
+
+    Returns
+    -------
+    str
+        The line. It ends with "..." if something is left out.
+    """
+    return textwrap.shorten(str(error), 300, placeholder=" ...")
 
 
 def save_model(path, parameters, config, info=None):
@@ -90,6 +237,8 @@ def save_model(path, parameters, config, info=None):
 
     Raises
     ------
+    ValueError
+        If a weight is NaN or infinite.
     OSError
         If the file cannot be written.
     """
@@ -102,7 +251,8 @@ def load_model(path, backend=None):
     Parameters
     ----------
     path : path-like
-        The file to read.
+        The file to read, such as model.safetensors in the folder of a run. The checkpoint of a run is refused,
+        because the model is in another file.
     backend : Backend, optional
         Where the weights go. Default: the CPU.
 
@@ -116,13 +266,19 @@ def load_model(path, backend=None):
     Raises
     ------
     CheckpointError
-        If the file is missing or damaged, or its arrays do not fit its settings.
+        If the file is missing or damaged, its arrays do not fit its settings, or a weight is not finite.
     """
     arrays, info = load_arrays(path)
+    if isinstance(info, dict) and "adam_steps" in info:
+        advice = _advice_on_folder(Path(path).parent)
+        raise CheckpointError(f"{path}: the checkpoint of a run, not a model: {advice}")
     try:
         config = ViTConfig(**info["config"])  # the metadata of another program's file may be any JSON
+        require_all_settings(config, info["config"])
     except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{path}: its settings are not those of a model ({error})") from error
+        raise CheckpointError(f"{path}: its settings are not those of a model ({in_short(error)})") from error
+    if config.depth > len(arrays):
+        raise CheckpointError(f"{path}: its settings have {config.depth} blocks, but it has {len(arrays)} arrays")
     shapes = config.shapes()
     for name, shape in shapes.items():
         if name not in arrays or arrays[name].shape != shape:
@@ -133,6 +289,29 @@ def load_model(path, backend=None):
         found = ", ".join(sorted(kind.name for kind in kinds))
         raise CheckpointError(f"{path}: its arrays should all be float32 or all be float64, not {found}")
     if surplus := sorted(set(arrays) - set(shapes)):
-        raise CheckpointError(f"{path}: contains arrays that its settings do not name: {', '.join(surplus[:5])}")
+        names = in_short(", ".join(surplus))
+        raise CheckpointError(f"{path}: contains arrays that its settings do not name: {names}")
     flat = np.concatenate([arrays[name].ravel() for name in shapes])
     return Parameters(shapes, flat if backend is None else backend.asarray(flat)), config
+
+
+def require_all_settings(config, settings):
+    """Check that a file contains every setting, so that no default takes the place of a lost one.
+
+    Parameters
+    ----------
+    config : ViTConfig or TrainingConfig
+        The settings.
+    settings : dict
+        The dict from the file that they were made from.
+
+    Raises
+    ------
+    ValueError
+        If a setting is missing.
+    """
+    for name, value in config.as_dict().items():
+        if name not in settings:
+            raise ValueError(f"{name} is missing")
+        if isinstance(value, dict) and (missing := set(value) - set(settings[name])):
+            raise ValueError(f"{name} {min(missing)} is missing")

@@ -4,9 +4,11 @@ import argparse
 import configparser
 import importlib.metadata
 import os
+import shlex
 import sys
 from pathlib import Path
 
+from tinyvit.checkpoint import CHECKPOINT, MODEL
 from tinyvit.classifier import VisionTransformer, load_pretrained
 from tinyvit.gpu import DeviceError
 from tinyvit.gpu.diagnosis import CHECKOUT, is_out_of_memory, one_line
@@ -20,7 +22,6 @@ COMMANDS = {
 }
 DESCRIPTION = "A Vision Transformer whose every forward and backward pass is written by hand.\n\ncommands:\n"
 DESCRIPTION += "\n".join(f"  {name:<10}{text}" for name, text in COMMANDS.items())
-MODEL = "model.safetensors"  # the model's file in the folder of a run
 
 
 class CommandError(Exception):
@@ -140,8 +141,11 @@ def make_folder(option, folder):
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        file = next((place for place in (folder, *folder.parents) if place.is_file()), None)
-        reason = f"{file} is a file" if file else in_words(error)
+        obstacle = next((place for place in (folder, *folder.parents) if place.is_file() or place.is_symlink()), None)
+        reason = in_words(error)
+        if obstacle is not None and not obstacle.is_dir():
+            kind = "a file" if obstacle.is_file() else f"a link to {os.readlink(obstacle)}, which does not exist"
+            reason = f"{obstacle} is {kind}"
         raise ValueError(f"{option} {folder}: cannot create this folder ({reason}): give another folder") from error
 
 
@@ -149,6 +153,8 @@ def require_new_file(option, file):
     """Raise `ValueError` with what to do unless the file that an option gives can be written."""
     if file.is_dir():
         raise ValueError(f"{option} {file}: expected a file, found a folder: add a file name")
+    if file.exists() and not file.is_file():
+        raise ValueError(f"{option} {file}: expected a file, found a device or a pipe: give another name")
     if not file.parent.is_dir():
         raise ValueError(f"{option} {file}: {file.parent} is not a folder: create it, or give another file")
     if not os.access(file.parent, os.W_OK) or (file.exists() and not os.access(file, os.W_OK)):
@@ -165,7 +171,10 @@ def model_file(source):
     if not source.is_dir():
         return source
     if not (source / MODEL).exists():
-        raise ValueError(f"{source}: this folder has no {MODEL}: give a model file, or the folder of a finished run")
+        advice = "give a model file, or the folder of a finished run"
+        if (source / CHECKPOINT).exists():
+            advice = f"its run has not ended: continue it with tinyvit train --resume {shlex.quote(str(source))}"
+        raise ValueError(f"{source}: this folder has no {MODEL}: {advice}")
     return source / MODEL
 
 

@@ -8,12 +8,12 @@ or for fewer images go to a folder inside it, such as RUN/on-fashion. For a
 model file outside a run, they go to a folder beside it, FILE-evaluation.
 """
 
+from tinyvit.checkpoint import CHECKPOINT, MODEL
 from tinyvit.classifier import VisionTransformer
 from tinyvit.commands import integer, make_folder, model_file, path, require_range
 from tinyvit.data import load_mnist
 from tinyvit.gpu import get_backend
-from tinyvit.training import CHECKPOINT
-from tinyvit.training.results import METRICS, MODEL, read_metrics, versions, write_evaluation, write_metrics
+from tinyvit.training.results import METRICS, read_metrics, versions, write_evaluation, write_metrics
 
 
 def add_arguments(parser):

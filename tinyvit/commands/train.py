@@ -9,20 +9,23 @@ The folder of the run contains the model, a checkpoint, the history of the
 training, and the evaluation on the test set as numbers and pictures.
 """
 
+import shlex
 import sys
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
 from tinyvit.backend import LOOPS, use_loops
+from tinyvit.checkpoint import CHECKPOINT, MODEL
 from tinyvit.classifier import VisionTransformer, fitting_patch_size
-from tinyvit.commands import CommandError, integer, make_folder, number, path, require_range
+from tinyvit.commands import CommandError, in_words, integer, make_folder, number, path, require_range
 from tinyvit.data import DataError, load_mnist
 from tinyvit.data.augment import Augmentation
+from tinyvit.files import locked_folder
 from tinyvit.gpu import get_backend
 from tinyvit.kernels import PRECISIONS
 from tinyvit.model import ViTConfig
-from tinyvit.training import CHECKPOINT, RECIPES, Training, TrainingConfig, WorkerError, read_checkpoint, results
+from tinyvit.training import RECIPES, Training, TrainingConfig, WorkerError, read_checkpoint, results
 from tinyvit.training.loop import TrainingDiverged, TrainingStopped
 from tinyvit.training.progress import Progress
 from tinyvit.training.step import KERNELS
@@ -127,15 +130,23 @@ def memory_advice(options):
 
 
 def run(options):
+    with ExitStack() as locks:  # the folder is locked from the first look at its files to the last result
+        run_in_folder(options, locks)
+
+
+def run_in_folder(options, locks):
+    """Start or resume a run. The lock of its folder is entered into `locks`, an `ExitStack`."""
     for name in ("stop-after", "train-limit", "test-limit"):
         require_range(options, name, 1)
     require_range(options, "workers", 1, 1024)
     backend = get_backend(options.device)
-    training, data, folder = resume(options, backend) if options.resume else start(options, backend)
+    training, data, folder = (resume if options.resume else start)(options, backend, locks)
     options.batch_size = training.config.batch_size  # for `memory_advice`
-    state, epochs, restart = training.state, training.config.epochs, f"tinyvit train --resume {folder}"
+    state, epochs = training.state, training.config.epochs
+    restart = shlex.join(["tinyvit", "train", "--resume", str(folder)])
     if training.finished and (folder / results.METRICS).exists():
-        print(f"all {epochs} epochs in {folder} are done; to test the model again: tinyvit evaluate {folder}")
+        print(f"all {epochs} epochs in {folder} are done\nto test the model again: {evaluation_of(folder)}\n"
+              f"to train longer: {restart} --epochs {2 * epochs}")  # fmt: skip
         return
     print(f"model: {state.parameters.flat.size:,} parameters")
     print(f"data: {training.train_images:,} training, {len(training.validation[1]):,} validation and "
@@ -162,6 +173,15 @@ def run(options):
     except WorkerError as error:
         text = f"error: {error}\nthe steps since the last checkpoint are lost; to continue: {restart}"
         raise CommandError(text, 1) from error
+    except OSError as error:
+        if error.filename is None or not (folder / CHECKPOINT).exists():
+            raise
+        raise CommandError(f"error: {in_words(error)}; to continue from the last checkpoint: {restart}", 2) from error
+
+
+def evaluation_of(folder):
+    """Return the command that tests the model of a finished run again."""
+    return shlex.join(["tinyvit", "evaluate", str(folder)])
 
 
 def describe(step):
@@ -177,8 +197,8 @@ def settings_of(options, names):
     return {name: getattr(options, name) for name in names if getattr(options, name) is not None}
 
 
-def start(options, backend):
-    """Return a new run, its data and its folder, which it creates."""
+def start(options, backend, locks):
+    """Return a new run, its data and its folder, which it creates and locks."""
     recipe = options.recipe or "tuned"
     model_settings = settings_of(options, MODEL_SETTINGS)
     config = replace(RECIPES[recipe], **settings_of(options, TRAINING_SETTINGS))
@@ -210,13 +230,18 @@ def start(options, backend):
     )
     training.state.origin = origin
     if options.out is None:
-        return training, data, new_folder(Path("runs") / f"{recipe}-seed{config.seed}")
-    if (options.out / CHECKPOINT).exists():
-        raise ValueError(
-            f"--out {options.out}: this folder contains a run: continue it with --resume {options.out}, or give "
-            "another folder"
-        )
+        folder = new_folder(Path("runs") / f"{recipe}-seed{config.seed}")
+        locks.enter_context(locked_folder(folder))
+        return training, data, folder
+    if options.out.suffix == ".safetensors":
+        raise ValueError(f"--out {options.out}: expected a folder for the results: leave out the file name")
     make_folder("--out", options.out)
+    locks.enter_context(locked_folder(options.out))
+    if (options.out / CHECKPOINT).exists():
+        other = f"continue it with --resume {shlex.quote(str(options.out))}"
+        if (options.out / results.METRICS).exists():
+            other = f"test it with {evaluation_of(options.out)}"
+        raise ValueError(f"--out {options.out}: this folder contains a run: {other}, or give another folder")
     return training, data, options.out
 
 
@@ -246,12 +271,13 @@ def new_folder(folder):
             candidate = folder.with_name(f"{folder.name}-{number}")
 
 
-def resume(options, backend):
-    """Return the run to continue, with the settings of its checkpoint, its data and its folder."""
+def resume(options, backend, locks):
+    """Return the run to continue, with the settings of its checkpoint, its data and its folder, which it locks."""
     if not options.resume.is_dir():
         raise ValueError(f"--resume {options.resume}: there is no such folder: give the folder of a run")
     if not (options.resume / CHECKPOINT).exists():
         raise ValueError(f"--resume {options.resume}: this folder has no {CHECKPOINT}: give the folder of a run")
+    locks.enter_context(locked_folder(options.resume))
     _, info = read_checkpoint(options.resume)
     origin, before = info["origin"], info["training"]
     fixed = {**info["model"], **before, **before["augmentation"]}
@@ -315,7 +341,7 @@ def finish(training, data, folder, backend):
     """Test the model and write all results."""
     state, step, config = training.state, training.step, training.config
     model = VisionTransformer(training.model_config, state.weights)
-    model.save(folder / results.MODEL, {"recipe": state.origin["recipe"], "seed": config.seed})
+    model.save(folder / MODEL, {"recipe": state.origin.get("recipe"), "seed": config.seed})
     with use_loops("off") if step.loops == "off" else nullcontext():
         evaluation = results.write_evaluation(
             folder,
@@ -337,7 +363,7 @@ def finish(training, data, folder, backend):
         "workers": step.workers,
         "loops": step.loops,
         "seed": config.seed,
-        "recipe": state.origin["recipe"],
+        "recipe": state.origin.get("recipe"),
         "versions": results.versions(backend),
         "origin": state.origin,
         "train_images": training.train_images,

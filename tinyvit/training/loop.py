@@ -1,10 +1,11 @@
 """The training loop: epochs, validation, history, checkpoints, stopping and resuming."""
 
+import logging
 import signal
 import threading
 import time
 import zlib
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,9 +15,10 @@ from tinyvit.backend import compiled_loops, use_loops
 from tinyvit.checkpoint import CheckpointError
 from tinyvit.checks import as_images, as_labels
 from tinyvit.evaluate import evaluate
+from tinyvit.files import locked_folder
 from tinyvit.model import ViTConfig
 from tinyvit.training.settings import TrainingConfig
-from tinyvit.training.state import CHECKPOINT, new_state, read_checkpoint, restore_state, save_state
+from tinyvit.training.state import CHECKPOINT, new_state, read_checkpoint, require_place, restore_state, save_state
 from tinyvit.training.step import make_step
 
 DEFAULT_STEP = make_step  # it has the option `workers`
@@ -109,7 +111,7 @@ class Training:
         Parameters
         ----------
         folder : path-like, optional
-            Where checkpoints go. Default: no checkpoints.
+            Where checkpoints go. The folder is locked during the run. Default: no checkpoints.
         on_step : callable, optional
             Called with this object after each step.
         on_epoch : callable, optional
@@ -125,14 +127,25 @@ class Training:
             If the loss or a weight is not finite. The last good checkpoint is unchanged.
         WorkerError
             If another process failed or died.
+        BlockingIOError
+            If another run uses the folder.
         OSError
-            If the folder cannot be written, before the first step.
+            If the checkpoint cannot be written, before the first step or after an epoch. The older file is unchanged.
+
+        Notes
+        -----
+        If a checkpoint cannot be written during an epoch, the run continues, and the logger "tinyvit" gets a warning.
         """
+        if folder is not None:
+            Path(folder).mkdir(parents=True, exist_ok=True)
+        with nullcontext() if folder is None else locked_folder(folder):
+            self._run(folder, on_step, on_epoch, stop_after)
+
+    def _run(self, folder, on_step, on_epoch, stop_after):
+        """Train to the last epoch in a locked folder."""
         state = self.state
         last_epoch = self.config.epochs if stop_after is None else min(stop_after, self.config.epochs)
         self.stop_requested = False
-        if folder is not None:
-            Path(folder).mkdir(parents=True, exist_ok=True)
         self.save(folder)  # a full disk raises an error before the first step
         with self._stop_on_signals(), self.step:
             while state.epoch < last_epoch:
@@ -165,7 +178,7 @@ class Training:
             if on_step:
                 on_step(self)
             if due or self.stop_requested:
-                self.save(folder)
+                self._save_during_epoch(folder)
                 saved = time.monotonic()
             self._stop_if_requested()
             began = time.perf_counter()
@@ -222,6 +235,22 @@ class Training:
             }
             save_state(folder, self.state, settings, self.images_done)
 
+    def _save_during_epoch(self, folder):
+        """Write the state. A failure is only a warning, because the next checkpoint follows soon."""
+        try:
+            self.save(folder)
+        except OSError as error:
+            if self.stop_requested:
+                raise
+            logging.getLogger("tinyvit").warning(
+                "note: no checkpoint after step %d of epoch %d, the next follows in %d s (%s: %s)",
+                self.state.done,
+                self.state.epoch + 1,
+                CHECKPOINT_SECONDS,
+                error.filename,
+                error.strerror,
+            )
+
     @classmethod
     def resume(cls, folder, images, labels, backend, *, epochs=None, make_step=make_step, **options):
         """Return the run of `folder`/checkpoint.safetensors, ready to resume.
@@ -273,17 +302,19 @@ class Training:
                     "with --loops off, which changes the bits"
                 )
         model_config = ViTConfig(**info["model"])
+        count = len(images) - config.validation
+        try:
+            check_dataset(images, labels, model_config)
+            if count < 1:
+                text = f"validation must be below the number of images, {len(images)}"
+                raise ValueError(f"{text}, not {config.validation}")
+        except ValueError as error:
+            raise CheckpointError(f"{path}: {error}: give the images and labels of the run") from error
+        require_place(path, info, config.batch_size, count)
         run = cls(model_config, config, images, labels, backend, make_step=make_step, **options)
         if run.fingerprint != info["data"]:
             raise CheckpointError(f"{path}: the run used other training data: give the same images and labels")
-        restore_state(
-            path=path,
-            state=run.state,
-            arrays=arrays,
-            info=info,
-            batch_size=config.batch_size,
-            images=run.train_images,
-        )
+        restore_state(run.state, arrays=arrays, info=info, batch_size=config.batch_size)
         return run
 
     def _read_totals(self):

@@ -20,7 +20,6 @@ from tinyvit.training.settings import TrainingConfig
 from tinyvit.training.state import read_checkpoint
 
 METRICS = "metrics.json"
-MODEL = "model.safetensors"
 GPU_METRICS = ("precision", "kernels", "compile_seconds")  # they describe a GPU's kernels
 HISTORY_FORMATS = {  # the columns of history.csv
     "epoch": "d",

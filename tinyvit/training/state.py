@@ -8,14 +8,25 @@ from pathlib import Path
 import numpy as np
 
 from tinyvit.backend import LOOPS, array_module
-from tinyvit.checkpoint import CheckpointError, load_arrays, save_arrays
+from tinyvit.checkpoint import (
+    CHECKPOINT,
+    CheckpointError,
+    in_short,
+    load_arrays,
+    parameter_count,
+    require_all_settings,
+    save_arrays,
+)
+from tinyvit.checks import require_number
+from tinyvit.kernels import PRECISIONS
 from tinyvit.model import ViTConfig, initialise
 from tinyvit.optim import Adam, ExponentialMovingAverage, matrices_only
 from tinyvit.parameters import Parameters
 from tinyvit.training.settings import TrainingConfig
 
-CHECKPOINT = "checkpoint.safetensors"
 CHECKPOINT_FORMAT = 1
+MOST_WORKERS = 1024
+LARGEST = 1e300  # of a sum of losses, and of seconds
 
 
 @dataclass(eq=False)
@@ -184,17 +195,13 @@ def save_state(folder, state, settings, place):
     save_arrays(Path(folder) / CHECKPOINT, state.arrays(), info)
 
 
-def restore_state(path, state, arrays, info, batch_size, images):
-    """Copy a checkpoint into a new state of the same settings.
+def require_place(path, info, batch_size, images):
+    """Check that the progress in a checkpoint is possible for a number of training images.
 
     Parameters
     ----------
     path : path-like
         The file, for messages.
-    state : State
-        The state to change.
-    arrays : dict of ndarray
-        The arrays from `read_checkpoint`.
     info : dict
         The metadata from `read_checkpoint`.
     batch_size : int
@@ -205,22 +212,39 @@ def restore_state(path, state, arrays, info, batch_size, images):
     Raises
     ------
     CheckpointError
-        If an array does not fit the model, or the place is not between two batches.
+        If the place is not between two batches, or more steps were counted than taken.
     """
-    for name, array in arrays.items():
-        if array.shape != state.parameters.flat.shape or array.dtype != state.parameters.flat.dtype:
-            raise CheckpointError(f"{path}: {name} does not fit the model: {array.dtype} {array.shape}")
     place = info["place"]
     if not 0 <= place <= images:
         raise CheckpointError(f"{path}: place {place} is outside an epoch of {images} images")
     if place % batch_size and place != images:
         raise CheckpointError(f"{path}: place {place} is not between two batches of {batch_size}")
+    steps = info["epoch"] * -(-images // batch_size) + -(-place // batch_size)
+    for name in ("adam_steps", "average_steps"):
+        if info[name] > steps:
+            raise CheckpointError(f"{path}: {name} is {info[name]}, but the run has taken {steps} steps")
+
+
+def restore_state(state, arrays, info, batch_size):
+    """Copy a checkpoint into a new state of the same settings.
+
+    Parameters
+    ----------
+    state : State
+        The state to change.
+    arrays : dict of ndarray
+        The arrays from `read_checkpoint`.
+    info : dict
+        The metadata from `read_checkpoint`.
+    batch_size : int
+        Number of images per step.
+    """
     for name, array in state.arrays().items():
         array[...] = array_module(array).asarray(arrays[name])
     state.adam.steps = info["adam_steps"]
     if state.average is not None:
         state.average.steps = info["average_steps"]
-    state.done = -(-place // batch_size)
+    state.done = -(-info["place"] // batch_size)
     for name in ("epoch", "loss_sum", "correct", "seconds", "history", "origin"):
         setattr(state, name, info[name])
 
@@ -243,28 +267,85 @@ def read_checkpoint(folder):
     Raises
     ------
     CheckpointError
-        If the file is missing or damaged, or is not the checkpoint of a run.
+        If the file is missing or damaged, is not the checkpoint of a run, or a value in it is out of range.
     """
     path = Path(folder) / CHECKPOINT
     arrays, info = load_arrays(path)
     if not isinstance(info, dict) or info.get("format") != CHECKPOINT_FORMAT:
         raise CheckpointError(f"{path}: not a checkpoint of a run in format {CHECKPOINT_FORMAT}: start a new run")
     info.setdefault("loops", "off")  # checkpoints of version 0.1 have no loops
-    kinds = {
-        **dict.fromkeys(("model", "training", "origin"), dict),
-        **dict.fromkeys(("workers", "data", "adam_steps", "average_steps", "epoch", "place", "correct"), int),
-        **dict.fromkeys(("loss_sum", "seconds"), float),
-        "history": list,
-    }
-    wrong = [name for name, kind in kinds.items() if not isinstance(info.get(name), kind)]
-    wrong += ["loops"] if info["loops"] not in LOOPS else []
     try:
-        ViTConfig(**info["model"])
+        model = ViTConfig(**info["model"])
+        require_all_settings(model, info["model"])
         config = TrainingConfig.from_dict(info["training"])
+        require_all_settings(config, info["training"])
     except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{path}: its settings are not those of a run ({error}): start a new run") from error
-    needed = {"parameters", "adam.first_moment", "adam.second_moment"} | ({"average"} if config.average else set())
-    wrong += sorted(needed ^ set(arrays))
-    if wrong:
-        raise CheckpointError(f"{path}: wrong or missing entries: {', '.join(wrong)}: start a new run")
+        text = f"its settings are not those of a run ({in_short(error)})"
+        raise CheckpointError(f"{path}: {text}: start a new run") from error
+    try:
+        _check_arrays(arrays, model, config)
+        _check_progress(info, config)
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {in_short(error)}: start a new run") from error
     return arrays, info
+
+
+def _check_arrays(arrays, model, config):
+    """Raise `ValueError` unless the arrays of a checkpoint fit the settings of the model and the training."""
+    needed = {"parameters", "adam.first_moment", "adam.second_moment"} | ({"average"} if config.average else set())
+    if wrong := sorted(needed ^ set(arrays)):
+        raise ValueError(f"wrong or missing entries: {', '.join(wrong)}")
+    shape = (parameter_count(model),)
+    for name, array in sorted(arrays.items()):
+        if array.shape != shape or array.dtype != np.float32:
+            raise ValueError(f"{name} does not fit the model: {array.dtype} {array.shape}, not float32 {shape}")
+    if arrays["adam.second_moment"].min() < 0:
+        raise ValueError("adam.second_moment is a mean of squares, but contains values below 0")
+
+
+def _check_progress(info, config):
+    """Raise `ValueError` unless the entries of a checkpoint are of their types, in range and consistent."""
+    kinds = {"origin": dict, "history": list}
+    numbers = ("workers", "data", "epoch", "place", "correct", "adam_steps", "average_steps", "loss_sum", "seconds")
+    wrong = [name for name, kind in kinds.items() if not isinstance(info.get(name), kind)]
+    wrong += [name for name in numbers if name not in info] + ["loops"] * (info["loops"] not in LOOPS)
+    if wrong:
+        raise ValueError(f"wrong or missing entries: {', '.join(wrong)}")
+    require_number("workers", info["workers"], 1, MOST_WORKERS, integer=True)
+    require_number("data", info["data"], 0, 2**32, integer=True, below=True)
+    require_number("epoch", info["epoch"], 0, config.epochs, integer=True)
+    require_number("place", info["place"], 0, 2**53 if info["epoch"] < config.epochs else 0, integer=True)
+    require_number("correct", info["correct"], 0, info["place"], integer=True)
+    for name in ("adam_steps", "average_steps"):
+        require_number(name, info[name], 0, 2**53, integer=True)
+    for name in ("loss_sum", "seconds"):
+        require_number(name, info[name], 0, LARGEST)
+    if len(info["history"]) != info["epoch"]:
+        raise ValueError(f"the history has {len(info['history'])} epochs, not {info['epoch']}")
+    for number, record in enumerate(info["history"], 1):
+        _check_record(number, record, config, info["seconds"])
+    origin = info["origin"]
+    for name in ("train_limit", "test_limit"):
+        if origin.get(name) is not None:
+            require_number(name, origin[name], 1, 2**53, integer=True)
+    for name in ("recipe", "data_dir"):
+        if not isinstance(origin.get(name), str | None):
+            raise ValueError(f"{name} must be a text, not {origin[name]!r}")
+    if origin.get("precision", "float32") not in PRECISIONS:
+        raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, not {origin['precision']!r}")
+
+
+def _check_record(number, record, config, seconds):
+    """Raise `ValueError` unless `record` is that of epoch `number` in the history of a run of `seconds`."""
+    validation = {"validation_loss": LARGEST, "validation_accuracy": 1}
+    limits = {"train_loss": LARGEST, "train_accuracy": 1, "seconds": seconds}
+    if not isinstance(record, dict) or record.get("epoch") != number or not {*limits, *validation} <= set(record):
+        raise ValueError(f"the record of epoch {number} in the history is missing or incomplete")
+    if config.validation:
+        limits |= validation
+    elif any(record[name] is not None for name in validation):
+        raise ValueError(f"epoch {number} has a validation, but the run has no validation images")
+    # Version 0.1 did not record the learning rates.
+    limits |= {name: 10 for name in ("first_learning_rate", "last_learning_rate") if name in record}
+    for name, limit in limits.items():
+        require_number(f"{name} of epoch {number}", record[name], 0, limit)
