@@ -31,8 +31,9 @@ def write_file(path, data):
 def write_mnist(folder, arrays, suffix=".gz", separator="-", prefix="", test="t10k"):
     """Write the four idx files of MNIST, Fashion-MNIST and KMNIST."""
     for split, images, labels in zip(("train", test), arrays[::2], arrays[1::2], strict=True):
+        labels = labels.astype(np.uint8)
         write_file(folder / f"{prefix}{split}-images{separator}idx3-ubyte{suffix}", idx_bytes(images))
-        write_file(folder / f"{prefix}{split}-labels{separator}idx1-ubyte{suffix}", idx_bytes(labels.astype(np.uint8)))
+        write_file(folder / f"{prefix}{split}-labels{separator}idx1-ubyte{suffix}", idx_bytes(labels))
 
 
 def write_emnist(folder, arrays, split, suffix=".gz"):
@@ -46,8 +47,9 @@ def write_qmnist(folder, arrays, suffix=".gz"):
     """Write QMNIST: big-endian int32 labels (N, 8), which begin with class, series and writer."""
     for split, images, labels in zip(SPLITS, arrays[::2], arrays[1::2], strict=True):
         extended = np.zeros((len(labels), 8), np.int32)
-        extended[:, 0], extended[:, 1], extended[:, 2] = labels, 4, 2100 + np.arange(len(labels)) % 500
-        extended[:, 3], extended[:, 4], extended[:, 5] = np.arange(len(labels)) % 150, labels + 30, np.arange(len(labels))
+        index = np.arange(len(labels))
+        columns = [labels, 0 * index + 4, 2100 + index % 500, index % 150, labels + 30, index]
+        extended[:, :6] = np.stack(columns, axis=1)
         write_file(folder / f"qmnist-{split}-images-idx3-ubyte{suffix}", idx_bytes(images))
         write_file(folder / f"qmnist-{split}-labels-idx2-int{suffix}", idx_bytes(extended))
 
@@ -129,7 +131,7 @@ def write_cifar(folder, arrays, kind=10):
         for i, rows in enumerate(np.array_split(np.arange(len(images)), 5)):
             (folder / f"data_batch_{i + 1}.bin").write_bytes(records(images[rows], labels[rows]))
         (folder / "test_batch.bin").write_bytes(records(test_images, test_labels))
-        names = "airplane automobile bird cat deer dog frog horse ship truck".split()
+        names = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
         (folder / "batches.meta.txt").write_text("\n".join([*names, "", ""]))
         (folder / "readme.html").write_text('<meta HTTP-EQUIV="REFRESH" content="0">')
         return

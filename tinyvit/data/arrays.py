@@ -1,45 +1,25 @@
 """Images and labels of any common form as uint8 images and classes from 0, and a split for testing."""
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import NamedTuple
+from collections import namedtuple
 
 import numpy as np
 
-from tinyvit.data.families import Family
 from tinyvit.data.mnist import DatasetError
 
 BLOCK = 4096  # images that are scaled at a time, because a float copy of all of them may be large
 HOLD_OUT = 7  # one image in seven is for testing if a data set has no test images; MNIST has the same share
 
 
-class Part(NamedTuple):
-    """The images and labels of one split in the form of their files, and the names of the files for messages."""
+# The images and labels of one split in the form of their files, and the names of the files for messages.
+Part = namedtuple("Part", "images labels file labels_file")
 
-    images: np.ndarray
-    labels: np.ndarray
-    file: str
-    labels_file: str
+# A data set in the form of its files: the name of the form, a dict with a `Part` per split ("train", "val", "test"),
+# the names of the classes or None, the beginning of the files' names, and a list of texts about conversions.
+Found = namedtuple("Found", "kind parts class_names file notes")
 
-
-@dataclass
-class Found:
-    """A data set in the form of its files. The keys of `parts` are "train" and perhaps "val" and "test"."""
-
-    kind: str
-    parts: dict
-    class_names: tuple | None = None
-    family: Family | None = None
-    notes: list = field(default_factory=list)
-
-
-class Source(NamedTuple):
-    """A data set in a folder: the path that names it, the paths of its files, and the function that reads it."""
-
-    path: str
-    files: tuple
-    read: Callable
+# A data set in a folder: the path that names it, the paths of its files, and the function that reads it.
+Source = namedtuple("Source", "path files read")
 
 
 # ---- images ----
@@ -47,16 +27,16 @@ class Source(NamedTuple):
 
 def to_images(parts, notes):
     """Return the images of each `Part` as uint8 (N, R, C) or (N, R, C, 3), with one scale for all parts."""
-    arrays = [_shaped(part, notes) for part in parts]
+    arrays, (file, *_) = [_shaped(part, notes) for part in parts], [part.file for part in parts]
     for part, array in zip(parts, arrays, strict=True):
         if array.shape[1:] != arrays[0].shape[1:]:
-            expected = f"images of {size_of(arrays[0])} as in {parts[0].file}"
-            raise DatasetError(part.file, expected, size_of(array))
+            sizes = ["{} x {} pixels".format(*a.shape[1:]) + " in colour" * (a.ndim == 4) for a in (arrays[0], array)]
+            raise DatasetError(part.file, f"images of {sizes[0]} as in {file}", sizes[1])
     low, high = min(array.min() for array in arrays), max(array.max() for array in arrays)
     whole = all(array.dtype.kind != "f" for array in arrays)
     if not 0 <= low <= high <= (65535 if whole else 255):  # NaN fails too
         expected = "pixels from 0 to 255, or from 0 to 1"
-        raise DatasetError(parts[0].file, expected, f"pixels from {low:g} to {high:g}: scale them first")
+        raise DatasetError(file, expected, f"pixels from {low:g} to {high:g}: scale them first")
     top = next(top for top in (1, 16, 255, 65535) if high <= top)
     if top != 255 and high > 0:
         notes.append(f"pixels 0 to {top:,} became 0 to 255")
@@ -98,11 +78,6 @@ def _scaled(images, scale):
     return result
 
 
-def size_of(images):
-    """Return the size of images for a message."""
-    return "{} x {} pixels".format(*images.shape[1:3]) + " in colour" * (images.ndim == 4)
-
-
 # ---- labels ----
 
 
@@ -134,8 +109,8 @@ def to_classes(parts, classes, family, class_names, notes):
     starts = np.cumsum([0, *(len(part.images) for part in parts)])
     if wrong.size:
         i = int(np.searchsorted(starts, wrong[0], side="right")) - 1
-        expected = f"labels from {first} to {first + number - 1}"
-        raise DatasetError(parts[i].labels_file, expected, f"{labels[wrong[0]]} at position {wrong[0] - starts[i]}")
+        found = f"{labels[wrong[0]]} at position {wrong[0] - starts[i]}"
+        raise DatasetError([*parts][i].labels_file, f"labels from {first} to {first + number - 1}", found)
     labels = (labels - first).astype(np.uint8 if number <= 256 else np.int32)
     if class_names and len(class_names) != number:
         class_names = None
@@ -169,9 +144,9 @@ def _vector(part, notes):
 
 def is_one_hot(labels):
     """Return whether an array is a matrix with one 1 per row and otherwise 0."""
-    return labels.ndim == 2 and labels.dtype.kind in "buif" and bool(
-        ((labels == 0) | (labels == 1)).all() and (labels.sum(axis=1) == 1).all()
-    )
+    if labels.ndim != 2 or labels.dtype.kind not in "buif":
+        return False
+    return bool(((labels == 0) | (labels == 1)).all() and (labels.sum(axis=1) == 1).all())
 
 
 def hold_out(labels, rng):

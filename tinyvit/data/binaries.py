@@ -19,7 +19,6 @@ import numpy as np
 
 from tinyvit.data.arrays import Found, Part, Source, is_one_hot
 from tinyvit.data.contents import content_of, listing, most_bytes, one_error, read_content
-from tinyvit.data.families import family_of_file
 from tinyvit.data.idx import DataError, read_at_most, read_idx
 from tinyvit.data.mnist import DatasetError
 
@@ -51,14 +50,15 @@ def find_quartets(folder, paths):
 
 def _read_quartet(folder, prefix, roles):
     """Return the `Found` of the files with a prefix. `roles` has a list of copies for each split and "images"."""
-    found = Found("idx files", {}, family=family_of_file(prefix))
+    kind = "npz files" if any(path.endswith(".npz") for path in chain(*roles.values())) else "idx files"
+    found = Found(kind, {}, None, prefix, notes=[])
     for split in ("train", "test"):
         arrays = []
         for what in ("images", "labels"):
             if (split, what) not in roles:
                 example = os.path.basename(roles.get(("train", what), roles.get(("test", what), ["labels file"]))[0])
                 raise DatasetError(folder, f"also a file with the {split} {what} such as {example}", listing(folder))
-            arrays.append(_read_intact(roles[split, what], found))
+            arrays.append(_read_intact(roles[split, what], found.notes))
         (images, file), (labels, labels_file) = arrays
         if labels.ndim == 2 and labels.shape[1] == 8 and labels.dtype.kind == "i" and not is_one_hot(labels):
             labels = labels[:, 0]  # QMNIST's extended labels, which begin with the class
@@ -66,21 +66,20 @@ def _read_quartet(folder, prefix, roles):
     return found
 
 
-def _read_intact(copies, found):
+def _read_intact(copies, notes):
     """Return the array of the first copy that is intact, and its path. Raw files with a dash come first."""
     first_error = None
     for path in sorted(copies, key=lambda path: (path.endswith(".npz"), ".idx" in path, path.endswith(".gz"), path)):
         try:
             if path.endswith(".npz"):
-                (array,) = read_npz(path).values()
-                found.kind = "npz files"
+                array, *_ = read_npz(path).values()
             else:
                 array = read_idx(path, most_bytes(path))
         except DataError as error:
             first_error = first_error or error
             continue
         if first_error:
-            found.notes.append(f"{os.path.basename(path)} is read because of a damaged copy ({first_error})")
+            notes.append(f"{os.path.basename(path)} is read because of a damaged copy ({first_error})")
         return array, path
     raise first_error
 
@@ -93,18 +92,18 @@ def find_npz(folder, paths):
 def _read_npz(file):
     """Return the `Found` of a file with images and labels under one of the usual names."""
     arrays = {name.lower(): array for name, array in read_npz(file).items()}
-    found = Found("npz file", {}, family=family_of_file(os.path.basename(file)))
+    parts = {}
     for split in ("train", "val", "test", ""):
         pair = []
         for names in (IMAGES, LABELS):
             keys = [key.strip("_") for name in names for key in (f"{name}_{split}", f"{split}_{name}")]
             pair += [arrays[key] for key in keys if key in arrays][:1]
         if len(pair) == 2:
-            found.parts.setdefault(split or "train", Part(*pair, file, file))
-    if "train" not in found.parts:
+            parts.setdefault(split or "train", Part(*pair, file, file))
+    if "train" not in parts:
         names = ", ".join(f"{name} {array.shape}" for name, array in arrays.items()) or "no arrays"
         raise DatasetError(file, "arrays x_train, y_train, x_test and y_test, or images and labels", names)
-    return found
+    return Found("npz file", parts, None, os.path.basename(file), notes=[])
 
 
 def read_npz(file):
@@ -151,9 +150,8 @@ def find_cifar(folder, paths):
 def _read_cifar(folder, kind):
     """Return the `Found` of CIFAR's binary files. Without the file of class names the classes have none."""
     label_bytes, train, test, meta = CIFAR[kind]
-    found = Found(kind, {})
-    if os.path.exists(file := os.path.join(folder, meta)):
-        found.class_names = tuple(read_content(file).decode("utf-8", "replace").split())
+    file, parts = os.path.join(folder, meta), {}
+    class_names = read_content(file).decode("utf-8", "replace").split() if os.path.exists(file) else ()
     for split, names in (("train", train), ("test", [test])):
         file = os.path.join(folder, names[0])
         content = b"".join(read_content(os.path.join(folder, name)) for name in names)
@@ -161,5 +159,5 @@ def _read_cifar(folder, kind):
             raise DatasetError(file, f"records of {label_bytes + CIFAR_PIXELS} bytes", f"{len(content)} bytes")
         records = np.frombuffer(content, np.uint8).reshape(-1, label_bytes + CIFAR_PIXELS)
         images = records[:, label_bytes:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
-        found.parts[split] = Part(images, records[:, label_bytes - 1], file, file)
-    return found
+        parts[split] = Part(images, records[:, label_bytes - 1], file, file)
+    return Found(kind, parts, tuple(class_names) or None, file="", notes=[])

@@ -1,6 +1,7 @@
 """One function that loads data sets of many forms: idx, npz, CSV and CIFAR files, and folders of pictures."""
 
 import os
+import re
 from functools import partial
 
 import numpy as np
@@ -8,7 +9,7 @@ import numpy as np
 from tinyvit.data.arrays import Found, Part, hold_out, to_classes, to_images
 from tinyvit.data.binaries import find_cifar, find_npz, find_quartets
 from tinyvit.data.contents import content_of, listing, visible
-from tinyvit.data.families import family_of_content
+from tinyvit.data.families import family_of
 from tinyvit.data.folders import find_folders
 from tinyvit.data.mnist import DatasetError, ImageDataset, load_mnist
 from tinyvit.data.tables import find_tables, read_tables
@@ -107,48 +108,38 @@ def _digits():
 
     digits = load_digits()
     part = Part(digits.images, digits.target, DIGITS, DIGITS)
-    return Found("scikit-learn's digits", {"train": part}, class_names=tuple(map(str, digits.target_names)))
+    return Found("scikit-learn's digits", {"train": part}, tuple("0123456789"), file="", notes=[])
 
 
 def _dataset(found, path, classes, rng):
     """Return the `ImageDataset` of a `Found`, whose images and labels have any supported form."""
-    parts, notes = found.parts, found.notes
+    kind, parts, class_names, file, notes = found
     if "test" not in parts and "val" in parts:
         parts["test"] = parts.pop("val")
         notes.append("the validation images are for testing")
-    images = dict(zip(parts, to_images(list(parts.values()), notes), strict=True))
-    base = os.path.dirname(path) if os.path.basename(path) == "raw" else path
-    folder, kind, family = os.path.basename(base), found.kind, found.family
-    if family is None and found.class_names is None:
-        family = family_of_content([*images.values()][-1], parts["train"].labels, folder)
+    images = to_images(parts.values(), notes)
+    place = os.path.dirname(path) if re.fullmatch(r"raw|train\..*", os.path.basename(path)) else path
+    name = os.path.splitext(os.path.basename(place).removeprefix("sklearn:"))[0]
+    family = None if class_names else family_of(file, name, images[-1], parts["train"].labels)
     if family:
         kind = family.kind + ", transposed back" * family.transposed
-    if family and family.transposed:
-        images = {split: np.ascontiguousarray(array.swapaxes(1, 2)) for split, array in images.items()}
-    labels, classes, class_names = to_classes(list(parts.values()), classes, family, found.class_names, notes)
-    labels = dict(zip(parts, labels, strict=True))
-    data = {split: (images[split], labels[split]) for split in parts}
-    train = labels["train"]
+        images = [np.ascontiguousarray(array.swapaxes(1, 2)) if family.transposed else array for array in images]
+    labels, classes, class_names = to_classes(parts.values(), classes, family, class_names, notes)
+    data = dict(zip(parts, zip(images, labels, strict=True), strict=True))
+    images, labels = data["train"]
     if "test" not in data:
-        for split, chosen in zip(("test", "train"), reversed(hold_out(train, rng)), strict=True):
-            data[split] = images["train"][chosen], train[chosen]
+        train, test = hold_out(labels, rng)
+        data = {"train": (images[train], labels[train]), "test": (images[test], labels[test])}
         notes.append("one image in seven is for testing")
-        if not len(data["test"][1]):
-            raise DatasetError(path, "at least two images of a class, one for testing", f"{len(train)} images")
-    elif (train[1:] >= train[:-1]).all() and train[0] != train[-1]:
-        order = rng.permutation(len(train))
-        data["train"] = images["train"][order], train[order]
+        if not len(test):
+            raise DatasetError(path, "at least two images of a class, one for testing", f"{len(labels)} images")
+    elif (labels[1:] >= labels[:-1]).all() and labels[0] != labels[-1]:
+        order = rng.permutation(len(labels))
+        data["train"] = images[order], labels[order]
         notes.append("the training images are in random order")
     if "val" in data:
-        data["train"] = tuple(map(np.concatenate, zip(data["train"], data["val"], strict=True)))
+        data["train"] = map(np.concatenate, zip(data["train"], data["val"], strict=True))
         notes.append(f"its {len(data['val'][1]):,} validation images are the last training images")
     shown = f" {class_names[0]} to {class_names[-1]}" if class_names else ""
-    return ImageDataset(
-        *data["train"],
-        *data["test"],
-        classes=classes,
-        name=os.path.splitext(folder.split(":")[-1])[0],
-        source=path,
-        class_names=class_names,
-        description=", ".join([kind, f"{classes} classes{shown}", *dict.fromkeys(notes)]),
-    )
+    description = ", ".join([kind, f"{classes} classes{shown}", *dict.fromkeys(notes)])
+    return ImageDataset(*data["train"], *data["test"], classes, name, path, class_names, description)

@@ -10,17 +10,12 @@ References
 
 import hashlib
 import re
+from collections import namedtuple
 from string import ascii_lowercase, ascii_uppercase, digits
-from typing import NamedTuple
 
-
-class Family(NamedTuple):
-    """A published data set. `first` is the label of the first class."""
-
-    kind: str
-    class_names: tuple
-    first: int = 0
-    transposed: bool = False
+# A published data set: its name, the names of its classes, the label of the first class, and whether the images are
+# stored transposed.
+Family = namedtuple("Family", "kind class_names first transposed", defaults=(0, False))
 
 
 def _emnist(split, class_names, first=0):
@@ -56,23 +51,18 @@ CONTENT = {  # the first characters of the SHA-256 of the test images
 }
 
 
-def family_of_file(name):
-    """Return the family that the beginning of a file's name states, or None."""
-    name = re.sub("[^a-z0-9]", "", name.lower())
-    return next((family for key, family in FAMILIES.items() if name.startswith(key)), None)
+def family_of(file, folder, test_images, labels):
+    """Return the family that the name of a file, the test images or the name of a folder show, or None.
 
-
-def family_of_content(test_images, labels, folder):
-    """Return the family of images with the labels `labels`, which have no family's file names, or None.
-
-    The test images decide. For another form of the data, the name of the folder decides if the ten or more classes
-    are those of the family.
+    EMNIST's file names suffice. Other names count only if the labels fit.
     """
+    file, folder = (re.sub("[^a-z0-9]", "", name.lower()) for name in (file, folder))
+    classes, by_folder = set(labels.ravel().tolist()), None
+    for key, family in FAMILIES.items():
+        names = set(range(len(family.class_names)))
+        if file.startswith(key) and (family.transposed or classes == names or (classes < names and key != "mnist")):
+            return family
+        if SYNONYMS.get(folder, folder) == key and classes == names and not family.transposed:
+            by_folder = family._replace(kind=f"{family.kind} by its name")
     digest = hashlib.sha256(test_images).hexdigest()[:32]
-    if digest in CONTENT:
-        return FAMILIES[CONTENT[digest]]
-    name = re.sub("[^a-z0-9]", "", folder.lower())
-    family = FAMILIES.get(SYNONYMS.get(name, name))
-    if family is None or family.transposed or set(labels) != set(range(len(family.class_names))):
-        return None
-    return family._replace(kind=f"{family.kind} by its folder's name")
+    return FAMILIES[CONTENT[digest]] if digest in CONTENT else by_folder

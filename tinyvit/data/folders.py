@@ -56,7 +56,7 @@ def _read(splits):
         labels = np.array([label for _, label in pairs], int)
         parts[split] = Part(images[: len(pairs)], labels, splits[split], splits[split])
         images = images[len(pairs) :]
-    return Found("folders of pictures", parts, tuple(names), notes=notes)
+    return Found("folders of pictures", parts, tuple(names), file="", notes=notes)
 
 
 def _files(folder, classes):

@@ -3,17 +3,13 @@
 SIGNATURES = (
     (b"PK\x03\x04", "a zip archive: unpack it"),
     (b"7z\xbc\xaf\x27\x1c", "a 7z archive: unpack it"),
-    (b"Rar!", "a RAR archive: unpack it"),
-    (b"BZh", "a file packed by bzip2: unpack it"),
     (b"\xfd7zXZ\x00", "a file packed by xz: unpack it"),
-    (b"\x28\xb5\x2f\xfd", "a file packed by zstd: unpack it"),
     (b"\x1f\x8b", "a gzip file inside a gzip file: unpack it once"),
     (b"\x89HDF\r\n", "an HDF5 file: save its arrays with numpy.savez"),
     (b"\x93NUMPY", "a single NumPy array: save images and labels together with numpy.savez"),
     (b"MATLAB 5.0", "a MATLAB file: save its arrays with numpy.savez"),
     (b"PAR1", "a Parquet file: save its images with numpy.savez, or as PNG files"),
     (b"version https://git-lfs", "a Git LFS pointer in place of the data: run git lfs pull"),
-    (b"%PDF", "a PDF document"),
     (b"\x89PNG", "a PNG picture: give a folder with one sub-folder of pictures per class"),
     (b"\xff\xd8\xff", "a JPEG picture: give a folder with one sub-folder of pictures per class"),
 )

@@ -1,38 +1,32 @@
 """Data sets in CSV files with one image per row, as Kaggle and OpenML have them."""
 
+import contextlib
 import csv
 import io
 import os
 import re
+from collections import namedtuple
 from functools import partial
-from typing import NamedTuple
 
 import numpy as np
 
 from tinyvit.data.arrays import Found, Part, Source, square_shape, to_images
 from tinyvit.data.contents import name_content, one_error, read_content
-from tinyvit.data.families import family_of_file
 from tinyvit.data.mnist import DatasetError
 
 NAME = re.compile(r".*\.(csv|tsv|tra|tes)(\.gz)?", re.IGNORECASE)  # .tra is UCI's optdigits
 IDS = ("id", "imageid", "image_id", "index", "unnamed: 0", "")
 
-
-class Table(NamedTuple):
-    """The images of a CSV file, its labels or None, and the name and the cells of its column of ids or None."""
-
-    images: np.ndarray
-    labels: np.ndarray | None
-    id_name: str | None
-    ids: np.ndarray | None
+# The images of a CSV file, its labels or None, and the name and the cells of its column of ids, or None twice.
+Table = namedtuple("Table", "images labels id_name ids")
 
 
 def find_tables(folder, paths):
     """Return a `Source` for each CSV file of a folder that is for training, or for the only one."""
     files = [path for path in paths if NAME.fullmatch(path) and os.path.isfile(path)]
     tests = [re.sub(r"\.tra$", ".tes", re.sub(r"train(ing)?(?=[^/\\]*$)", "test", path)) for path in files]
-    pairs = [(path, test) for path, test in zip(files, tests, strict=True) if path != test] or [files] * (len(files) == 1)
-    pairs = [tuple(path for path in pair if path in files) for pair in pairs]
+    pairs = [pair for pair in zip(files, tests, strict=True) if pair[0] != pair[1]]
+    pairs = [tuple(path for path in pair if path in files) for pair in pairs or [files] * (len(files) == 1)]
     return [Source(pair[0], pair, partial(read_tables, *pair)) for pair in pairs]
 
 
@@ -42,25 +36,24 @@ def read_tables(train, test=None):
     if table.labels is None:
         found = "only pixels: to classify them, use tinyvit predict FILE --csv OUT"
         raise DatasetError(train, 'a column "label"', found)
-    family = family_of_file(os.path.basename(train))
-    found = Found("CSV file", {"train": Part(*table[:2], train, train)}, family=family)
+    parts, notes = {"train": Part(*table[:2], train, train)}, []
     if test and (table := read_table(test)).labels is not None:
-        found.parts["test"] = Part(*table[:2], test, test)
+        parts["test"] = Part(*table[:2], test, test)
     elif test:
-        found.notes.append(f"{os.path.basename(test)} has no labels")
-    return found
+        notes.append(f"{os.path.basename(test)} has no labels")
+    return Found("CSV file", parts, None, os.path.basename(train), notes)
 
 
 def read_unlabelled(file):
     """Return the images of a CSV file as uint8, and the name and cells of its column of ids or None."""
     table = read_table(file)
-    (images,) = to_images([Part(table.images, None, str(file), str(file))], [])
+    (images,) = to_images([Part(table.images, None, file, file)], [])
     return images, table.id_name, table.ids
 
 
 def read_table(file):
     """Return the `Table` of a CSV file with one image per row, with or without a header."""
-    content = read_content(file)
+    content, file = read_content(file), str(file)
     if name := name_content(content):
         raise DatasetError(file, "a CSV file", name)
     with one_error(file, "a CSV file"):
@@ -104,8 +97,8 @@ def _columns(cells, named, file):
 
 
 def _numbers(cells):
-    """Return texts as floats if all of them are numbers, and otherwise unchanged."""
-    try:
-        return cells if cells is None else np.asarray(cells).astype(float)
-    except ValueError:
-        return cells
+    """Return texts as numbers if all of them are numbers, and otherwise unchanged."""
+    for kind in (int, float) if cells is not None else ():
+        with contextlib.suppress(ValueError, OverflowError):
+            return np.asarray(cells).astype(kind)
+    return cells
