@@ -34,8 +34,8 @@ def to_images(parts, notes):
             raise DatasetError(part.file, f"images of {sizes[0]} as in {file}", sizes[1])
     low, high = min(array.min() for array in arrays), max(array.max() for array in arrays)
     whole = all(array.dtype.kind != "f" for array in arrays)
-    if not 0 <= low <= high <= (65535 if whole else 255):  # NaN fails too
-        expected = "pixels from 0 to 255, or from 0 to 1"
+    if not 0 <= low <= high <= (65535 if whole and high > 4095 else 255):  # NaN fails too
+        expected = "pixels from 0 to 255, from 0 to 1, or of 16 bits"
         raise DatasetError(file, expected, f"pixels from {low:g} to {high:g}: scale them first")
     top = next(top for top in (1, 16, 255, 65535) if high <= top)
     if top != 255 and high > 0:

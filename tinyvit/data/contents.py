@@ -27,7 +27,7 @@ def one_error(file, expected):
         raise
     except Exception as error:  # zipfile, zlib, Pillow and NumPy raise errors of many types for damaged files
         text = getattr(error, "strerror", None) or " ".join(str(error).split())
-        raise DatasetError(file, expected, text or type(error).__name__) from error
+        raise DatasetError(file, expected, text[:200] or type(error).__name__) from error
 
 
 def read_content(file, most=None):

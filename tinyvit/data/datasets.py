@@ -141,5 +141,5 @@ def _dataset(found, path, classes, rng):
         data["train"] = map(np.concatenate, zip(data["train"], data["val"], strict=True))
         notes.append(f"its {len(data['val'][1]):,} validation images are the last training images")
     shown = f" {class_names[0]} to {class_names[-1]}" if class_names else ""
-    description = ", ".join([kind, f"{classes} classes{shown}", *dict.fromkeys(notes)])
+    description = " ".join(", ".join([kind, f"{classes} classes{shown}", *dict.fromkeys(notes)]).split())
     return ImageDataset(*data["train"], *data["test"], classes, name, path, class_names, description)

@@ -5,7 +5,6 @@ import warnings
 from functools import partial
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
 
 from tinyvit.data.arrays import Found, Part, Source
 from tinyvit.data.contents import MOST_BYTES, content_of, listing, one_error, visible
@@ -91,6 +90,8 @@ def _decode_all(files):
 
 def _decode(file):
     """Return a picture as uint8 of shape (R, C), (R, C, 3), or (R, C, 4) with its opacity."""
+    from PIL import Image, ImageOps, UnidentifiedImageError  # imported here so that tinyvit starts quickly
+
     with one_error(file, "an intact picture"):
         size = os.path.getsize(file) if os.path.isfile(file) else 0
         if not 0 < size <= MOST_FILE:

@@ -21,7 +21,8 @@ def name_content(start):
     """Return what a file is whose first bytes are `start`, with what to do, or None if the content is unknown."""
     if not start:
         return "an empty file"
-    text = bytes(start[:300]).removeprefix(b"\xef\xbb\xbf").lstrip().lower()
+    start = bytes(start[:512])
+    text = start.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
     if text.startswith((b"<!doctype", b"<html", b"<head", b"<?xml", b"<script", b"<!--")):
         return HTML
     if start[257:262] == b"ustar":

@@ -91,7 +91,8 @@ def _columns(cells, named, file):
         labels = [count - 1 if len(firsts) == 1 < len(lasts) else 0]  # a pixel in a corner is mostly constant
     pixels = [i for i in range(count) if i not in ids + labels]
     if max(len(ids), len(labels)) > 1 or not square_shape(len(pixels)):
-        names = f"columns {', '.join(header[:8])}{', ...' * (count > 8)}" if named else "columns without names"
+        names = ", ".join(" ".join(name.split())[:20] for name in header[:8]) + ", ..." * (count > 8)
+        names = f"columns {names}" if named else "columns without names"
         raise DatasetError(file, 'a column "label" and one column per pixel of a square image', f"{count} {names}")
     return ids, labels, pixels
 
