@@ -113,7 +113,8 @@ def read_npz(file):
     """
     with one_error(file, "an intact npz file"):
         if not zipfile.is_zipfile(file):
-            raise DatasetError(file, "an intact npz file", content_of(file) or "another or an incomplete file")
+            content = content_of(file) or "another kind of file"
+            raise DatasetError(file, "an intact npz file", "an incomplete one" if "zip arch" in content else content)
         with zipfile.ZipFile(file) as archive:
             members = archive.infolist()
             if not all(info.filename.endswith(".npy") for info in members):

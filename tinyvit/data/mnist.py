@@ -135,7 +135,7 @@ def load_mnist(data_dir=None, classes=10):
         name=name,
         source=str(folder),
         class_names=tuple("0123456789") if data_dir is None and classes == 10 else None,
-        description=f"{'MNIST' if data_dir is None else 'idx files'}, {classes} classes",
+        description=f"{'idx files' if data_dir else 'MNIST'}, {classes} classes" + " 0 to 9" * (classes == 10),
     )
 
 

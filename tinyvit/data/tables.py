@@ -61,8 +61,11 @@ def read_table(file):
         lines = [text.readline() for _ in range(100)]
         delimiter = max(",;\t", key=lines[0].count)
         cells = [[cell.strip() for cell in row] for row in csv.reader(filter(str.strip, lines), delimiter=delimiter)]
-        named = sum(_numbers(cell) is cell for cell in cells[0]) > 1
-        ids, labels, pixels = _columns(cells, named, file)
+        numbers = [number for cell in cells[0] if (number := _numbers(cell)) is not cell]
+        named = len(numbers) < len(cells[0]) - 1 or set(np.diff(numbers)) == {1}  # words, or a row that counts pixels
+        if len(cells) == named:
+            raise DatasetError(file, "rows of pixels", "only a header")
+        ids, labels, pixels = _columns(cells[0] if len(numbers) < len(cells[0]) and named else [], cells[named:], file)
         text.seek(0)
         codes = {}  # the cells of ids and labels, which may be words, and a number for each
         convert = dict.fromkeys(ids + labels, lambda cell: codes.setdefault(cell.strip(), len(codes)))
@@ -80,10 +83,10 @@ def read_table(file):
     return Table(images, _numbers(labels), cells[0][ids[0]] if ids else None, id_cells)
 
 
-def _columns(cells, named, file):
-    """Return three lists of column indices, of ids, labels and pixels, from the first rows of a CSV file."""
-    header, count, ids, labels = cells[0], len(cells[0]), [], []
-    if named:
+def _columns(header, cells, file):
+    """Return three lists of column indices, of ids, labels and pixels, from the header and the first rows."""
+    count, ids, labels = len(header or cells[0]), [], []
+    if header:
         ids = [i for i, name in enumerate(header) if name.lower() in IDS]
         labels = [i for i, name in enumerate(header) if i not in ids and not any(map(str.isdigit, name))]
     elif not square_shape(count):
@@ -92,7 +95,7 @@ def _columns(cells, named, file):
     pixels = [i for i in range(count) if i not in ids + labels]
     if max(len(ids), len(labels)) > 1 or not square_shape(len(pixels)):
         names = ", ".join(" ".join(name.split())[:20] for name in header[:8]) + ", ..." * (count > 8)
-        names = f"columns {names}" if named else "columns without names"
+        names = f"columns {names}" if header else "columns without names"
         raise DatasetError(file, 'a column "label" and one column per pixel of a square image', f"{count} {names}")
     return ids, labels, pixels
 
