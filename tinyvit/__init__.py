@@ -10,6 +10,7 @@ train              train a model on images and labels
 VisionTransformer  predict, evaluate, save and load with a trained model
 load_pretrained    load the trained model that comes with the package
 load_mnist         load MNIST, which comes with the package, or another data set in the same format
+load_dataset       load a data set of another form, such as EMNIST, a CSV file or a folder of pictures
 ViTConfig          the settings of a model
 initialise         draw new parameters, which are named views of one flat array
 loss_and_gradient  compute the loss of a batch and its gradient, for a training loop of your own
@@ -25,6 +26,6 @@ shell, `tinyvit --help` lists the commands.
 
 # Without __all__, help(tinyvit) prints only the overview above and not every method of every class.
 from tinyvit.classifier import VisionTransformer, load_pretrained, train
-from tinyvit.data import load_mnist
+from tinyvit.data import load_dataset, load_mnist
 from tinyvit.gradcheck import directional_error, gradient_error
 from tinyvit.model import ViTConfig, initialise, loss_and_gradient, vit_backward, vit_forward

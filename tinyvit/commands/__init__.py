@@ -14,9 +14,9 @@ from tinyvit.gpu import DeviceError
 from tinyvit.gpu.diagnosis import CHECKOUT, is_out_of_memory, one_line
 
 COMMANDS = {
-    "train": "train a model on MNIST, or on another data set in the same format",
+    "train": "train a model on MNIST, or on another data set",
     "evaluate": "test a trained model again",
-    "predict": "read the digit in a picture",
+    "predict": "read the digit in a picture, or classify the images of a CSV file",
     "serve": "serve a web page to draw digits on, and a JSON API",
     "doctor": "check whether this machine can train, on the CPU and on a GPU",
 }

@@ -11,7 +11,7 @@ model file outside a run, they go to a folder beside it, FILE-evaluation.
 from tinyvit.checkpoint import CHECKPOINT, MODEL
 from tinyvit.classifier import VisionTransformer
 from tinyvit.commands import integer, make_folder, model_file, path, require_range
-from tinyvit.data import load_mnist
+from tinyvit.data import load_dataset
 from tinyvit.gpu import get_backend
 from tinyvit.training.results import METRICS, read_metrics, versions, write_evaluation, write_metrics
 
@@ -21,7 +21,7 @@ def add_arguments(parser):
     text = "device that computes; auto: a GPU if one works, else the CPU (default: auto)"
     parser.add_argument("--device", choices=["auto", "cpu", "gpu"], default="auto", help=text)
     parser.add_argument("--workers", type=integer, metavar="N", help="number of threads (default: one per core)")
-    text = "folder with four idx files (default: the data of the run, or MNIST)"
+    text = "folder or file of a data set (default: the data of the run, or MNIST)"
     parser.add_argument("--data", "--data-dir", type=path, metavar="PATH", help=text)
     text = "test on only the first N test images (default: as in the run, or all)"
     parser.add_argument("--test-limit", type=integer, metavar="N", help=text)
@@ -42,10 +42,10 @@ def run(options):
     model = VisionTransformer.load(file, backend)
     metrics = read_metrics(home) if of_a_run else {}
     origin = metrics.get("origin", {})
-    data = load_mnist(options.data or origin.get("data_dir"), classes=model.config.classes)
+    data = load_dataset(options.data or origin.get("data_dir"), classes=model.config.classes)
     side = model.config.image_size
-    if data.test_images.shape[1] != side:
-        found = "{} x {}".format(*data.test_images.shape[1:])
+    if data.test_images.shape[1:] != (side, side):
+        found = " x ".join(map(str, data.test_images.shape[1:]))
         raise ValueError(f"{data.source}: the model expects images of {side} x {side} pixels, found {found}")
     limit = options.test_limit if options.test_limit or options.data else origin.get("test_limit")
     images, labels = data.test_images[:limit], data.test_labels[:limit]
@@ -72,5 +72,6 @@ def run(options):
         "versions": versions(backend),
     }
     write_metrics(folder, metrics)
+    print(f"data set: {data.description}")
     print(f"test accuracy {100 * evaluation.accuracy:.2f} %, loss {evaluation.loss:.4f}, {len(labels):,} images")
     print(f"results: {folder}")

@@ -1,27 +1,35 @@
-"""Read the digit in a picture: a photograph, a scan or a drawing.
+"""Read the digit in a picture, or classify the images of a CSV file.
 
     tinyvit predict photo.jpg drawing.png
     tinyvit predict photo.jpg --explain out.png    shows where the model looks
+    tinyvit predict test.csv --csv submission.csv    writes a class per row
 
 A picture must show one large digit, dark on light or light on dark. The command
-finds the digit, scales it and centres it like the digits of MNIST.
+finds the digit, scales it and centres it like the digits of MNIST. A CSV file
+has one image per row and one column per pixel, as Kaggle's test.csv.
 """
 
 import sys
 
 import numpy as np
 
-from tinyvit.commands import in_words, load_digit_model, path, require_new_file
+from tinyvit.classifier import VisionTransformer
+from tinyvit.commands import in_words, load_digit_model, model_file, path, require_new_file
+from tinyvit.data.tables import read_unlabelled
 from tinyvit.evaluate import attention_rollout, patch_maps
+from tinyvit.files import write_atomically
 from tinyvit.pretrained.pictures import PictureError, load_picture, prepare_picture
 
 
 def add_arguments(parser):
-    text = "picture of a digit, in the format PNG, JPEG, WebP, BMP, GIF, TIFF or PPM"
+    text = "picture of a digit (PNG, JPEG, WebP, BMP, GIF, TIFF or PPM), or with --csv one CSV file"
     parser.add_argument("files", nargs="+", type=path, metavar="FILE", help=text)
     text = "write a PNG file with each picture, the input of the model and the attention rollout (default: none)"
     parser.add_argument("--explain", type=path, metavar="PNG", help=text)
-    text = "model file or folder of a run, for 28 x 28 pixels and ten digits (default: the model in the package)"
+    text = "classify the images of a CSV file, and write a CSV file with the columns ImageId and Label"
+    parser.add_argument("--csv", type=path, metavar="OUT", help=text)
+    text = "model file or folder of a run (default: the model in the package); for pictures, one of 28 x 28 pixels "
+    text += "and ten digits"
     parser.add_argument("--model", type=path, metavar="MODEL", help=text)
 
 
@@ -30,6 +38,9 @@ def memory_advice(options):
 
 
 def run(options):
+    if options.csv:
+        write_classes(options)
+        return 0
     if options.explain:
         if any(same_file(options.explain, file) for file in options.files):
             raise ValueError(f"--explain {options.explain} would overwrite the picture: give another file")
@@ -61,6 +72,25 @@ def run(options):
     for error in errors:
         print(f"error: {error}", file=sys.stderr)
     return 2 if errors else 0
+
+
+def write_classes(options):
+    """Write the class of each image of a CSV file, with its id or its number from 1."""
+    file, *others = options.files
+    if others or options.explain:
+        raise ValueError("--csv classifies one CSV file: leave out other files and --explain")
+    if same_file(options.csv, file):
+        raise ValueError(f"--csv {options.csv} would overwrite the images: give another file")
+    require_new_file("--csv", options.csv)
+    model = VisionTransformer.load(model_file(options.model)) if options.model else load_digit_model(None)
+    images, id_name, ids = read_unlabelled(file)
+    if images.shape[1:] != (model.config.image_size,) * 2:
+        found, side = " x ".join(map(str, images.shape[1:])), model.config.image_size
+        raise ValueError(f"{file}: the model expects images of {side} x {side} pixels, found {found}")
+    names = ("ImageId", "Label") if ids is None else (id_name, "label")
+    rows = zip(range(1, len(images) + 1) if ids is None else ids, model.predict(images), strict=True)
+    write_atomically(options.csv, "".join(f"{first},{second}\n" for first, second in [names, *rows]))
+    print(f"{len(images):,} classes: {options.csv}")
 
 
 def read_pictures(files):

@@ -1,8 +1,8 @@
-"""Train a Vision Transformer on MNIST, or on another data set in the same format.
+"""Train a Vision Transformer on MNIST, or on another data set.
 
     tinyvit train                       the best recipe, 5 minutes on two cores
     tinyvit train --recipe note         the training of the technical note
-    tinyvit train --data fashion/       a folder with the usual four idx files
+    tinyvit train --data fashion/       idx, npz, CSV or CIFAR files, or pictures
     tinyvit train --resume runs/tuned-seed0     continue a run that was stopped
 
 The folder of the run contains the model, a checkpoint, the history of the
@@ -19,7 +19,7 @@ from tinyvit.backend import LOOPS, use_loops
 from tinyvit.checkpoint import CHECKPOINT, MODEL
 from tinyvit.classifier import VisionTransformer, fitting_patch_size
 from tinyvit.commands import CommandError, in_words, integer, make_folder, number, path, require_range
-from tinyvit.data import DataError, load_mnist
+from tinyvit.data import DataError, load_dataset
 from tinyvit.data.augment import Augmentation
 from tinyvit.files import locked_folder
 from tinyvit.gpu import get_backend
@@ -37,7 +37,7 @@ MODEL_SETTINGS = {
     "depth": "number of blocks",
     "heads": "number of attention heads per block",
     "mlp_width": "width of the hidden layer of each MLP",
-    "classes": "number of classes; labels are integers from 0 to N - 1",
+    "classes": "number of classes; the default is that of the data set, for MNIST",
     "gelu": "form of GELU: 'erf' (exact) or 'tanh' (approximate)",
 }
 TRAINING_SETTINGS = {
@@ -94,7 +94,7 @@ def add_arguments(parser):
     group.add_argument("--stop-after", type=integer, metavar="N", help=text)
 
     group = parser.add_argument_group("data")
-    text = "folder with four idx files, raw or .gz (default: MNIST in the package)"
+    text = "folder or file of a data set, or sklearn:digits (default: MNIST in the package)"
     group.add_argument("--data", "--data-dir", type=path, metavar="PATH", help=text)
     text = "train on only the first N training images (default: all)"
     group.add_argument("--train-limit", type=integer, metavar="N", help=text)
@@ -149,6 +149,7 @@ def run_in_folder(options, locks):
               f"to train longer: {restart} --epochs {2 * epochs}")  # fmt: skip
         return
     print(f"model: {state.parameters.flat.size:,} parameters")
+    print(f"data set: {data.description}")
     print(f"data: {training.train_images:,} training, {len(training.validation[1]):,} validation and "
           f"{len(data.test_images):,} test images")  # fmt: skip
     print(f"device: {backend.device}, {describe(training.step)}\nresults: {folder}", flush=True)
@@ -205,13 +206,14 @@ def start(options, backend, locks):
     augmentation = replace(config.augmentation, **settings_of(options, AUGMENTATION_SETTINGS))
     origin = {
         "recipe": recipe,
-        "data_dir": options.data and str(options.data.resolve()),
+        "data_dir": options.data and str(options.data),
         "train_limit": options.train_limit,
         "test_limit": options.test_limit,
         "precision": options.precision or "float32",
     }
-    data = load_data(origin, ViTConfig(classes=model_settings.get("classes", ViTConfig.classes)).classes)
-    side = data.train_images.shape[1]
+    classes = model_settings.get("classes")
+    data = load_data(origin, classes if classes is None else ViTConfig(classes=classes).classes)
+    side, model_settings["classes"] = data.train_images.shape[1], data.classes
     if side % ViTConfig.patch_size:
         model_settings.setdefault("patch_size", fitting_patch_size(side))
     validation = config.validation
@@ -246,8 +248,12 @@ def start(options, backend, locks):
 
 
 def load_data(origin, classes):
-    """Return the data set of a run, which its `origin` describes."""
-    data = load_mnist(origin.get("data_dir"), classes=classes)
+    """Return the data set of a run, which its `origin` describes, and put its full path there."""
+    data = load_dataset(origin.get("data_dir"), classes=classes)
+    if data.train_images.ndim != 3 or data.train_images.shape[1] != data.train_images.shape[2]:
+        found = " x ".join(map(str, data.train_images.shape[1:]))
+        raise ValueError(f"{data.source}: the model takes square grey images, found {found}: convert them first")
+    origin["data_dir"] = origin.get("data_dir") and data.source
     train, test = origin.get("train_limit"), origin.get("test_limit")
     return replace(
         data,
@@ -292,7 +298,7 @@ def resume(options, backend, locks):
     if options.out not in (None, options.resume):
         raise ValueError(f"--resume writes its results into {options.resume}: leave out --out")
     if options.data:
-        origin["data_dir"] = str(options.data.resolve())
+        origin["data_dir"] = str(options.data)
     try:
         data = load_data(origin, info["model"]["classes"])
     except DataError as error:

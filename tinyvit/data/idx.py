@@ -23,6 +23,7 @@ import zlib
 
 import numpy as np
 
+from tinyvit.data.signatures import name_content
 from tinyvit.files import write_atomically
 
 TYPES = {
@@ -75,7 +76,7 @@ class IdxError(DataError):
     """
 
 
-def read_idx(source):
+def read_idx(source, most_bytes=sys.maxsize):
     """Read the array of an idx file.
 
     Parameters
@@ -83,6 +84,8 @@ def read_idx(source):
     source : path or binary file object
         File, raw or compressed with gzip. Its first bytes determine which, not its name. A file object is read to its
         end and stays open.
+    most_bytes : int, optional
+        Largest accepted size of the array in bytes. Default: what memory can address.
 
     Returns
     -------
@@ -103,11 +106,11 @@ def read_idx(source):
     name = _name(source)
     try:
         with contextlib.nullcontext(source) if is_stream else open(source, "rb") as stream:
-            start = _read_at_most(stream, 4)
+            start = read_at_most(stream, 4)
             if start[:2] != GZIP_MAGIC:
-                return _parse(start, stream, name)
+                return _parse(start, stream, name, most_bytes)
             with gzip.GzipFile(fileobj=_Prepended(start, stream), mode="rb") as unpacked:
-                return _parse(_read_at_most(unpacked, 4), unpacked, name)
+                return _parse(read_at_most(unpacked, 4), unpacked, name, most_bytes)
     except (gzip.BadGzipFile, zlib.error, EOFError) as error:
         raise IdxError(name, "one intact gzip stream and nothing after it", error) from error
     except OSError as error:
@@ -154,21 +157,23 @@ def write_idx(target, array):
         raise IdxError(name, "a path that can be written", error.strerror or error) from error
 
 
-def _parse(start, stream, name):
+def _parse(start, stream, name, most_bytes):
     """Return the array of a file with the first four bytes `start` and the remaining bytes in `stream`."""
     if not start:
         raise IdxError(name, "an idx file", "an empty file")
     if len(start) < 4:
         raise IdxError(name, "a header of at least 4 bytes", len(start))
     if start[:2] != b"\0\0":
-        raise IdxError(name, "an idx file, which begins with 00 00", start[:2].hex(" "))
+        content = name_content(start + read_at_most(stream, 508))
+        found = start[:2].hex(" ") + (f", {content}" if content else "")
+        raise IdxError(name, "an idx file, which begins with 00 00", found)
     code, rank = start[2], start[3]
     if code not in TYPES:
         known = ", ".join(f"0x{known:02X}" for known in TYPES)
         raise IdxError(name, f"an element type among {known}", f"0x{code:02X}")
     if rank > MAX_RANK:
         raise IdxError(name, f"at most {MAX_RANK} dimensions, NumPy's limit", rank)
-    sizes = _read_at_most(stream, 4 * rank)
+    sizes = read_at_most(stream, 4 * rank)
     if len(sizes) < 4 * rank:
         raise IdxError(name, f"a header of {4 + 4 * rank} bytes", 4 + len(sizes))
 
@@ -177,8 +182,11 @@ def _parse(start, stream, name):
     # Python's integers cannot overflow. Sizes of 0 are left out because NumPy limits the product of the others too.
     if math.prod(size for size in shape if size) * dtype.itemsize > sys.maxsize:
         raise IdxError(name, "an array that memory can hold", f"a header for shape {shape} of {dtype.name}")
+    if math.prod(shape) * dtype.itemsize > most_bytes:
+        expected = f"at most {most_bytes:,} bytes of elements for the size of the file"
+        raise IdxError(name, expected, f"a header for shape {shape} of {dtype.name}")
     expected = math.prod(shape) * dtype.itemsize
-    elements = _read_at_most(stream, expected)
+    elements = read_at_most(stream, expected)
     description = f"{expected} bytes of elements for shape {shape} of {dtype.name}"
     if len(elements) < expected:
         raise IdxError(name, description, len(elements))
@@ -189,7 +197,7 @@ def _parse(start, stream, name):
     return array if dtype.isnative else array.byteswap(inplace=True).view(dtype.newbyteorder())
 
 
-def _read_at_most(stream, size):
+def read_at_most(stream, size):
     """Read `size` bytes, or fewer at the end. The memory grows with the bytes that are present, not with `size`."""
     data = bytearray()
     while len(data) < size and (chunk := stream.read(min(CHUNK, size - len(data)))):
@@ -205,7 +213,7 @@ class _Prepended:
 
     def read(self, size):
         first, self.start = self.start[:size], self.start[size:]
-        return first + _read_at_most(self.stream, size - len(first))
+        return first + read_at_most(self.stream, size - len(first))
 
 
 def _name(source):

@@ -39,24 +39,28 @@ class DatasetError(DataError):
 
 @dataclass(frozen=True, eq=False)
 class ImageDataset:
-    """Labelled grey-scale images for training and for testing.
+    """Labelled images for training and for testing.
 
     Parameters
     ----------
-    train_images : ndarray of shape (N, S, S)
-        Training images, uint8, where 0 is the background.
+    train_images : ndarray of shape (N, R, C) or (N, R, C, 3)
+        Training images, uint8, grey or RGB.
     train_labels : ndarray of shape (N,)
-        Integer labels of the training images, uint8, from 0 to ``classes - 1``.
-    test_images : ndarray of shape (M, S, S)
+        Integer labels of the training images from 0 to ``classes - 1``, uint8, or int32 for more than 256 classes.
+    test_images : ndarray of shape (M, R, C) or (M, R, C, 3)
         Test images, uint8.
     test_labels : ndarray of shape (M,)
-        Integer labels of the test images, uint8.
+        Integer labels of the test images.
     classes : int
         Number of classes.
     name : str
         Name of the data set.
     source : str
-        Folder of the files.
+        Path that loads the data set again, such as the folder of the files.
+    class_names : tuple of str, optional
+        Name of each class, or None if the names are unknown.
+    description : str, optional
+        What was found and how it was converted, in one line.
     """
 
     train_images: np.ndarray
@@ -66,10 +70,12 @@ class ImageDataset:
     classes: int
     name: str
     source: str
+    class_names: tuple | None = None
+    description: str = ""
 
     def __repr__(self):
         def split(images):
-            return "{:,} images of {} x {}".format(*images.shape)
+            return f"{len(images):,} images of {' x '.join(map(str, images.shape[1:]))}"
 
         return (
             f"ImageDataset({self.name}: {split(self.train_images)} to train on, "
@@ -128,6 +134,8 @@ def load_mnist(data_dir=None, classes=10):
         classes=classes,
         name=name,
         source=str(folder),
+        class_names=tuple("0123456789") if data_dir is None and classes == 10 else None,
+        description=f"{'idx files' if data_dir else 'MNIST'}, {classes} classes" + " 0 to 9" * (classes == 10),
     )
 
 
@@ -170,7 +178,8 @@ def _load_from(folder, stem, rank):
     # Folders are ignored, because some archives have a folder with the first name and a file with the second.
     file = next((path for name in names if os.path.isfile(path := os.path.join(folder, name))), None)
     if file is None:
-        raise DatasetError(folder, f"one of {', '.join(names)}", "none of them")
+        found = ", ".join(sorted(os.listdir(folder))[:8]) or "an empty folder"
+        raise DatasetError(folder, f"one of {', '.join(names)}", f"none of them, but {found}")
     array = read_idx(file)
     if array.dtype != np.uint8 or array.ndim != rank:
         found = f"{array.dtype} of rank {array.ndim}"

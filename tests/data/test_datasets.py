@@ -1,0 +1,906 @@
+"""Data sets of many forms, written as their publishers do: what is found, what is converted, and what is refused."""
+
+import gzip
+import io
+import os
+import pickle
+import shutil
+import tarfile
+import tracemalloc
+import zipfile
+import zlib
+from pathlib import Path
+
+import damaged_data
+import numpy as np
+import publishers
+import pytest
+from PIL import Image
+
+import tinyvit
+from tinyvit.data import DataError, DatasetError, IdxError, load_mnist, mnist, write_idx
+from tinyvit.data.arrays import hold_out
+
+MB = 2**20
+FASHION = Path("/usr/share/datasets/fashion-mnist")  # of Debian's package dataset-fashion-mnist
+
+
+@pytest.fixture(scope="module")
+def digits():
+    """Return four arrays of the first digits of MNIST, in which every class occurs."""
+    data = load_mnist()
+    return [data.train_images[:200], data.train_labels[:200], data.test_images[:60], data.test_labels[:60]]
+
+
+@pytest.fixture(scope="module")
+def pictures(digits):
+    """Return the digits in colour, 32 x 32 pixels."""
+    padded = [np.pad(array, ((0, 0), (2, 2), (2, 2))) if array.ndim == 3 else array for array in digits]
+    return [np.stack([a, a // 2, 255 - a], axis=-1) if a.ndim == 3 else a for a in padded]
+
+
+def arrays_of(data):
+    return [data.train_images, data.train_labels, data.test_images, data.test_labels]
+
+
+def assert_equal(data, arrays):
+    """Require the same arrays, plain and writable."""
+    for found, expected in zip(arrays_of(data), arrays, strict=True):
+        np.testing.assert_array_equal(found, expected, strict=True)
+        assert found.dtype == np.uint8
+        assert found.flags.c_contiguous
+        assert found.flags.writeable
+
+
+def refuse(path, *words, **options):
+    """Return the one line with which a path is refused. Each of `words` must be in it."""
+    with pytest.raises(DataError) as info:
+        tinyvit.load_dataset(path, **options)
+    message = str(info.value)
+    assert "\n" not in message
+    for word in ("expected", "found", *words):
+        assert str(word) in message, f"{word!r} is not in {message!r}"
+    return message
+
+
+def save(folder, **arrays):
+    """Write an npz file of named arrays and return its path."""
+    folder.mkdir(exist_ok=True)
+    np.savez(folder / "data.npz", **arrays)
+    return folder / "data.npz"
+
+
+def peak_of(call):
+    """Return the bytes that a call needed at its worst moment."""
+    tracemalloc.start()
+    try:
+        call()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+# ---- the published forms ----
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+@pytest.mark.parametrize("separator", "-.")
+def test_idx_files(tmp_path, digits, suffix, separator):
+    publishers.write_mnist(tmp_path / "my digits", digits, suffix, separator)
+    data = tinyvit.load_dataset(tmp_path / "my digits")
+    assert_equal(data, digits)
+    assert (data.name, data.source) == ("my digits", str(tmp_path / "my digits"))
+    assert (data.classes, data.class_names, data.description) == (10, None, "idx files, 10 classes")
+
+
+@pytest.mark.parametrize(("split", "names"), [
+    ("byclass", "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"),
+    ("bymerge", "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabdefghnqrt"),
+    ("balanced", "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabdefghnqrt"),
+    ("letters", "ABCDEFGHIJKLMNOPQRSTUVWXYZ"),
+    ("digits", "0123456789"),
+    ("mnist", "0123456789"),
+])  # fmt: skip
+def test_emnist_is_transposed_back(tmp_path, digits, split, names):
+    count = len(names)
+    arrays = [array if array.ndim == 3 else np.arange(len(array), dtype=np.uint8) % count for array in digits]
+    publishers.write_emnist(tmp_path, arrays, split)
+    data = tinyvit.load_dataset(tmp_path)
+    assert_equal(data, arrays)
+    assert data.class_names == tuple(names)
+    assert data.description.startswith(f"EMNIST {split}, transposed back, {count} classes {names[0]} to {names[-1]}")
+    assert ("labels 1 to 26 became 0 to 25" in data.description) == (split == "letters")
+    assert data.name == f"emnist-{split}"
+
+
+def test_a_split_of_emnist_is_chosen_by_a_file_or_by_the_beginning_of_the_names(tmp_path, digits):
+    for split in ("letters", "digits"):
+        publishers.write_emnist(tmp_path, digits, split)
+    refuse(tmp_path, "one data set, found 2: give one of", tmp_path / "emnist-digits", tmp_path / "emnist-letters")
+    for name in ("emnist-letters", "emnist-letters-train-images-idx3-ubyte.gz", "emnist-letters-test-labels-idx1-ubyte.gz"):
+        data = tinyvit.load_dataset(tmp_path / name)
+        assert (data.classes, data.source) == (26, str(tmp_path / "emnist-letters"))
+        assert_equal(tinyvit.load_dataset(data.source), arrays_of(data))
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+def test_qmnist(tmp_path, digits, suffix):
+    publishers.write_qmnist(tmp_path, digits, suffix)
+    data = tinyvit.load_dataset(tmp_path)
+    assert_equal(data, digits)
+    assert data.description == "QMNIST, 10 classes 0 to 9"
+
+
+@pytest.mark.parametrize("shape", [(-1,), (-1, 1)])
+def test_labels_of_32_bits(tmp_path, digits, shape):
+    publishers.write_mnist(tmp_path, digits, suffix="", prefix="qmnist-", test="test")
+    for split, labels in (("train", digits[1]), ("test", digits[3])):
+        (tmp_path / f"qmnist-{split}-labels-idx1-ubyte").unlink()
+        labels = labels.astype(np.int32).reshape(shape)
+        (tmp_path / f"qmnist-{split}-labels-idx{labels.ndim}-int").write_bytes(publishers.idx_bytes(labels))
+    assert_equal(tinyvit.load_dataset(tmp_path), digits)
+
+
+def test_the_folders_of_torchvision(tmp_path, digits):
+    publishers.write_mnist(tmp_path / "FashionMNIST" / "raw", digits, suffix="")
+    for path in (tmp_path, tmp_path / "FashionMNIST", tmp_path / "FashionMNIST" / "raw"):
+        data = tinyvit.load_dataset(path)
+        assert_equal(data, digits)
+        assert (data.name, data.class_names[9]) == ("FashionMNIST", "Ankle boot")
+        assert data.description == "Fashion-MNIST by its name, 10 classes T-shirt/top to Ankle boot"
+    publishers.write_emnist(tmp_path / "EMNIST" / "raw", digits, "balanced", suffix="")
+    publishers.write_qmnist(tmp_path / "QMNIST" / "raw", digits)
+    raws = [tmp_path / "FashionMNIST" / "raw", *(tmp_path / f"{n}/raw/{p}" for n, p in (("EMNIST", "emnist-balanced"), ("QMNIST", "qmnist")))]
+    refuse(tmp_path, "found 3", *raws)
+    assert tinyvit.load_dataset(tmp_path / "QMNIST").description.startswith("QMNIST")
+
+
+@pytest.mark.parametrize(("folder", "kind"), [
+    ("fashion", "Fashion-MNIST by its name"),
+    ("Fashion-MNIST", "Fashion-MNIST by its name"),
+    ("kmnist", "KMNIST by its name"),
+    ("kuzushiji-mnist", "KMNIST by its name"),
+    ("mnist", "MNIST by its name"),
+    ("fashion shop", "idx files"),
+    ("emnist-letters", "idx files"),
+])  # fmt: skip
+def test_a_folder_s_name_names_the_classes_if_they_fit(tmp_path, digits, folder, kind):
+    publishers.write_mnist(tmp_path / folder, digits)
+    assert tinyvit.load_dataset(tmp_path / folder).description.split(",")[0] == kind
+    publishers.write_mnist(tmp_path / folder, [a if a.ndim == 3 else a // 2 for a in digits])
+    data = tinyvit.load_dataset(tmp_path / folder)
+    assert (data.classes, data.class_names, data.description) == (5, None, "idx files, 5 classes")
+
+
+def test_mnist_is_known_by_its_content(tmp_path):
+    source = Path(mnist.__file__).parent / "mnist"
+    shutil.copytree(source, tmp_path / "fashion")  # whatever its name
+    data = tinyvit.load_dataset(tmp_path / "fashion")
+    assert data.description == tinyvit.load_dataset().description == "MNIST, 10 classes 0 to 9"
+    assert_equal(data, arrays_of(load_mnist()))
+
+
+@pytest.mark.skipif(not FASHION.exists(), reason="needs Debian's package dataset-fashion-mnist")
+def test_fashion_mnist_itself(tmp_path):
+    (tmp_path / "data").symlink_to(FASHION)
+    data = tinyvit.load_dataset(tmp_path / "data")
+    assert data.description == "Fashion-MNIST, 10 classes T-shirt/top to Ankle boot"
+    assert np.bincount(data.test_labels).tolist() == [1000] * 10
+
+
+def test_keras(tmp_path, digits):
+    publishers.write_keras(tmp_path, digits)
+    for path in (tmp_path, tmp_path / "mnist.npz"):
+        data = tinyvit.load_dataset(path)
+        assert_equal(data, digits)
+        assert (data.name, data.description) == ("mnist", "MNIST, 10 classes 0 to 9")
+
+
+def test_kuzushiji(tmp_path, digits):
+    publishers.write_kuzushiji(tmp_path, digits)
+    data = tinyvit.load_dataset(tmp_path)
+    assert_equal(data, digits)
+    assert data.description == "KMNIST, 10 classes o to wo"
+    labels = [array if array.ndim == 3 else (np.arange(len(array)) % 49).astype(np.uint8) for array in digits]
+    publishers.write_kuzushiji(tmp_path, labels, "k49")
+    refuse(tmp_path, "give one of", tmp_path / "k49", tmp_path / "kmnist")
+    data = tinyvit.load_dataset(tmp_path / "k49")
+    assert data.description == "Kuzushiji-49, 49 classes a to iteration-mark"
+    assert len(set(data.class_names)) == 49
+    (tmp_path / "k49-test-labels.npz").unlink()
+    refuse(tmp_path / "k49", "also a file with the test labels", "k49-test-imgs.npz")
+
+
+def test_medmnist(tmp_path, pictures):
+    publishers.write_medmnist(tmp_path, pictures)
+    data = tinyvit.load_dataset(tmp_path)
+    assert_equal(data, pictures)
+    assert "its 5 validation images are the last training images" in data.description
+
+
+def test_cifar(tmp_path, pictures):
+    publishers.write_cifar(tmp_path / "10", pictures)
+    data = tinyvit.load_dataset(tmp_path / "10")
+    assert_equal(data, pictures)
+    assert data.class_names[:3] == ("airplane", "automobile", "bird")
+    assert data.description == "CIFAR-10, 10 classes airplane to truck"
+    assert repr(data) == (
+        "ImageDataset(10: 200 images of 32 x 32 x 3 to train on, 60 images of 32 x 32 x 3 to test on, 10 classes)"
+    )
+    publishers.write_cifar(tmp_path / "100", pictures, kind=100)
+    data = tinyvit.load_dataset(tmp_path / "100")
+    assert_equal(data, pictures)
+    assert data.classes == 100
+    assert data.class_names[99] == "fine99"
+    (tmp_path / "10" / "data_batch_3.bin").unlink()
+    refuse(tmp_path / "10", "data_batch_3.bin")
+    (tmp_path / "100" / "test.bin").write_bytes(b"\0" * 3075)
+    refuse(tmp_path / "100", "test.bin", "records of 3074 bytes")
+
+
+def test_digits_of_scikit_learn(tmp_path):
+    data = tinyvit.load_dataset("sklearn:digits")
+    assert (data.name, data.source, data.classes) == ("digits", "sklearn:digits", 10)
+    assert "pixels 0 to 16 became 0 to 255" in data.description
+    assert len(data.train_images) + len(data.test_images) == 1797
+    assert data.train_images.shape[1:] == (8, 8)
+    assert data.train_images.max() == 255
+    counts = np.bincount(data.test_labels)
+    assert counts.min() >= 24
+    assert counts.max() <= 27
+
+
+def test_optdigits_of_uci(tmp_path, digits):
+    small = [array[:, 2:26:3, 2:26:3] // 16 if array.ndim == 3 else array for array in digits]
+    small[0][0, 4, 4] = 16
+    publishers.write_optdigits(tmp_path, small)
+    data = tinyvit.load_dataset(tmp_path)
+    scaled = [np.rint(array * (255 / 16)).astype(np.uint8) if array.ndim == 3 else array for array in small]
+    assert_equal(data, scaled)
+
+
+# ---- CSV ----
+
+
+def test_kaggle_s_digits(tmp_path, digits):
+    publishers.write_kaggle(tmp_path, digits)
+    for path in (tmp_path, tmp_path / "train.csv"):
+        data = tinyvit.load_dataset(path)
+        assert "test.csv has no labels, one image in seven is for testing" in data.description
+        assert data.name == tmp_path.name
+        order = np.concatenate([data.train_images, data.test_images]).reshape(200, -1)
+        assert sorted(map(bytes, order)) == sorted(map(bytes, digits[0].reshape(200, -1)))
+    refuse(tmp_path / "sample_submission.csv", 'a column "label"', "2 columns ImageId, Label")
+    (tmp_path / "train.csv").unlink()
+    refuse(tmp_path / "test.csv", 'a column "label"', "only pixels", "tinyvit predict FILE --csv OUT")
+
+
+@pytest.mark.parametrize("header", [None, "pixel{}", "1x{}", "{:04}", "numbers"])
+@pytest.mark.parametrize("label_last", [False, True])
+def test_csv_files_with_labels(tmp_path, digits, header, label_last):
+    names = header and [header.format(i) for i in range(784)]
+    names = names and ([*names, "class"] if label_last else ["label", *names])
+    names = [*map(str, range(785))] if header == "numbers" else names
+    for split, images, labels in (("train", *digits[:2]), ("test", *digits[2:])):
+        publishers.write_table(tmp_path / f"my_{split}.csv", images, labels, names, label_last)
+    assert_equal(tinyvit.load_dataset(tmp_path), digits)
+    assert_equal(tinyvit.load_dataset(tmp_path / "my_train.csv"), digits)
+
+
+def test_csv_of_emnist_and_sign_language(tmp_path, digits):
+    letters = [array.swapaxes(1, 2) if array.ndim == 3 else array + 1 for array in digits]
+    for split, images, labels in (("train", *letters[:2]), ("test", *letters[2:])):
+        publishers.write_table(tmp_path / f"emnist-letters-{split}.csv", images, labels)
+    data = tinyvit.load_dataset(tmp_path)
+    assert_equal(data, digits)
+    assert data.description.startswith("EMNIST letters, transposed back, 26 classes A to Z")
+    signs = [array if array.ndim == 3 else np.where(array == 9, 24, array).astype(np.uint8) for array in digits]
+    publishers.write_sign_language(tmp_path / "signs", signs)
+    data = tinyvit.load_dataset(tmp_path / "signs")
+    assert_equal(data, signs)
+    assert data.description == "Sign Language MNIST, 25 classes A to Y, no images of J, K, L and 12 more"
+
+
+@pytest.mark.parametrize("change", [
+    lambda text: text.replace(",", ";"),
+    lambda text: text.replace(",", "\t"),
+    lambda text: "\ufeff" + text,
+    lambda text: text.replace("\n", "\r\n"),
+    lambda text: text.replace(",", ", "),
+    lambda text: text.rstrip("\n"),
+    lambda text: text + "\n\n",
+    lambda text: text.replace("1", "1.0"),
+])  # fmt: skip
+def test_ways_to_write_csv(tmp_path, digits, change):
+    for split, images, labels in (("train", *digits[:2]), ("test", *digits[2:])):
+        publishers.write_table(tmp_path / "plain.csv", images // 100, labels, ["label", *map(str, range(784))])
+        text = (tmp_path / "plain.csv").read_text()
+        head, body = text.split("\n", 1)
+        (tmp_path / f"train.csv.gz".replace("train", split)).write_bytes(gzip.compress(change(f"{head}\n{body}").encode()))
+    (tmp_path / "plain.csv").unlink()
+    data = tinyvit.load_dataset(tmp_path)
+    np.testing.assert_array_equal(data.train_labels, digits[1])
+    np.testing.assert_array_equal(data.train_images > 0, digits[0] >= 100)
+
+
+def test_csv_with_words_ids_and_colour(tmp_path, pictures):
+    names = ["zebra", "ant", "bee", "cat", "dog, brown", "elk", "fox", "gnu", 'hen "h"', "ibis"]
+    images, labels = pictures[:2]
+    header = ["class", *(f"p{i}" for i in range(3072))]
+    publishers.write_table(tmp_path / "a.csv", images, labels, header, names=names)
+    data = tinyvit.load_dataset(tmp_path / "a.csv")
+    assert data.class_names == tuple(sorted(names))
+    lookup = {bytes(image): names[label] for image, label in zip(images, labels, strict=True)}
+    for image, label in zip(data.test_images, data.test_labels, strict=True):
+        assert lookup[bytes(image)] == data.class_names[label]
+    text = (tmp_path / "a.csv").read_text().splitlines()
+    text = [f"{'id' if i == 0 else i + 5000},{line}" for i, line in enumerate(text)]
+    (tmp_path / "a.csv").write_text("\n".join(text))
+    assert_equal(tinyvit.load_dataset(tmp_path / "a.csv"), arrays_of(data))
+
+
+@pytest.mark.parametrize(("text", "words"), [
+    ("", ["an empty file"]),
+    ("label,p1,p2,p3,p4\n", ["rows of pixels", "only a header"]),
+    ("name,age,city\nA,3,B\n", ['a column "label"', "3 columns name, age, city"]),
+    ("emotion,pixels,Usage\n0,1 2 3 4,Training\n", ["columns emotion, pixels, Usage"]),
+    ("label,p1,p2,p3\n1,2,3,4\n", ["one column per pixel of a square image", "4 columns label, p1, p2, p3"]),
+    ("label,p1,p2,p3,p4\n1,2,3,4\n", ["rows of 5 columns", "shape (1, 4)"]),
+    ("label,p1,p2,p3,p4\n1,2,3,4,5\n1,2,3,4\n", ["changed from 5 to 4"]),
+    ("label,p1,p2,p3,p4\n1,2,3,4,\n", ["a CSV file"]),
+    ("label,p1,p2,p3,p4\n1,2,3,4,x\n", ["'x'"]),
+    ("label,p1,p2,p3,p4\n1,2,3,4,-5\n", ["pixels from 0 to 255", "pixels from -5 to 4"]),
+    ("label,p1,p2,p3,p4\n1,2,3,4,300\n", ["pixels from 0 to 255", "pixels from 2 to 300"]),
+    ("label,p1,p2,p3,p4\n1.5,2,3,4,5\n", ["integers or words as labels", "1.5"]),
+    ("label,p1,p2,p3,p4\n1,2,3,4,nan\n", ["pixels from 0 to 255"]),
+    ("plain words\nand more\n", ['a column "label"']),
+])  # fmt: skip
+def test_csv_that_is_refused(tmp_path, text, words):
+    (tmp_path / "a.csv").write_text(text)
+    refuse(tmp_path / "a.csv", tmp_path / "a.csv", *words)
+
+
+def test_a_large_csv_file_is_fast(tmp_path, digits):
+    import time
+
+    images, labels = np.tile(digits[0], (30, 1, 1)), np.tile(digits[1], 30)
+    publishers.write_table(tmp_path / "train.csv", images, labels)
+    start = time.process_time()
+    tinyvit.load_dataset(tmp_path)
+    assert time.process_time() - start < 3  # 0.4 s on a quiet core, a tenth of the 60,000 images of MNIST
+
+
+# ---- folders of pictures ----
+
+
+@pytest.mark.parametrize("names", [("train", "test"), ("Training", "Testing"), ("train", "val")])
+def test_folders_of_pictures(tmp_path, digits, names):
+    publishers.write_pictures(tmp_path, digits, splits=names)
+    (tmp_path / names[0] / "3" / "._hidden.png").write_bytes(b"no picture")
+    (tmp_path / names[0] / ".hidden").mkdir()
+    (tmp_path / names[0] / "Thumbs.db").write_bytes(b"no picture")
+    data = tinyvit.load_dataset(tmp_path)
+    assert data.class_names == tuple("0123456789")
+    assert data.train_images.shape == (200, 28, 28)
+    by_class = np.argsort(digits[3], kind="stable")
+    np.testing.assert_array_equal(data.test_images, digits[2][by_class])
+    np.testing.assert_array_equal(data.test_labels, digits[3][by_class])
+    assert "the training images are in random order" in data.description
+    assert (np.diff(data.train_labels.astype(int)) < 0).sum() > 50
+    for split, images, labels in (("train", *digits[:2]), ("test", *digits[2:])):
+        pairs = zip(getattr(data, f"{split}_images"), getattr(data, f"{split}_labels"), strict=True)
+        lookup = {bytes(image): label for image, label in zip(images, labels, strict=True)}
+        assert all(lookup[bytes(image)] == label for image, label in pairs)
+    assert_equal(tinyvit.load_dataset(tmp_path), arrays_of(data))
+    other = tinyvit.load_dataset(tmp_path, seed=1)
+    assert sorted(other.train_labels.tolist()) == sorted(data.train_labels.tolist())
+    assert other.train_labels.tolist() != data.train_labels.tolist()
+
+
+def test_folders_without_a_split(tmp_path, digits):
+    names = [str(number) for number in (0, 2, 10, 9, 1, 3, 30, 20, 100, 11)]
+    publishers.write_pictures(tmp_path / "größen", digits, names=names, splits=("",), suffix=".PNG")
+    data = tinyvit.load_dataset(tmp_path / "größen")
+    assert data.class_names == ("0", "1", "2", "3", "9", "10", "11", "20", "30", "100")  # in the order of the numbers
+    assert len(data.train_images) + len(data.test_images) == 200
+    assert set(data.test_labels) == set(range(10))
+    assert data.description == "folders of pictures, 10 classes 0 to 100, one image in seven is for testing"
+
+
+def test_train_val_and_test_folders(tmp_path, digits):
+    arrays = [digits[0][:150], digits[1][:150], *digits[2:], digits[0][150:], digits[1][150:]]
+    publishers.write_pictures(tmp_path, arrays, splits=("train", "test", "val"))
+    data = tinyvit.load_dataset(tmp_path)
+    assert len(data.train_images) == 200
+    by_class = np.argsort(digits[1][150:], kind="stable")
+    np.testing.assert_array_equal(data.train_images[150:], digits[0][150:][by_class])
+    assert "its 50 validation images are the last training images" in data.description
+
+
+def two_classes(folder, pictures):
+    """Write pictures in turn into the folders of two classes."""
+    for i, picture in enumerate(pictures):
+        path = folder / "ab"[i % 2] / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        picture.save(path)
+
+
+def images_by_name(folder):
+    """Return the images of a folder without a split in the order of `two_classes`, and the description."""
+    from tinyvit.data.datasets import _source
+
+    found = _source(str(folder))[1]()
+    part = found.parts["train"]
+    order = np.argsort(np.argsort([*range(0, len(part.images), 2), *range(1, len(part.images), 2)]))
+    return part.images[order], found.notes
+
+
+def test_kinds_of_pictures(tmp_path):
+    rng = np.random.default_rng(0)
+    grey = rng.integers(0, 256, (6, 5), np.uint8)
+    image = Image.fromarray(grey)
+    deep = Image.fromarray(grey.astype(np.uint16) * 257)
+    opaque = Image.merge("LA", (image, Image.new("L", image.size, 255)))
+    two_classes(tmp_path / "grey", [image, deep, image.convert("RGB"), image.convert("P"), opaque, image.convert("RGBA")])
+    images, notes = images_by_name(tmp_path / "grey")
+    np.testing.assert_array_equal(images, [grey] * 6)  # none has colour
+    assert notes == []
+    rgb = rng.integers(0, 256, (6, 5, 3), np.uint8)
+    colour = Image.fromarray(rgb)
+    two_classes(tmp_path / "colour", [colour, image, colour.convert("RGBA"), deep])
+    images, _ = images_by_name(tmp_path / "colour")
+    deep_grey = np.stack([grey] * 3, axis=-1)
+    np.testing.assert_array_equal(images, [rgb, deep_grey, rgb, deep_grey])
+    two_classes(tmp_path / "bits", [Image.fromarray(grey > 127)] * 2)
+    images, _ = images_by_name(tmp_path / "bits")
+    np.testing.assert_array_equal(images[0], np.where(grey > 127, 255, 0))
+
+
+@pytest.mark.parametrize(("ink", "background"), [(20, 255), (230, 0)])
+def test_transparent_pictures_get_a_background(tmp_path, ink, background):
+    alpha = np.zeros((6, 6), np.uint8)
+    alpha[2:4] = 255
+    alpha[4] = 128
+    light = np.full((6, 6), ink, np.uint8)
+    light[0] = 99  # hidden colour
+    with_alpha = Image.merge("LA", (Image.fromarray(light), Image.fromarray(alpha)))
+    palette = Image.fromarray((alpha > 0).astype(np.uint8), "P") if False else with_alpha.convert("RGBA")
+    two_classes(tmp_path, [with_alpha, palette, Image.fromarray(light)])
+    images, notes = images_by_name(tmp_path)
+    assert notes == [f"transparent pixels became {'white' if background else 'black'}"]
+    middle = np.rint(ink * 128 / 255 + background * 127 / 255)
+    for image in images[:2]:
+        assert image[:, 0].tolist() == [background, background, ink, ink, middle, background]
+    np.testing.assert_array_equal(images[2], light)
+
+
+def test_rotated_photographs_are_turned(tmp_path):
+    rows = np.arange(40, dtype=np.uint8)[:, None] * np.full((1, 24), 6, np.uint8)
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        exif = Image.Exif()
+        exif[0x0112] = 3  # upside down
+        for i in range(2):
+            Image.fromarray(rows).save(tmp_path / name / f"{i}.jpg", quality=95, **({"exif": exif} if name == "b" else {}))
+    data = tinyvit.load_dataset(tmp_path)
+    assert data.test_images.shape == (2, 40, 24)
+    means = {label: image[:10].mean() for image, label in zip(data.test_images, data.test_labels, strict=True)}
+    assert means[0] < 50 < 150 < means[1]
+
+
+def test_pictures_that_are_refused(tmp_path, digits):
+    publishers.write_pictures(tmp_path / "one", [digits[0][:4], digits[1][:4] * 0], splits=("",))
+    refuse(tmp_path / "one", "one sub-folder of pictures per class, at least two", "pictures in 0")
+
+    publishers.write_pictures(tmp_path / "flat", [digits[0][:4], digits[1][:4] * 0], names=["train"], splits=("",))
+    publishers.write_pictures(tmp_path / "flat", [digits[0][:4], digits[1][:4] * 0], names=["test"], splits=("",))
+    refuse(tmp_path / "flat", "one sub-folder of pictures per class", "pictures in test, train")
+
+    publishers.write_pictures(tmp_path / "odd", digits, splits=("",))
+    Image.new("L", (30, 40)).save(tmp_path / "odd" / "2" / "zz.png")
+    refuse(tmp_path / "odd", "zz.png: expected 28 x 28 pixels as in", "0/00001.png", "found 40 x 30 pixels: resize")
+    (tmp_path / "odd" / "2" / "zz.png").write_bytes(b"<!DOCTYPE html><html>")
+    refuse(tmp_path / "odd", "zz.png", "an HTML page, so the download failed")
+    (tmp_path / "odd" / "2" / "zz.png").write_bytes(b"")
+    refuse(tmp_path / "odd", "zz.png", "0 bytes")
+    whole = (tmp_path / "odd" / "2" / "00005.png").read_bytes()
+    (tmp_path / "odd" / "2" / "zz.png").write_bytes(whole[:100])
+    refuse(tmp_path / "odd", "zz.png: expected an intact picture")
+    (tmp_path / "odd" / "2" / "zz.png").unlink()
+    (tmp_path / "odd" / "empty").mkdir()
+    refuse(tmp_path / "odd", "odd/empty: expected pictures", "found an empty folder")
+
+    publishers.write_pictures(tmp_path / "more", digits)
+    (tmp_path / "more" / "test" / "11").mkdir()
+    refuse(tmp_path / "more", "folders of the classes 0, 1, 2", "found a folder 11")
+    shutil.rmtree(tmp_path / "more" / "test")
+    Image.new("L", (5, 5)).save(tmp_path / "more" / "train" / "cover.png")  # beside the folders of the classes
+    assert tinyvit.load_dataset(tmp_path / "more").classes == 10
+
+
+# ---- labels ----
+
+
+@pytest.mark.parametrize(("labels", "classes", "expected", "names", "note"), [
+    ([0, 1, 2, 0, 1, 2], None, [0, 1, 2, 0, 1, 2], None, None),
+    ([1, 2, 3, 1, 2, 3], None, [0, 1, 2, 0, 1, 2], ("1", "2", "3"), "labels 1 to 3 became 0 to 2"),
+    ([1, 2, 3, 1, 2, 3], 3, [0, 1, 2, 0, 1, 2], ("1", "2", "3"), "labels 1 to 3 became 0 to 2"),
+    ([1, 2, 3, 1, 2, 3], 4, [1, 2, 3, 1, 2, 3], None, "no images of 0"),
+    ([0, 2, 5, 0, 2, 5], None, [0, 2, 5, 0, 2, 5], None, "no images of 1, 3, 4"),
+    ([0, 2, 5, 0, 2, 5], 3, [0, 1, 2, 0, 1, 2], ("0", "2", "5"), "labels 0, 2, 5 became 0 to 2"),
+    ([10, 20, 90, 10, 20, 90], None, [0, 1, 2, 0, 1, 2], ("10", "20", "90"), "labels 10, 20, 90 became 0 to 2"),
+    ([-1, 1, -1, 1, -1, 1], None, [0, 1, 0, 1, 0, 1], ("-1", "1"), "labels -1, 1 became 0 to 1"),
+    ([0.0, 1.0, 2.0, 0.0, 1.0, 2.0], None, [0, 1, 2, 0, 1, 2], None, "whole float labels became integers"),
+    (np.eye(3)[[2, 1, 0, 2, 1, 0]], None, [2, 1, 0, 2, 1, 0], None, "one-hot labels became integers"),
+    (np.eye(3, dtype=bool)[[2, 1, 0, 2, 1, 0]], None, [2, 1, 0, 2, 1, 0], None, "one-hot labels became integers"),
+    ([[0], [1], [2], [0], [1], [2]], None, [0, 1, 2, 0, 1, 2], None, None),
+    (["b", "a", "c", "b", "a", "c"], None, [1, 0, 2, 1, 0, 2], ("a", "b", "c"), None),
+    ([b"b", b"a", b"c", b"b", b"a", b"c"], None, [1, 0, 2, 1, 0, 2], ("a", "b", "c"), None),
+    ([True, False, True, False, True, False], None, [1, 0, 1, 0, 1, 0], None, None),
+    (np.arange(6) * 50 + 1, 300, np.arange(6) * 50 + 1, None, "no images of 0, 2, 3 and 291 more"),
+])  # fmt: skip
+def test_labels_of_any_kind(tmp_path, labels, classes, expected, names, note):
+    images = np.full((6, 4, 4), 200, np.uint8)
+    labels = np.asarray(labels)
+    data = tinyvit.load_dataset(
+        save(tmp_path, x_train=images, y_train=labels, x_test=images[:3], y_test=labels[:3]), classes=classes
+    )
+    assert data.classes == (classes or int(max(expected)) + 1)
+    assert data.train_labels.tolist() == list(expected) or "random order" in data.description
+    assert data.test_labels.tolist() == list(expected)[:3]
+    assert data.train_labels.dtype == (np.uint8 if data.classes <= 256 else np.int32)
+    assert data.class_names == names
+    assert (note is None and "became" not in data.description) or note in data.description
+
+
+@pytest.mark.parametrize(("labels", "classes", "words"), [
+    ([0, 1, 2, 3], 3, ["labels from 0 to 2", "found 3 at position 3"]),
+    ([0, 1, 2, -1], 3, ["labels from 0 to 2", "found -1 at position 3"]),
+    ([1, 2, 4, 5], 3, ["labels from 0 to 2"]),
+    (["a", "b", "c", "d"], 2, ["labels from 0 to 1"]),
+    ([0.5, 1, 2, 3], None, ["integers or words as labels", "float64 such as [0.5"]),
+    ([np.nan, 1, 2, 3], None, ["integers or words as labels"]),
+    ([np.inf, 1, 2, 3], None, ["integers or words as labels"]),
+    ([1j, 1, 2, 3], None, ["integers or words as labels", "complex128"]),
+    ([2**40, 1, 2, 3], None, ["integers or words as labels"]),
+    ([0, 1, 2], None, ["4 labels, one per image", "found shape (3,)"]),
+    ([[0, 1], [1, 1], [0, 0], [1, 0]], None, ["4 labels", "(4, 2): give (N,), (N, 1), or one-hot (N, classes)"]),
+])  # fmt: skip
+def test_labels_that_are_refused(tmp_path, labels, classes, words):
+    path = save(tmp_path, images=np.full((4, 5, 5), 99, np.uint8), labels=np.array(labels))
+    refuse(path, str(path), *words, classes=classes)
+
+
+def test_a_wrong_label_of_the_test_images_is_found_in_their_file(tmp_path, digits):
+    publishers.write_mnist(tmp_path, digits)
+    labels = digits[3].copy()
+    labels[7] = 77
+    write_idx(tmp_path / "t10k-labels-idx1-ubyte.gz", labels)
+    refuse(tmp_path, "t10k-labels-idx1-ubyte.gz: expected labels from 0 to 9, found 77 at position 7", classes=10)
+
+
+def test_an_image_in_seven_of_each_class_is_held_out():
+    labels = np.repeat([0, 1, 2, 3], [70, 15, 2, 1])
+    train, test = hold_out(labels, np.random.default_rng(0))
+    assert sorted([*train, *test]) == list(range(88))
+    assert np.bincount(labels[test], minlength=4).tolist() == [10, 2, 1, 0]
+    assert (np.diff(labels[train]) < 0).any()
+    again = hold_out(labels, np.random.default_rng(0))
+    other = hold_out(labels, np.random.default_rng(1))
+    assert again[0].tolist() == train.tolist() != other[0].tolist()
+
+
+def test_one_image_per_class_is_too_few_for_a_split(tmp_path):
+    path = save(tmp_path, images=np.full((3, 5, 5), 99, np.uint8), labels=np.arange(3))
+    refuse(path, "at least two images of a class", "3 images")
+
+
+# ---- pixels ----
+
+
+def levels(images):
+    return np.asarray(images, np.float64)
+
+
+@pytest.mark.parametrize(("change", "note"), [
+    (lambda x: x, None),
+    (lambda x: x.astype(np.float64), None),
+    (lambda x: x.astype(">i4"), None),
+    (lambda x: levels(x) / 255, "pixels 0 to 1 became 0 to 255"),
+    (lambda x: (levels(x) / 255).astype(np.float32), "pixels 0 to 1 became 0 to 255"),
+    (lambda x: x.astype(np.uint16) * 257, "pixels 0 to 65,535 became 0 to 255"),
+    (lambda x: x[..., None], None),
+    (lambda x: x[:, None], "the axis of the channels became the last one"),
+    (lambda x: x.reshape(len(x), -1), None),
+    (lambda x: np.asfortranarray(x), None),
+])  # fmt: skip
+def test_pixels_of_any_kind(tmp_path, digits, change, note):
+    images = [change(array) if array.ndim == 3 else array for array in digits]
+    data = tinyvit.load_dataset(
+        save(tmp_path, x_train=images[0], y_train=images[1], x_test=images[2], y_test=images[3])
+    )
+    assert_equal(data, digits)
+    assert (note in data.description) if note else "became" not in data.description
+
+
+def test_both_splits_have_one_scale(tmp_path):
+    dark, light = np.full((4, 3, 3), 1, np.uint8), np.full((4, 3, 3), 200, np.uint8)
+    labels = np.arange(4)
+    data = tinyvit.load_dataset(save(tmp_path, x_train=dark, y_train=labels, x_test=light, y_test=labels))
+    assert (data.train_images.max(), data.test_images.max()) == (1, 200)
+    bits = np.arange(36).reshape(4, 3, 3) % 2 == 1
+    data = tinyvit.load_dataset(save(tmp_path, x_train=bits, y_train=labels, x_test=bits, y_test=labels))
+    assert set(data.test_images.ravel()) == {0, 255}
+
+
+def test_rectangles_and_colour_are_loaded(tmp_path):
+    rng = np.random.default_rng(0)
+    for shape in ((8, 5, 9), (8, 5, 9, 3), (8, 12, 12, 3)):
+        images, labels = rng.integers(0, 256, shape, np.uint8), np.arange(8) % 2
+        data = tinyvit.load_dataset(save(tmp_path, x_train=images, y_train=labels, x_test=images, y_test=labels))
+        np.testing.assert_array_equal(data.test_images, images, strict=True)
+        flat = images.transpose(0, 3, 1, 2) if images.ndim == 4 else images
+        data = tinyvit.load_dataset(save(tmp_path, x_train=flat, y_train=labels, x_test=flat, y_test=labels))
+        np.testing.assert_array_equal(data.test_images, images, strict=True)
+
+
+@pytest.mark.parametrize(("images", "words"), [
+    (np.zeros((4, 7)), ["(N, R, C), (N, R, C, 3) or (N, pixels of a square)", "shape (4, 7)"]),
+    (np.zeros(4), ["shape (4,)"]),
+    (np.zeros(()), ["shape ()"]),
+    (np.zeros((4, 5, 5, 4)), ["shape (4, 5, 5, 4)"]),
+    (np.zeros((4, 2, 5, 5, 3)), ["shape (4, 2, 5, 5, 3)"]),
+    (np.zeros((4, 0, 0)), ["shape (4, 0, 0)"]),
+    (np.zeros((0, 5, 5)), ["shape (0, 5, 5)"]),
+    (np.full((4, 5, 5), np.nan), ["pixels from 0 to 255", "from nan to nan"]),
+    (np.full((4, 5, 5), -1.0), ["pixels from -1 to -1"]),
+    (np.full((4, 5, 5), 256.0), ["pixels from 256 to 256"]),
+    (np.full((4, 5, 5), 70000), ["pixels from 70000 to 70000"]),
+    (np.full((4, 5, 5), 1j), ["complex128"]),
+    (np.full((4, 5, 5), "a"), ["<U1"]),
+])  # fmt: skip
+def test_images_that_are_refused(tmp_path, images, words):
+    path = save(tmp_path, images=images, labels=np.arange(4))
+    refuse(path, path, *words)
+
+
+def test_images_of_two_sizes_are_refused(tmp_path, digits):
+    publishers.write_mnist(tmp_path, [*digits[:2], digits[2][:, :20], digits[3]])
+    refuse(tmp_path, "t10k-images", "images of 28 x 28 pixels as in", "train-images", "found 20 x 28 pixels")
+
+
+# ---- files that are no data ----
+
+
+def zipped(name="a/b.txt", data=b"text"):
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w") as archive:
+        archive.writestr(name, data)
+    return stream.getvalue()
+
+
+def tarred():
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w") as archive:
+        info = tarfile.TarInfo("a.txt")
+        archive.addfile(info, io.BytesIO(b""))
+    return stream.getvalue()
+
+
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a214614ab2935c943f9e0ff69d22eadbb8f32\nsize 12345\n"
+NO_DATA = {
+    "html": (b"\n<!DOCTYPE html>\n<html><title>404</title></html>", "an HTML page, so the download failed"),
+    "xml": (b'<?xml version="1.0"?><Error><Code>AccessDenied</Code></Error>', "an HTML page, so the download failed"),
+    "zip": (zipped(), "a zip archive: unpack it"),
+    "tar": (tarred(), "a tar archive: unpack it"),
+    "7z": (b"7z\xbc\xaf\x27\x1c\0\4" + bytes(40), "a 7z archive: unpack it"),
+    "xz": (b"\xfd7zXZ\0\0\4" + bytes(40), "a file packed by xz: unpack it"),
+    "pointer": (POINTER, "a Git LFS pointer in place of the data: run git lfs pull"),
+    "gzip twice": (gzip.compress(gzip.compress(b"data" * 100)), "a gzip file inside a gzip file"),
+    "pickle": (pickle.dumps({"data": [1]}), "a Python pickle, which can run any code"),
+    "npy": (b"\x93NUMPY\1\0v\0" + bytes(130), "a single NumPy array"),
+    "hdf5": (b"\x89HDF\r\n\x1a\n" + bytes(40), "an HDF5 file"),
+    "mat": (b"MATLAB 5.0 MAT-file, Platform: GLNXA64" + bytes(100), "a MATLAB file"),
+    "parquet": (b"PAR1" + bytes(40), "a Parquet file"),
+    "empty": (b"", "an empty file"),
+}
+
+
+@pytest.mark.parametrize("pack", [bytes, gzip.compress])
+@pytest.mark.parametrize(("content", "text"), NO_DATA.values(), ids=NO_DATA)
+def test_what_is_no_data_is_named(tmp_path, digits, content, text, pack):
+    if pack is gzip.compress and content[:2] == b"\x1f\x8b":
+        pytest.skip("is packed already")
+    content = pack(content)
+    publishers.write_mnist(tmp_path / "idx", digits, suffix="")
+    (tmp_path / "idx" / "t10k-images-idx3-ubyte").write_bytes(content)
+    refuse(tmp_path / "idx", "t10k-images-idx3-ubyte", text)
+    for name in ("data", "data.csv"):
+        (tmp_path / name).write_bytes(content)
+        refuse(tmp_path / name, tmp_path / name, text)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "archive.bin").write_bytes(content)
+    refuse(tmp_path / "folder", f"archive.bin ({text}")
+    if not text.startswith("a zip"):
+        (tmp_path / "a.npz").write_bytes(content)
+        refuse(tmp_path / "a.npz", "a.npz: expected an intact npz file", text)
+
+
+def test_pictures_and_pickles_are_given_advice(tmp_path):
+    Image.new("L", (8, 8)).save(tmp_path / "a.png")
+    refuse(tmp_path / "a.png", "a PNG picture: give a folder with one sub-folder of pictures per class")
+    (tmp_path / "cifar-10-batches-py").mkdir()
+    for name in ("batches.meta", "data_batch_1", "test_batch"):
+        (tmp_path / "cifar-10-batches-py" / name).write_bytes(pickle.dumps({b"data": 1}, 2))
+    message = refuse(tmp_path / "cifar-10-batches-py", "batches.meta (a Python pickle, which can run any code")
+    assert message.count("Python pickle") == 1
+
+
+@pytest.mark.parametrize("damage_of", [lambda data: data[:-20], lambda data: data[:-8] + bytes(8), lambda data: data[:5]])
+def test_a_damaged_gzip_file(tmp_path, digits, damage_of):
+    publishers.write_mnist(tmp_path, digits)
+    path = tmp_path / "train-images-idx3-ubyte.gz"
+    path.write_bytes(damage_of(path.read_bytes()))
+    refuse(tmp_path, str(path), "one intact gzip stream")
+    publishers.write_table(tmp_path / "csv" / "train.csv", *digits[:2])
+    packed = gzip.compress((tmp_path / "csv" / "train.csv").read_bytes())
+    (tmp_path / "csv" / "train.csv").write_bytes(damage_of(packed))
+    refuse(tmp_path / "csv", "train.csv: expected one intact file")
+
+
+def test_a_whole_copy_replaces_a_damaged_one(tmp_path, digits):
+    publishers.write_mnist(tmp_path, digits)
+    publishers.write_mnist(tmp_path, digits, suffix="")
+    path = tmp_path / "train-images-idx3-ubyte"
+    path.write_bytes(path.read_bytes()[:-1000])
+    data = tinyvit.load_dataset(tmp_path)
+    assert_equal(data, digits)
+    assert f"train-images-idx3-ubyte.gz is read because of a damaged copy ({path}: expected 156800" in data.description
+    (tmp_path / "train-images-idx3-ubyte.gz").write_bytes(b"")
+    assert f"{path}: expected 156800 bytes" in refuse(tmp_path)
+
+
+@pytest.mark.parametrize("missing", range(4))
+def test_a_missing_file_is_named_beside_what_is_there(tmp_path, digits, missing):
+    publishers.write_emnist(tmp_path, digits, "digits")
+    paths = sorted(tmp_path.iterdir())
+    paths[missing].unlink()
+    split, what = paths[missing].name.split("-")[2:4]
+    others = [path.name for path in paths if path != paths[missing]]
+    refuse(tmp_path, f"also a file with the {split} {what}", *others)
+
+
+def test_npz_files_that_are_refused(tmp_path, digits):
+    path = save(tmp_path, a=digits[0], b=digits[1])
+    refuse(path, "x_train, y_train, x_test and y_test", "a (200, 28, 28), b (200,)")
+    path = save(tmp_path, x_train=np.array([{"a": 1}], object), y_train=np.arange(1))
+    refuse(path, "array x_train", "pickled Python objects, which can run any code")
+    path.write_bytes(zipped())
+    refuse(path, "an npz file, which has .npy files", "a/b.txt: unpack it")
+    whole = save(tmp_path, x_train=digits[0], y_train=digits[1]).read_bytes()
+    path.write_bytes(whole[:-50])
+    refuse(path, "an intact npz file", "an incomplete one")
+    path.write_bytes(whole[:3000] + b"12345678" + whole[3008:])
+    refuse(path, "an intact npz file", "CRC")
+
+
+def test_an_npz_file_without_test_images_is_split(tmp_path, digits):
+    for names in (("images", "labels"), ("x", "y"), ("X", "Y"), ("data", "target"), ("x_train", "y_train")):
+        data = tinyvit.load_dataset(save(tmp_path, **dict(zip(names, digits[:2], strict=True))))
+        assert len(data.train_images) + len(data.test_images) == 200
+        assert "one image in seven is for testing" in data.description
+
+
+def test_folders_near_a_data_set_lead_to_it(tmp_path, digits):
+    publishers.write_mnist(tmp_path / "a" / "b", digits)
+    publishers.write_pictures(tmp_path / "pictures", digits)
+    (tmp_path / "empty").mkdir()
+    refuse(tmp_path / "a", f"found b/: give {tmp_path / 'a' / 'b'}")
+    refuse(tmp_path, f"give {tmp_path / 'pictures'} or {tmp_path / 'a' / 'b'}")
+    refuse(tmp_path / "pictures" / "train" / "3", f"give {tmp_path / 'pictures' / 'train'}")
+    assert "give" not in refuse(tmp_path / "empty", "found an empty folder")
+    (tmp_path / "a" / "b" / "processed").mkdir()
+    refuse(tmp_path / "a" / "b" / "processed", f"give {tmp_path / 'a' / 'b'}")
+
+
+def test_no_such_path(tmp_path, digits):
+    refuse(tmp_path / "nowhere" / "else", "nowhere/else: expected a folder or a file", "no such file or folder")
+    publishers.write_keras(tmp_path, digits)
+    refuse(tmp_path / "mnits.npz", "no such file or folder beside mnist.npz")
+    os.mkfifo(tmp_path / "pipe")
+    refuse(tmp_path / "pipe", "a folder or a file")
+    os.mkfifo(tmp_path / "train-images-idx3-ubyte")  # would block a reader
+    assert tinyvit.load_dataset(tmp_path).name == "mnist"
+
+
+# ---- paths ----
+
+
+def test_odd_paths(tmp_path, digits, monkeypatch):
+    folder = tmp_path / "Ziffern für ü 数字"
+    publishers.write_mnist(folder, digits)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "link").symlink_to(folder)
+    for path in (folder, str(folder), f"{folder}/", os.fsencode(folder), f"~/{folder.name}", folder.name, "./link", "link/../link"):
+        data = tinyvit.load_dataset(path)
+        assert_equal(data, digits)
+        assert os.path.isabs(data.source)
+    publishers.write_pictures(tmp_path / "Bilder", digits, names=[f"Klasse {c}" for c in "äöüßéñ漢字かな"])
+    assert tinyvit.load_dataset("~/Bilder").class_names[0].startswith("Klasse ")
+
+
+def test_the_default_is_mnist():
+    data = tinyvit.load_dataset()
+    assert (data.name, data.class_names, data.description) == ("MNIST", tuple("0123456789"), "MNIST, 10 classes 0 to 9")
+    with pytest.raises(DatasetError, match="labels from 0 to 4"):
+        tinyvit.load_dataset(classes=5)
+
+
+# ---- limits ----
+
+
+def packed_zeros(head, count):
+    """Return a gzip file of `head` and `count` zeros, without building them."""
+    packer = zlib.compressobj(9, wbits=31)
+    chunks = [packer.compress(head), *(packer.compress(bytes(MB)) for _ in range(count // MB)), packer.flush()]
+    return b"".join(chunks)
+
+
+@pytest.mark.extended
+def test_bombs_are_refused_with_little_memory(tmp_path, digits):
+    publishers.write_mnist(tmp_path / "idx", digits)
+    shape = (400 * 1024, 32, 32)  # 400 MB
+    header = publishers.idx_bytes(np.zeros((0, 32, 32), np.uint8))[:4] + b"".join(n.to_bytes(4, "big") for n in shape)
+    (tmp_path / "idx" / "train-images-idx3-ubyte.gz").write_bytes(packed_zeros(header, 400 * MB))
+    (tmp_path / "bomb.csv").write_bytes(packed_zeros(b"label,p1,p2,p3,p4\n", 400 * MB))
+    with zipfile.ZipFile(tmp_path / "bomb.npz", "w", zipfile.ZIP_DEFLATED) as archive, archive.open("images.npy", "w") as file:
+        np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": (400, MB)})
+        for _ in range(400):
+            file.write(bytes(MB))
+    for name, words in (("idx", "at most 67,108,864 bytes"), ("bomb.csv", "at most 67,108,864"), ("bomb.npz", "at most")):
+        assert peak_of(lambda name=name, words=words: refuse(tmp_path / name, words)) < 140 * MB
+
+
+def test_an_npz_header_that_lies_costs_nothing(tmp_path):
+    for shape in ((2**40,), (2**20, 2**20), (2**31, 2**31, 4), (-1, 5, 5), (2**62, 2**62)):
+        stream = io.BytesIO()
+        np.lib.format.write_array_header_1_0(stream, {"descr": "|u1", "fortran_order": False, "shape": shape})
+        with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
+            archive.writestr("images.npy", stream.getvalue() + bytes(100))
+            archive.writestr("labels.npy", stream.getvalue() + bytes(100))
+        assert peak_of(lambda: refuse(tmp_path / "a.npz", "a.npz")) < 2 * MB
+
+
+def test_a_png_header_that_lies_costs_nothing(tmp_path, digits):
+    publishers.write_pictures(tmp_path, digits, splits=("",))
+    path = sorted((tmp_path / "0").iterdir())[0]
+    data = bytearray(path.read_bytes())
+    data[16:24] = (60_000).to_bytes(4, "big") * 2
+    data[29:33] = zlib.crc32(data[12:29]).to_bytes(4, "big")
+    path.write_bytes(data)
+    assert peak_of(lambda: refuse(tmp_path, path)) < 4 * MB
+    data[16:24] = (5000).to_bytes(4, "big") * 2
+    data[29:33] = zlib.crc32(data[12:29]).to_bytes(4, "big")
+    path.write_bytes(data)
+    assert peak_of(lambda: refuse(tmp_path, path, "at most 16,777,216 pixels", "5000 x 5000")) < 4 * MB
+
+
+def test_an_array_larger_than_allowed(tmp_path, digits):
+    write_idx(tmp_path / "a", digits[0])
+    with pytest.raises(IdxError, match="at most 156,799 bytes of elements"):
+        tinyvit.data.read_idx(tmp_path / "a", most_bytes=156_799)
+    assert tinyvit.data.read_idx(tmp_path / "a", most_bytes=156_800).shape == (200, 28, 28)
+
+
+@pytest.mark.extended
+@pytest.mark.parametrize("form", damaged_data.FORMS)
+def test_random_damage_is_refused_or_loaded(form):
+    refused = damaged_data.fuzz(form, 300)
+    assert 90 < refused < 300  # so both happen
+
+
+def test_the_check_for_damage_sees_another_error(monkeypatch):
+    monkeypatch.setattr(tinyvit, "load_dataset", lambda folder, first=[]: first[0] if first else first.append(1))  # noqa: B006
+    with pytest.raises(AssertionError, match="idx, seed 0, copy 0, "):
+        damaged_data.fuzz("idx", 1)

@@ -1,0 +1,162 @@
+"""Images and labels of any common form as uint8 images and classes from 0, and a split for testing."""
+
+import math
+from collections import namedtuple
+
+import numpy as np
+
+from tinyvit.data.mnist import DatasetError
+
+BLOCK = 4096  # images that are scaled at a time, because a float copy of all of them may be large
+HOLD_OUT = 7  # one image in seven is for testing if a data set has no test images; MNIST has the same share
+
+
+# The images and labels of one split in the form of their files, and the names of the files for messages.
+Part = namedtuple("Part", "images labels file labels_file")
+
+# A data set in the form of its files: the name of the form, a dict with a `Part` per split ("train", "val", "test"),
+# the names of the classes or None, the beginning of the files' names, and a list of texts about conversions.
+Found = namedtuple("Found", "kind parts class_names file notes")
+
+# A data set in a folder: the path that names it, the paths of its files, and the function that reads it.
+Source = namedtuple("Source", "path files read")
+
+
+# ---- images ----
+
+
+def to_images(parts, notes):
+    """Return the images of each `Part` as uint8 (N, R, C) or (N, R, C, 3), with one scale for all parts."""
+    arrays, (file, *_) = [_shaped(part, notes) for part in parts], [part.file for part in parts]
+    for part, array in zip(parts, arrays, strict=True):
+        if array.shape[1:] != arrays[0].shape[1:]:
+            sizes = ["{} x {} pixels".format(*a.shape[1:]) + " in colour" * (a.ndim == 4) for a in (arrays[0], array)]
+            raise DatasetError(part.file, f"images of {sizes[0]} as in {file}", sizes[1])
+    low, high = min(array.min() for array in arrays), max(array.max() for array in arrays)
+    whole = all(array.dtype.kind != "f" for array in arrays)
+    if not 0 <= low <= high <= (65535 if whole and high > 4095 else 255):  # NaN fails too
+        expected = "pixels from 0 to 255, from 0 to 1, or of 16 bits"
+        raise DatasetError(file, expected, f"pixels from {low:g} to {high:g}: scale them first")
+    top = next(top for top in (1, 16, 255, 65535) if high <= top)
+    if top != 255 and high > 0:
+        notes.append(f"pixels 0 to {top:,} became 0 to 255")
+    return [_scaled(array, 1 if top == 255 else 255 / top) for array in arrays]
+
+
+def _shaped(part, notes):
+    """Return images of any common layout as (N, R, C) or (N, R, C, 3)."""
+    images, shape = part.images, part.images.shape
+    if images.ndim == 2 and (side := square_shape(shape[1])):
+        images = images.reshape(-1, *side)
+    elif images.ndim == 4 and shape[1] in (1, 3) and shape[3] not in (1, 3):
+        images = np.moveaxis(images, 1, 3)
+        notes.append("the axis of the channels became the last one")
+    if images.ndim == 4 and images.shape[3] == 1:
+        images = images[..., 0]
+    if images.dtype.kind not in "buif" or not images.size or images.shape[3:] not in ((), (3,)) or images.ndim < 3:
+        expected = "numbers of shape (N, R, C), (N, R, C, 3) or (N, pixels of a square)"
+        raise DatasetError(part.file, expected, f"{images.dtype} of shape {shape}")
+    return images
+
+
+def square_shape(pixels):
+    """Return the shape of a square image, grey or RGB, with this number of values, or None if there is none."""
+    for channels in ((), (3,)):
+        side = math.isqrt(pixels // math.prod(channels))
+        if side > 1 and side * side * math.prod(channels) == pixels:
+            return (side, side, *channels)
+    return None
+
+
+def _scaled(images, scale):
+    """Return images times `scale` as a C-contiguous and writable uint8 array."""
+    if images.dtype == np.uint8 and scale == 1:
+        return np.require(images, requirements=["C", "W"])
+    result = np.empty(images.shape, np.uint8)
+    for start in range(0, len(images), BLOCK):
+        result[start : start + BLOCK] = np.rint(images[start : start + BLOCK] * scale)
+    return result
+
+
+# ---- labels ----
+
+
+def to_classes(parts, classes, family, class_names, notes):
+    """Return the labels of each `Part` as classes from 0, the number of classes, and the class names or None.
+
+    `classes` is the number of classes to use, or None for the number that the labels show.
+    """
+    labels = np.concatenate([_vector(part, notes) for part in parts])
+    values, ranks = np.unique(labels, return_inverse=True)
+    words = labels.dtype.kind == "U"
+    low, high = (0, len(values) - 1) if words else (int(values[0]), int(values[-1]))
+    class_names = family.class_names if family else class_names
+    first = family.first if family else int(low == 1 and not class_names and classes in (None, high))
+    number = classes or len(class_names or ()) or high + 1 - first
+    if classes is None:
+        sparse = low < 0 or 2 * len(values) < number
+    else:
+        sparse = classes == len(values) and (low < 0 or high >= first + number)
+    if words or (sparse and not class_names):  # the labels are names of classes, and not their positions
+        class_names, number = tuple(map(str, values)), classes or len(values)
+        if not words:
+            notes.append(f"labels {', '.join(class_names[:3])}{', ...' * (number > 3)} became 0 to {number - 1}")
+        labels, first = ranks, 0
+    elif first:
+        notes.append(f"labels {first} to {first + number - 1} became 0 to {number - 1}")
+        class_names = class_names or tuple(str(value + first) for value in range(number))
+    wrong = np.flatnonzero((labels < first) | (labels >= first + number))
+    starts = np.cumsum([0, *(len(part.images) for part in parts)])
+    if wrong.size:
+        i = int(np.searchsorted(starts, wrong[0], side="right")) - 1
+        found = f"{labels[wrong[0]]} at position {wrong[0] - starts[i]}"
+        raise DatasetError([*parts][i].labels_file, f"labels from {first} to {first + number - 1}", found)
+    labels = (labels - first).astype(np.uint8 if number <= 256 else np.int32)
+    if class_names and len(class_names) != number:
+        class_names = None
+    missing = np.flatnonzero(np.bincount(labels, minlength=number) == 0).tolist()
+    if missing:
+        names = ", ".join(class_names[i] if class_names else str(i) for i in missing[:3])
+        notes.append(f"no images of {names}" + f" and {len(missing) - 3} more" * (len(missing) > 3))
+    return np.split(labels, starts[1:-1]), number, class_names
+
+
+def _vector(part, notes):
+    """Return the labels of a `Part` as int64 or str of shape (N,)."""
+    labels = part.labels
+    if labels.ndim == 2 and labels.shape[1] == 1:
+        labels = labels[:, 0]
+    elif is_one_hot(labels):
+        labels = labels.argmax(axis=1)
+        notes.append("one-hot labels became integers")
+    if labels.shape != part.images.shape[:1]:
+        expected = f"{len(part.images)} labels, one per image of {part.file}"
+        advice = "" if labels.ndim == 1 else ": give (N,), (N, 1), or one-hot (N, classes)"
+        raise DatasetError(part.labels_file, expected, f"shape {labels.shape}{advice}")
+    if labels.dtype.kind in "SU":
+        return np.char.decode(labels, "utf-8", "replace") if labels.dtype.kind == "S" else labels
+    if labels.dtype.kind not in "buif" or not (np.abs(labels.astype(float)) < 2**31).all() or (labels % 1).any():
+        raise DatasetError(part.labels_file, "integers or words as labels", f"{labels.dtype} such as {labels[:3]}")
+    if labels.dtype.kind == "f":
+        notes.append("whole float labels became integers")
+    return labels.astype(np.int64)
+
+
+def is_one_hot(labels):
+    """Return whether an array is a matrix with one 1 per row and otherwise 0."""
+    if labels.ndim != 2 or labels.dtype.kind not in "buif":
+        return False
+    return bool(((labels == 0) | (labels == 1)).all() and (labels.sum(axis=1) == 1).all())
+
+
+def hold_out(labels, rng):
+    """Return the indices of images for training and of images for testing, both in random order.
+
+    Of each class one image in seven is for testing, and at least one if it has two.
+    """
+    order = rng.permutation(len(labels))
+    by_class = order[np.argsort(labels[order], kind="stable")]
+    ranks = np.arange(len(labels)) - np.searchsorted(labels[by_class], labels[by_class])
+    chosen = np.zeros(len(labels), bool)
+    chosen[by_class[ranks % HOLD_OUT == 1]] = True
+    return order[~chosen[order]], order[chosen[order]]

@@ -1,0 +1,164 @@
+"""Data sets of idx, npz and CIFAR files.
+
+CIFAR's binary files have records of one label, or of two for CIFAR-100 (coarse and fine), and 32 x 32 bytes each of
+red, green and blue.
+
+References
+----------
+.. [1] A. Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", 2009.
+"""
+
+import math
+import os
+import re
+import zipfile
+from functools import partial
+from itertools import chain
+
+import numpy as np
+
+from tinyvit.data.arrays import Found, Part, Source, is_one_hot
+from tinyvit.data.contents import content_of, listing, most_bytes, one_error, read_content
+from tinyvit.data.idx import DataError, read_at_most, read_idx
+from tinyvit.data.mnist import DatasetError
+
+# Four files with one array each. Kuzushiji-MNIST has npz files with the word "imgs".
+NAME = re.compile(
+    r"(?P<set>.*?)(?P<split>train|t10k|test)-(?P<what>images|imgs|labels)([-.]idx\d-[a-z]+(\.gz)?|\.npz)"
+)
+IMAGES, LABELS = ("x", "images", "imgs", "data"), ("y", "labels", "label", "targets", "target")
+CIFAR_PIXELS = 3 * 32 * 32
+CIFAR = {  # kind: labels per record, training files, test file, class names
+    "CIFAR-10": (1, [f"data_batch_{number}.bin" for number in range(1, 6)], "test_batch.bin", "batches.meta.txt"),
+    "CIFAR-100": (2, ["train.bin"], "test.bin", "fine_label_names.txt"),
+}
+
+
+def find_quartets(folder, paths):
+    """Return a `Source` for each data set of four files in a folder."""
+    sets = {}
+    for path in filter(os.path.isfile, paths):
+        if match := NAME.fullmatch(os.path.basename(path)):
+            role = "train" if match["split"] == "train" else "test", match["what"].replace("imgs", "images")
+            sets.setdefault(match["set"], {}).setdefault(role, []).append(path)
+    sources = []
+    for prefix, roles in sets.items():
+        name = os.path.join(folder, prefix.rstrip("-_")) if prefix else folder
+        sources.append(Source(name, tuple(chain(*roles.values())), partial(_read_quartet, folder, prefix, roles)))
+    return sources
+
+
+def _read_quartet(folder, prefix, roles):
+    """Return the `Found` of the files with a prefix. `roles` has a list of copies for each split and "images"."""
+    kind = "npz files" if any(path.endswith(".npz") for path in chain(*roles.values())) else "idx files"
+    found = Found(kind, {}, None, prefix, notes=[])
+    for split in ("train", "test"):
+        arrays = []
+        for what in ("images", "labels"):
+            if (split, what) not in roles:
+                example = os.path.basename(roles.get(("train", what), roles.get(("test", what), ["labels file"]))[0])
+                raise DatasetError(folder, f"also a file with the {split} {what} such as {example}", listing(folder))
+            arrays.append(_read_intact(roles[split, what], found.notes))
+        (images, file), (labels, labels_file) = arrays
+        if labels.ndim == 2 and labels.shape[1] == 8 and labels.dtype.kind == "i" and not is_one_hot(labels):
+            labels = labels[:, 0]  # QMNIST's extended labels, which begin with the class
+        found.parts[split] = Part(images, labels, file, labels_file)
+    return found
+
+
+def _read_intact(copies, notes):
+    """Return the array of the first copy that is intact, and its path. Raw files with a dash come first."""
+    first_error = None
+    for path in sorted(copies, key=lambda path: (path.endswith(".npz"), ".idx" in path, path.endswith(".gz"), path)):
+        try:
+            if path.endswith(".npz"):
+                array, *_ = read_npz(path).values()
+            else:
+                array = read_idx(path, most_bytes(path))
+        except DataError as error:
+            first_error = first_error or error
+            continue
+        if first_error:
+            notes.append(f"{os.path.basename(path)} is read because of a damaged copy ({first_error})")
+        return array, path
+    raise first_error
+
+
+def find_npz(folder, paths):
+    """Return a `Source` for each npz file of a folder."""
+    return [Source(path, (path,), partial(_read_npz, path)) for path in paths if path.lower().endswith(".npz")]
+
+
+def _read_npz(file):
+    """Return the `Found` of a file with images and labels under one of the usual names."""
+    arrays = {name.lower(): array for name, array in read_npz(file).items()}
+    parts = {}
+    for split in ("train", "val", "test", ""):
+        pair = []
+        for names in (IMAGES, LABELS):
+            keys = [key.strip("_") for name in names for key in (f"{name}_{split}", f"{split}_{name}")]
+            pair += [arrays[key] for key in keys if key in arrays][:1]
+        if len(pair) == 2:
+            parts.setdefault(split or "train", Part(*pair, file, file))
+    if "train" not in parts:
+        names = ", ".join(f"{name} {array.shape}" for name, array in arrays.items()) or "no arrays"
+        raise DatasetError(file, "arrays x_train, y_train, x_test and y_test, or images and labels", names)
+    return Found("npz file", parts, None, os.path.basename(file), notes=[])
+
+
+def read_npz(file):
+    """Return the arrays of an npz file by their names.
+
+    No array is allocated for a size that only a header states, and nothing is unpickled.
+    """
+    with one_error(file, "an intact npz file"):
+        if not zipfile.is_zipfile(file):
+            content = content_of(file) or "another kind of file"
+            raise DatasetError(file, "an intact npz file", "an incomplete one" if "zip arch" in content else content)
+        with zipfile.ZipFile(file) as archive:
+            members = archive.infolist()
+            if not all(info.filename.endswith(".npy") for info in members):
+                names = ", ".join(archive.namelist()[:8])
+                raise DatasetError(file, "an npz file, which has .npy files", f"a zip archive of {names}: unpack it")
+            size, limit = sum(info.file_size for info in members), most_bytes(file)
+            if size > limit:
+                raise DatasetError(file, f"at most {limit:,} bytes of arrays for the size of the file", f"{size:,}")
+            return {info.filename.removesuffix(".npy"): _read_member(archive, info) for info in members}
+
+
+def _read_member(archive, info):
+    """Return the array of one member of an npz file."""
+    name = f"{archive.filename}, array {info.filename.removesuffix('.npy')}"
+    with archive.open(info) as stream:
+        old = np.lib.format.read_magic(stream) == (1, 0)
+        read_header = np.lib.format.read_array_header_1_0 if old else np.lib.format.read_array_header_2_0
+        shape, fortran_order, dtype = read_header(stream)
+        if dtype.hasobject:
+            raise DatasetError(name, "an array of numbers", "pickled Python objects, which can run any code")
+        expected = math.prod(shape) * dtype.itemsize
+        content = read_at_most(stream, min(expected, info.file_size) + 1)
+    if len(content) != expected or min(shape, default=0) < 0:
+        raise DatasetError(name, f"{expected} bytes for shape {shape} of {dtype}", len(content))
+    return np.ndarray(shape, dtype, buffer=content, order="F" if fortran_order else "C")
+
+
+def find_cifar(folder, paths):
+    """Return a `Source` for the binary version of CIFAR-10 or CIFAR-100 in a folder."""
+    names = {os.path.basename(path) for path in paths}
+    return [Source(folder, (), partial(_read_cifar, folder, kind)) for kind in CIFAR if CIFAR[kind][1][0] in names]
+
+
+def _read_cifar(folder, kind):
+    """Return the `Found` of CIFAR's binary files. Without the file of class names the classes have none."""
+    label_bytes, train, test, meta = CIFAR[kind]
+    file, parts = os.path.join(folder, meta), {}
+    class_names = read_content(file).decode("utf-8", "replace").split() if os.path.exists(file) else ()
+    for split, names in (("train", train), ("test", [test])):
+        file = os.path.join(folder, names[0])
+        content = b"".join(read_content(os.path.join(folder, name)) for name in names)
+        if not content or len(content) % (label_bytes + CIFAR_PIXELS):
+            raise DatasetError(file, f"records of {label_bytes + CIFAR_PIXELS} bytes", f"{len(content)} bytes")
+        records = np.frombuffer(content, np.uint8).reshape(-1, label_bytes + CIFAR_PIXELS)
+        images = records[:, label_bytes:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
+        parts[split] = Part(images, records[:, label_bytes - 1], file, file)
+    return Found(kind, parts, tuple(class_names) or None, file="", notes=[])

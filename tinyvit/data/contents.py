@@ -1,0 +1,70 @@
+"""Reading files and folders of unknown origin, with limits on memory and one kind of error."""
+
+import contextlib
+import gzip
+import os
+
+from tinyvit.data.idx import GZIP_MAGIC, DataError, read_at_most
+from tinyvit.data.mnist import DatasetError
+from tinyvit.data.signatures import name_content
+
+MOST_BYTES = 4 * 2**30  # of one file, unpacked
+MOST_RATIO = 100  # of unpacked to packed bytes; pictures reach 20, while a decompression bomb reaches 1,000
+SMALL = 64 * 2**20  # bytes; below, the ratio does not matter
+
+
+def most_bytes(file):
+    """Return the largest accepted number of bytes of a file's content when it is unpacked."""
+    return min(MOST_BYTES, max(SMALL, MOST_RATIO * os.path.getsize(file)))
+
+
+@contextlib.contextmanager
+def one_error(file, expected):
+    """Turn every error from a damaged or unreadable file into a `DatasetError`."""
+    try:
+        yield
+    except DataError:
+        raise
+    except Exception as error:  # zipfile, zlib, Pillow and NumPy raise errors of many types for damaged files
+        text = getattr(error, "strerror", None) or " ".join(str(error).split())
+        raise DatasetError(file, expected, text[:200] or type(error).__name__) from error
+
+
+def read_content(file, most=None):
+    """Return the bytes of a file, unpacked if it is a gzip file. With `most`, only that many first bytes."""
+    with one_error(file, "one intact file"), open(file, "rb") as raw:
+        packed = raw.read(2) == GZIP_MAGIC
+        raw.seek(0)
+        limit = most_bytes(file)
+        with gzip.GzipFile(fileobj=raw) if packed else raw as stream:
+            content = read_at_most(stream, limit + 1 if most is None else most)
+    if len(content) > limit:
+        raise DatasetError(file, f"at most {limit:,} bytes of content for the size of the file", "more")
+    return content
+
+
+def content_of(file):
+    """Return what a file contains if `name_content` knows it, and None otherwise."""
+    with contextlib.suppress(DataError):
+        return name_content(read_content(file, 512))
+
+
+def visible(folder):
+    """Return the sorted paths in a folder, without hidden ones and those that operating systems add."""
+    with one_error(folder, "a folder that can be read"):
+        skipped = ("__MACOSX", "Thumbs.db", "desktop.ini")
+        names = sorted(name for name in os.listdir(folder) if not name.startswith(".") and name not in skipped)
+    return [os.path.join(folder, name) for name in names]
+
+
+def listing(folder):
+    """Return the names in a folder for a message. What to do about a kind of file is said once."""
+    texts, known = [], {None}
+    paths = visible(folder)
+    for path in paths[:8]:
+        content = content_of(path) if os.path.isfile(path) else None
+        text = os.path.basename(path) + "/" * os.path.isdir(path)
+        texts.append(text if content in known else f"{text} ({content})")
+        known.add(content)
+    texts += [f"{len(paths) - 8:,} more"] if len(paths) > 8 else []
+    return ", ".join(texts) or "an empty folder"

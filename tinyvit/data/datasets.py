@@ -1,0 +1,145 @@
+"""One function that loads data sets of many forms: idx, npz, CSV and CIFAR files, and folders of pictures."""
+
+import os
+import re
+from functools import partial
+
+import numpy as np
+
+from tinyvit.data.arrays import Found, Part, hold_out, to_classes, to_images
+from tinyvit.data.binaries import find_cifar, find_npz, find_quartets
+from tinyvit.data.contents import content_of, listing, visible
+from tinyvit.data.families import family_of
+from tinyvit.data.folders import find_folders
+from tinyvit.data.mnist import DatasetError, ImageDataset, load_mnist
+from tinyvit.data.tables import find_tables, read_tables
+
+FINDERS = (find_quartets, find_cifar, find_npz, find_tables, find_folders)
+DIGITS = "sklearn:digits"
+SUPPORTED = "idx, npz, CSV or CIFAR's .bin files, or one sub-folder of pictures per class"
+
+
+def load_dataset(path=None, classes=None, seed=0):
+    """Load a data set of any supported form, which is recognised by its files.
+
+    Parameters
+    ----------
+    path : path, optional
+        Folder or file. If a folder has several data sets, one of their files, or the beginning of the files' names
+        such as ``gzip/emnist-letters``. ``sklearn:digits`` is the data set of scikit-learn. The default is MNIST.
+    classes : int, optional
+        Number of classes. The default is that of the published data set, or the number that the labels show.
+    seed : int, default 0
+        Seed of the split, if there are no labelled test images, and of the order of images that are sorted by class.
+
+    Returns
+    -------
+    ImageDataset
+        Images and labels, in C-contiguous and writable arrays. Its `description` says what was found and converted.
+
+    Raises
+    ------
+    DataError
+        If there is no data set, or several, or its files are damaged or do not fit each other.
+
+    Notes
+    -----
+    The forms are idx files of MNIST's family (EMNIST's images are transposed back), npz files (Keras, MedMNIST,
+    Kuzushiji), CSV files with one image per row, CIFAR's binary files, and folders of pictures.
+    """
+    if path is None:
+        return load_mnist(classes=10 if classes is None else classes)
+    path = os.fsdecode(path)
+    if path == DIGITS:
+        source, read = path, _digits
+    else:
+        source, read = _source(os.path.abspath(os.path.expanduser(path)))
+    return _dataset(read(), source, classes, np.random.default_rng(seed))
+
+
+def _source(path):
+    """Return the path that names the data set at `path`, and the function that reads it."""
+    if os.path.isdir(path):
+        choices = _choices(path)
+        if not choices:
+            raise DatasetError(path, f"a data set: {SUPPORTED}", listing(path) + _advice(path))
+        if len(choices) > 1:
+            names = ", ".join(choice.path for choice in choices)
+            raise DatasetError(path, "one data set", f"{len(choices)}: give one of {names}")
+        return choices[0].path, choices[0].read
+    folder = os.path.dirname(path)
+    paths = visible(folder) if os.path.isdir(folder) else []
+    for choice in (choice for find in FINDERS[:-1] for choice in find(folder, paths)):
+        if path == choice.path or path in choice.files:
+            return choice.path, choice.read
+    if not os.path.isfile(path):
+        found = f"no such file or folder beside {listing(folder)}" if paths else "no such file or folder"
+        raise DatasetError(path, "a folder or a file with a data set", found)
+    if content := content_of(path):
+        raise DatasetError(path, f"a data set: {SUPPORTED}", content)
+    return path, partial(read_tables, path)
+
+
+def _choices(folder):
+    """Return a list of `Source` for the data sets of a folder, all of the first form that it has.
+
+    torchvision has the files of each data set in NAME/raw.
+    """
+    paths = visible(folder)
+    raws = [raw for path in (folder, *paths) if os.path.isdir(raw := os.path.join(path, "raw"))]
+    choices = (find(folder, paths) for find in FINDERS[:-1])
+    raw_choices = [choice for raw in raws for choice in find_quartets(raw, visible(raw))]
+    return next(filter(None, choices), raw_choices) or find_folders(folder, paths)
+
+
+def _advice(folder):
+    """Return the end of a message that names the folders near `folder` that have a data set, if there are any."""
+    near = [path for path in visible(folder) if os.path.isdir(path)][:50]
+    near += [path for above in near for path in visible(above) if os.path.isdir(path)][:50]
+    choices = [choice.path for path in near for choice in _choices(path)]
+    above = os.path.dirname(folder)
+    choices = choices or [choice.path for choice in _choices(above) if choice.path == above]
+    return f": give {' or '.join(choices[:6])}" if choices else ""
+
+
+def _digits():
+    """Return the `Found` of scikit-learn's digits: 1,797 images of 8 x 8 pixels from 0 to 16."""
+    from sklearn.datasets import load_digits  # imported here because it takes half a second
+
+    digits = load_digits()
+    part = Part(digits.images, digits.target, DIGITS, DIGITS)
+    return Found("scikit-learn's digits", {"train": part}, tuple("0123456789"), file="", notes=[])
+
+
+def _dataset(found, path, classes, rng):
+    """Return the `ImageDataset` of a `Found`, whose images and labels have any supported form."""
+    kind, parts, class_names, file, notes = found
+    if "test" not in parts and "val" in parts:
+        parts["test"] = parts.pop("val")
+        notes.append("the validation images are for testing")
+    images = to_images(parts.values(), notes)
+    place = os.path.dirname(path) if re.fullmatch(r"raw|train\..*", os.path.basename(path)) else path
+    name = os.path.splitext(os.path.basename(place).removeprefix("sklearn:"))[0]
+    family = None if class_names else family_of(file, name, images[-1], parts["train"].labels)
+    if family:
+        kind = family.kind + ", transposed back" * family.transposed
+        images = [np.ascontiguousarray(array.swapaxes(1, 2)) if family.transposed else array for array in images]
+    labels, classes, class_names = to_classes(parts.values(), classes, family, class_names, notes)
+    data = dict(zip(parts, zip(images, labels, strict=True), strict=True))
+    images, labels = data["train"]
+    if "test" not in data:
+        train, test = hold_out(labels, rng)
+        data = {"train": (images[train], labels[train]), "test": (images[test], labels[test])}
+        notes.append("one image in seven is for testing")
+        if not len(test):
+            raise DatasetError(path, "at least two images of a class, one for testing", f"{len(labels)} images")
+    elif (labels[1:] >= labels[:-1]).all() and labels[0] != labels[-1]:
+        order = rng.permutation(len(labels))
+        data["train"] = images[order], labels[order]
+        notes.append("the training images are in random order")
+    if "val" in data:
+        data["train"] = map(np.concatenate, zip(data["train"], data["val"], strict=True))
+        notes.append(f"its {len(data['val'][1]):,} validation images are the last training images")
+    shown = f" {class_names[0]} to {class_names[-1]}" if class_names else ""
+    description = " ".join(", ".join([kind, f"{classes} classes{shown}", *dict.fromkeys(notes)]).split())
+    return ImageDataset(*data["train"], *data["test"], classes, name, path, class_names, description)

@@ -1,0 +1,131 @@
+"""Folders of pictures, with one sub-folder per class."""
+
+import os
+import warnings
+from functools import partial
+
+import numpy as np
+
+from tinyvit.data.arrays import Found, Part, Source
+from tinyvit.data.contents import MOST_BYTES, content_of, listing, one_error, visible
+from tinyvit.data.mnist import DatasetError
+
+FORMATS = ("PNG", "JPEG", "BMP", "GIF", "PPM", "WEBP")  # their decoders start no other program
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".pgm", ".ppm", ".pbm", ".webp")
+SPLITS = {"train": "train", "training": "train", "test": "test", "testing": "test"}
+SPLITS |= dict.fromkeys(("val", "valid", "validation"), "val")
+MOST_PIXELS = 4096 * 4096  # per picture
+MOST_FILE = 64 * 2**20  # bytes per picture
+
+
+def find_folders(folder, paths):
+    """Return a `Source` for a folder with one sub-folder of pictures per class, or with such folders per split."""
+    splits = {SPLITS.get(os.path.basename(path).lower()): path for path in paths if _has_classes(path)}
+    splits.pop(None, None)
+    if "train" not in splits:
+        splits = {"train": folder} if _has_classes(folder) else {}
+    return [Source(folder, (), partial(_read, splits))] if splits else []
+
+
+def _has_classes(folder):
+    return any(map(_pictures, _folders(folder)))
+
+
+def _folders(path):
+    """Return the paths of the sub-folders of a folder."""
+    return [path for path in visible(path) if os.path.isdir(path)] if os.path.isdir(path) else []
+
+
+def _pictures(folder):
+    """Return the paths of the pictures in a folder."""
+    return [path for path in visible(folder) if path.lower().endswith(SUFFIXES)]
+
+
+def _read(splits):
+    """Return the `Found` of the folders of each split."""
+    names = [os.path.basename(path) for path in _folders(splits["train"])]
+    names.sort(key=lambda name: (not name.isdecimal(), int(name) if name.isdecimal() else 0, name))
+    if len(names) < 2 or {name.lower() for name in names} <= set(SPLITS):
+        found = f"pictures in {', '.join(names)}"
+        raise DatasetError(splits["train"], "one sub-folder of pictures per class, at least two", found)
+    files = {split: _files(folder, names) for split, folder in splits.items()}
+    pictures, notes = _decode_all([file for pairs in files.values() for file, _ in pairs]), []
+    images, parts = _stack(pictures, notes), {}
+    for split, pairs in files.items():
+        labels = np.array([label for _, label in pairs], int)
+        parts[split] = Part(images[: len(pairs)], labels, splits[split], splits[split])
+        images = images[len(pairs) :]
+    return Found("folders of pictures", parts, tuple(names), file="", notes=notes)
+
+
+def _files(folder, classes):
+    """Return the pairs of path and class of the pictures in the sub-folders of a split."""
+    pairs = []
+    for path in _folders(folder):
+        name, pictures = os.path.basename(path), _pictures(path)
+        if name not in classes:
+            raise DatasetError(folder, f"folders of the classes {', '.join(classes[:8])}", f"a folder {name}")
+        if not pictures:
+            raise DatasetError(path, "pictures, PNG or JPEG for example", listing(path))
+        pairs += [(picture, classes.index(name)) for picture in pictures]
+    return pairs
+
+
+def _decode_all(files):
+    """Return the pictures of files as a list of arrays, which have one size."""
+    pictures = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # they are about odd metadata, and about sizes, which are checked here
+        for file in files:
+            pictures.append(_decode(file))
+            size, first = pictures[-1].shape, pictures[0].shape
+            if size[:2] != first[:2]:
+                found = f"{size[0]} x {size[1]} pixels: resize all pictures to one size first"
+                raise DatasetError(file, f"{first[0]} x {first[1]} pixels as in {files[0]}", found)
+            if len(files) * pictures[0].size > MOST_BYTES:
+                found = f"{len(files):,} pictures of {first[0]} x {first[1]} pixels"
+                raise DatasetError(file, f"at most {MOST_BYTES:,} bytes of pixels in all", found)
+    return pictures
+
+
+def _decode(file):
+    """Return a picture as uint8 of shape (R, C), (R, C, 3), or (R, C, 4) with its opacity."""
+    from PIL import Image, ImageOps, UnidentifiedImageError  # imported here so that tinyvit starts quickly
+
+    with one_error(file, "an intact picture"):
+        size = os.path.getsize(file) if os.path.isfile(file) else 0
+        if not 0 < size <= MOST_FILE:
+            raise DatasetError(file, f"a file of 1 to {MOST_FILE:,} bytes", f"{size:,} bytes")
+        try:
+            image = Image.open(file, formats=FORMATS)
+        except UnidentifiedImageError:
+            content = content_of(file) or "another or a damaged file"
+            raise DatasetError(file, f"a picture as {', '.join(FORMATS)}", content) from None
+        with image:
+            if image.width * image.height > MOST_PIXELS:
+                raise DatasetError(file, f"at most {MOST_PIXELS:,} pixels", f"{image.width} x {image.height} pixels")
+            image = ImageOps.exif_transpose(image)
+            if image.mode.startswith("I"):  # 16 bits; Pillow's conversion would keep only the lowest 8
+                return (np.clip(np.asarray(image).astype(int), 0, 65535) // 257).astype(np.uint8)
+            transparent = "transparency" in image.info or image.mode in ("LA", "PA", "La", "RGBA", "RGBa")
+            grey = image.mode in ("1", "L") and not transparent
+            return np.array(image.convert("RGBA" if transparent else "L" if grey else "RGB"))
+
+
+def _stack(pictures, notes):
+    """Return pictures as one array, (N, R, C) if none has colour and (N, R, C, 3) otherwise.
+
+    All transparent pictures get one background: white if their opaque pixels are mostly dark, and black otherwise.
+    """
+    sheer = [i for i, picture in enumerate(pictures) if picture.shape[2:] == (4,)]
+    solid = [pictures[i][pictures[i][..., 3] > 127][:, :3] for i in sheer if pictures[i][..., 3].min() < 255]
+    background = 255 if solid and np.concatenate(solid).mean() < 128 else 0
+    if solid:
+        notes.append(f"transparent pixels became {'white' if background else 'black'}")
+    for i in sheer:
+        opacity = pictures[i][..., 3:] / 255
+        pictures[i] = np.rint(pictures[i][..., :3] * opacity + background * (1 - opacity)).astype(np.uint8)
+    pictures = [picture if picture.ndim == 3 else picture[..., None] for picture in pictures]
+    if any((picture != picture[..., :1]).any() for picture in pictures):
+        return np.stack([np.broadcast_to(picture, (*picture.shape[:2], 3)) for picture in pictures])
+    return np.stack([picture[..., 0] for picture in pictures])
