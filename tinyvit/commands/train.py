@@ -9,11 +9,14 @@ The folder of the run contains the model, a checkpoint, the history of the
 training, and the evaluation on the test set as numbers and pictures.
 """
 
+import shlex
+import signal
 import sys
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
+from tinyvit import console
 from tinyvit.backend import LOOPS, use_loops
 from tinyvit.classifier import VisionTransformer, fitting_patch_size
 from tinyvit.commands import CommandError, integer, make_folder, number, path, require_range
@@ -133,28 +136,33 @@ def run(options):
     backend = get_backend(options.device)
     training, data, folder = resume(options, backend) if options.resume else start(options, backend)
     options.batch_size = training.config.batch_size  # for `memory_advice`
-    state, epochs, restart = training.state, training.config.epochs, f"tinyvit train --resume {folder}"
+    state, epochs, typed = training.state, training.config.epochs, shlex.quote(str(folder))
+    restart = f"tinyvit train --resume {typed}"
     if training.finished and (folder / results.METRICS).exists():
-        print(f"all {epochs} epochs in {folder} are done; to test the model again: tinyvit evaluate {folder}")
+        print(f"all {epochs} epochs in {folder} are done; to train longer: {restart} --epochs {epochs + 5}\n"
+              f"to test the model again: tinyvit evaluate {typed}")  # fmt: skip
         return
     print(f"model: {state.parameters.flat.size:,} parameters")
     print(f"data: {training.train_images:,} training, {len(training.validation[1]):,} validation and "
           f"{len(data.test_images):,} test images")  # fmt: skip
     print(f"device: {backend.device}, {describe(training.step)}\nresults: {folder}", flush=True)
     try:
-        if training.config.augmentation:
-            results.write_augmentation_sheet(folder, data.train_images[:6], training.config.augmentation)
-        with Progress(training) as progress:
-            training.run(folder, progress.on_step, progress.on_epoch, options.stop_after)
-        if not training.finished:
-            print(f"stopped after epoch {state.epoch} of {epochs}; to continue: {restart}")
-            return
-        finish(training, data, folder, backend)
+        with console.cleanup_after_signals():
+            if training.config.augmentation:
+                results.write_augmentation_sheet(folder, data.train_images[:6], training.config.augmentation)
+            with Progress(training) as progress:
+                training.run(folder, progress.on_step, progress.on_epoch, options.stop_after)
+            if not training.finished:
+                print(f"stopped after epoch {state.epoch} of {epochs}; to continue: {restart}")
+                return
+            finish(training, data, folder, backend)
     except TrainingStopped as error:
-        text = f"stopped in epoch {state.epoch + 1}; nothing is lost; to continue: {restart}"
-        raise CommandError(text, 130) from error
+        place = "after the last epoch" if training.finished else f"in epoch {state.epoch + 1}"
+        status = 128 + (error.signal or signal.SIGINT)
+        raise CommandError(f"stopped {place}; nothing is lost; to continue: {restart}", status) from error
     except KeyboardInterrupt as error:
-        raise CommandError(f"interrupted; to continue from the last checkpoint: {restart}", 130) from error
+        text = f"interrupted; to continue from the last checkpoint: {restart}"
+        raise CommandError(text, console.interrupted_status()) from error
     except TrainingDiverged as error:
         kept = (folder / CHECKPOINT).exists()
         good = f"the last good checkpoint is {folder / CHECKPOINT}" if kept else "there is no checkpoint"
@@ -345,6 +353,7 @@ def finish(training, data, folder, backend):
         "test_images": len(data.test_images),
         "model": training.model_config.as_dict(),
         "training": config.as_dict(),
+        "warning": training.no_learning(),
         "history": state.history,
     }
     results.write_history(folder, state.history, config)
