@@ -4,13 +4,14 @@
     python examples/train_mnist.py --help
 """
 
+import os
 import sys
-from pathlib import Path
 
 # With the checkout on Python's search path, tinyvit works without an installation.
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-from tinyvit.commands import main
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 if __name__ == "__main__":
-    sys.exit(main(["train", *sys.argv[1:]]))
+    sys.argv[:1] = ["tinyvit", "train"]  # before the import, so that Ctrl-C is answered from here on
+    from tinyvit.commands import main
+
+    sys.exit(main())

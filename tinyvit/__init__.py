@@ -25,6 +25,7 @@ shell, `tinyvit --help` lists the commands.
 """
 
 # Without __all__, help(tinyvit) prints only the overview above and not every method of every class.
+from tinyvit import console  # the first import, because it answers Ctrl-C during the others
 from tinyvit.classifier import VisionTransformer, load_pretrained, train
 from tinyvit.data import load_dataset, load_mnist
 from tinyvit.gradcheck import directional_error, gradient_error

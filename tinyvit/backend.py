@@ -219,7 +219,7 @@ def use_loops(choice="auto"):
         raise ValueError(f"loops {choice!r} is unknown: give {', '.join(map(repr, LOOPS))}")
     loops = None if choice == "off" else compiled_loops()
     if choice == "on" and loops is None:
-        raise ValueError("loops 'on' needs Numba: type pip install numba, or give 'auto' or 'off'")
+        raise ValueError("loops 'on' needs Numba: type pip install 'tinyvit[fast]', or give 'auto' or 'off'")
     token = _loops.set((loops,))
     try:
         yield loops is not None

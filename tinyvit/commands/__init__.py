@@ -4,10 +4,12 @@ import argparse
 import configparser
 import importlib.metadata
 import os
+import re
 import shlex
 import sys
 from pathlib import Path
 
+from tinyvit import console
 from tinyvit.checkpoint import CHECKPOINT, MODEL
 from tinyvit.classifier import VisionTransformer, load_pretrained
 from tinyvit.gpu import DeviceError
@@ -22,6 +24,8 @@ COMMANDS = {
 }
 DESCRIPTION = "A Vision Transformer whose every forward and backward pass is written by hand.\n\ncommands:\n"
 DESCRIPTION += "\n".join(f"  {name:<10}{text}" for name, text in COMMANDS.items())
+# What the errors of the system, of threads and of imports say when there is no memory.
+NO_MEMORY = "Cannot allocate memory|can't start new thread|failed to map segment|cannot allocate memory"
 
 
 class CommandError(Exception):
@@ -35,10 +39,22 @@ class CommandError(Exception):
 def main(arguments=None):
     """Run a command and return its exit status.
 
-    arguments: a list of strings, by default those of the shell. The status is 0 after success, 1 if the work failed,
-    2 if the input is wrong, and 130 after Ctrl-C.
+    arguments: a list of strings. By default they are those of the shell, and the command takes over the process. The
+    status is 0 after success, 1 if the work failed or there is too little memory, 2 if the input is wrong, 130 after
+    Ctrl-C and 143 after SIGTERM.
     """
-    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    if arguments is not None:
+        return run(list(arguments))
+    console.take_over()
+    try:
+        status = run(sys.argv[1:])
+    except SystemExit as error:  # argparse has printed the help or an error
+        status = error.code
+    return console.end_with(status)
+
+
+def run(arguments):
+    """Run a command, print its errors, and return the exit status of `main`."""
     parser = make_parser("tinyvit", DESCRIPTION)
     parser.usage, parser.epilog = "tinyvit COMMAND [options]", "tinyvit COMMAND --help lists a command's options."
     parser.add_argument("--version", action="version", version=f"tinyvit {version()}", help="print the version")
@@ -47,26 +63,31 @@ def main(arguments=None):
     if name is None:
         parser.print_help()
         return 0
-    from tinyvit.commands import doctor, evaluate, predict, serve, train  # imported here so that --help is quick
-
-    command = {"train": train, "evaluate": evaluate, "predict": predict, "serve": serve, "doctor": doctor}[name]
-    parser = make_parser(f"tinyvit {name}", command.__doc__)
-    command.add_arguments(parser)
-    options = parser.parse_args(arguments[1:])
+    options, advice = None, None
     try:
+        from tinyvit.commands import doctor, evaluate, predict, serve, train  # imported here so that --help is quick
+
+        command = {"train": train, "evaluate": evaluate, "predict": predict, "serve": serve, "doctor": doctor}[name]
+        parser = make_parser(f"tinyvit {name}", command.__doc__)
+        command.add_arguments(parser)
+        options = parser.parse_args(arguments[1:])
+        advice = command.memory_advice
+        if console.memory_is_limited() and name in ("train", "evaluate"):
+            import sklearn.metrics  # needed at the end; too little memory must show before hours of training
         return command.run(options) or 0
     except KeyboardInterrupt:
-        return report("interrupted", 130)
+        return report("interrupted", console.interrupted_status())
     except CommandError as error:
         return report(str(error), error.status)
-    except OSError as error:
-        return report(f"error: {in_words(error)}", 2)
     except (DeviceError, ArithmeticError, ValueError) as error:
         return report(f"error: {error}", 2)
-    except (MemoryError, RuntimeError) as error:  # a GPU without free memory raises either
-        if not is_out_of_memory(error):
+    except (MemoryError, RuntimeError, ImportError, OSError) as error:
+        if is_out_of_memory(error) or re.search(NO_MEMORY, str(error)):
+            advice = "close other programs" if advice is None else advice(options)
+            return report(f"error: not enough memory: {advice} ({one_line(error)})", 1)
+        if not isinstance(error, OSError):
             raise
-        return report(f"error: not enough memory: {command.memory_advice(options)} ({one_line(error)})", 2)
+        return report(f"error: {in_words(error)}", 2)
 
 
 def version():

@@ -8,6 +8,7 @@ or for fewer images go to a folder inside it, such as RUN/on-fashion. For a
 model file outside a run, they go to a folder beside it, FILE-evaluation.
 """
 
+from tinyvit import console
 from tinyvit.checkpoint import CHECKPOINT, MODEL
 from tinyvit.classifier import VisionTransformer
 from tinyvit.commands import integer, make_folder, model_file, path, require_range
@@ -57,21 +58,22 @@ def run(options):
     if other or not metrics:
         metrics = {"run": str(options.model), "parameters": int(model.parameters.flat.size)}
     make_folder("--out", folder)
-    evaluation = write_evaluation(
-        folder,
-        model=model,
-        images=images,
-        labels=labels,
-        workers=options.workers,
-    )
-    metrics |= {
-        "test_accuracy": evaluation.accuracy,
-        "test_loss": evaluation.loss,
-        "test_images": len(labels),
-        "test_data": data.source if options.data else data.name,
-        "versions": versions(backend),
-    }
-    write_metrics(folder, metrics)
+    with console.cleanup_after_signals():
+        evaluation = write_evaluation(
+            folder,
+            model=model,
+            images=images,
+            labels=labels,
+            workers=options.workers,
+        )
+        metrics |= {
+            "test_accuracy": evaluation.accuracy,
+            "test_loss": evaluation.loss,
+            "test_images": len(labels),
+            "test_data": data.source if options.data else data.name,
+            "versions": versions(backend),
+        }
+        write_metrics(folder, metrics)
     print(f"data set: {data.description}")
     print(f"test accuracy {100 * evaluation.accuracy:.2f} %, loss {evaluation.loss:.4f}, {len(labels):,} images")
     print(f"results: {folder}")

@@ -13,6 +13,7 @@ import sys
 
 import numpy as np
 
+from tinyvit import console
 from tinyvit.classifier import VisionTransformer
 from tinyvit.commands import in_words, load_digit_model, model_file, path, require_new_file
 from tinyvit.data.tables import read_unlabelled
@@ -56,15 +57,16 @@ def run(options):
         if options.explain:
             from tinyvit.plots import explanations  # imported here because matplotlib takes half a second
 
-            pairs = zip(files, probabilities, strict=True)
+            pairs = zip(map(printable, files), probabilities, strict=True)
             try:
-                explanations(
-                    pictures,
-                    images=images,
-                    maps=patch_maps(attention_rollout(images, model.parameters, model.config), model.config.grid),
-                    titles=[f"{file.name}: {row.argmax()}, {percent(row.max())}" for file, row in pairs],
-                    path=options.explain,
-                )
+                with console.cleanup_after_signals():
+                    explanations(
+                        pictures,
+                        images=images,
+                        maps=patch_maps(attention_rollout(images, model.parameters, model.config), model.config.grid),
+                        titles=[f"{name}: {row.argmax()}, {percent(row.max())}" for name, row in pairs],
+                        path=options.explain,
+                    )
             except OSError as error:
                 reason = error.strerror or in_words(error)
                 text = f"--explain {options.explain}: cannot write this file ({reason}): give another file"
@@ -104,6 +106,11 @@ def read_pictures(files):
             text = str(error)
             errors.append(text if text.startswith(str(file)) else f"{file}: {text}")
     return found, errors
+
+
+def printable(file):
+    """Return the name of a file, in which bytes that are not text are spelled out."""
+    return file.name.encode(errors="backslashreplace").decode()
 
 
 def result(file, probabilities):

@@ -5,7 +5,8 @@
     tinyvit serve --host 0.0.0.0     for every computer in the network
 
 The command needs fastapi and uvicorn, which the extra "app" installs. It stores
-nothing, and the page loads nothing from other servers.
+nothing, and the page loads nothing from other servers. Ctrl-C and SIGTERM stop
+the server, with exit status 0.
 """
 
 import contextlib
@@ -13,6 +14,7 @@ import ipaddress
 import threading
 import webbrowser
 
+from tinyvit import console
 from tinyvit.commands import CommandError, integer, load_digit_model, path, require_range
 from tinyvit.data import load_mnist
 from tinyvit.gpu.diagnosis import pip_install
@@ -62,8 +64,9 @@ def run(options):
         most_at_once=options.batch,
         most_waiting=options.queue,
     )
-    # Ctrl-C stops the server, so that it is not an error.
-    with listen.listen(options.host, options.port) as listener, contextlib.suppress(KeyboardInterrupt):
+    # Ctrl-C and SIGTERM stop the server, so that they are no errors.
+    stopping = contextlib.suppress(KeyboardInterrupt)
+    with listen.listen(options.host, options.port) as listener, stopping, console.cleanup_after_signals():
         address = listen.address_of(listener)
         print(f"the page is at {address}, and Ctrl-C stops the server", flush=True)
         if not ipaddress.ip_address(listener.getsockname()[0]).is_loopback:

@@ -10,11 +10,13 @@ training, and the evaluation on the test set as numbers and pictures.
 """
 
 import shlex
+import signal
 import sys
 from contextlib import ExitStack, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
+from tinyvit import console
 from tinyvit.backend import LOOPS, use_loops
 from tinyvit.checkpoint import CHECKPOINT, MODEL
 from tinyvit.classifier import VisionTransformer, fitting_patch_size
@@ -154,19 +156,22 @@ def run_in_folder(options, locks):
           f"{len(data.test_images):,} test images")  # fmt: skip
     print(f"device: {backend.device}, {describe(training.step)}\nresults: {folder}", flush=True)
     try:
-        if training.config.augmentation:
-            results.write_augmentation_sheet(folder, data.train_images[:6], training.config.augmentation)
-        with Progress(training) as progress:
-            training.run(folder, progress.on_step, progress.on_epoch, options.stop_after)
-        if not training.finished:
-            print(f"stopped after epoch {state.epoch} of {epochs}; to continue: {restart}")
-            return
-        finish(training, data, folder, backend)
+        with console.cleanup_after_signals():
+            if training.config.augmentation:
+                results.write_augmentation_sheet(folder, data.train_images[:6], training.config.augmentation)
+            with Progress(training) as progress:
+                training.run(folder, progress.on_step, progress.on_epoch, options.stop_after)
+            if not training.finished:
+                print(f"stopped after epoch {state.epoch} of {epochs}; to continue: {restart}")
+                return
+            finish(training, data, folder, backend)
     except TrainingStopped as error:
-        text = f"stopped in epoch {state.epoch + 1}; nothing is lost; to continue: {restart}"
-        raise CommandError(text, 130) from error
+        place = "after the last epoch" if training.finished else f"in epoch {state.epoch + 1}"
+        status = 128 + (error.signal or signal.SIGINT)
+        raise CommandError(f"stopped {place}; nothing is lost; to continue: {restart}", status) from error
     except KeyboardInterrupt as error:
-        raise CommandError(f"interrupted; to continue from the last checkpoint: {restart}", 130) from error
+        text = f"interrupted; to continue from the last checkpoint: {restart}"
+        raise CommandError(text, console.interrupted_status()) from error
     except TrainingDiverged as error:
         kept = (folder / CHECKPOINT).exists()
         good = f"the last good checkpoint is {folder / CHECKPOINT}" if kept else "there is no checkpoint"
@@ -377,6 +382,7 @@ def finish(training, data, folder, backend):
         "test_images": len(data.test_images),
         "model": training.model_config.as_dict(),
         "training": config.as_dict(),
+        "warning": training.no_learning(),
         "history": state.history,
     }
     results.write_history(folder, state.history, config)

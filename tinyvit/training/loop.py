@@ -1,6 +1,7 @@
 """The training loop: epochs, validation, history, checkpoints, stopping and resuming."""
 
 import logging
+import math
 import signal
 import threading
 import time
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tinyvit.backend import compiled_loops, use_loops
+from tinyvit.backend import Backend, compiled_loops, use_loops
 from tinyvit.checkpoint import CheckpointError
 from tinyvit.checks import as_images, as_labels
 from tinyvit.evaluate import evaluate
@@ -22,6 +23,8 @@ from tinyvit.training.state import CHECKPOINT, new_state, read_checkpoint, requi
 from tinyvit.training.step import make_step
 
 DEFAULT_STEP = make_step  # it has the option `workers`
+STEPS_TO_JUDGE = 100  # after so few steps, a good run may still have the loss of a guess
+USUAL_RATES = (1e-4, 5e-3)  # learning rates of Adam with which models of this kind learn
 CHECKPOINT_SECONDS = 20  # a killed run loses at most this time and the time of one step
 
 
@@ -30,7 +33,17 @@ class TrainingDiverged(ArithmeticError):
 
 
 class TrainingStopped(Exception):
-    """The run stopped on request. If it has a folder, it left a checkpoint there to resume from."""
+    """The run stopped on request. If it has a folder, it left a checkpoint there to resume from.
+
+    Parameters
+    ----------
+    signal : int, optional
+        Number of the signal that requested the stop.
+    """
+
+    def __init__(self, signal=None):
+        super().__init__(signal)
+        self.signal = signal
 
 
 class Training:
@@ -66,6 +79,9 @@ class Training:
     """
 
     def __init__(self, model_config, config, images, labels, backend, *, make_step=make_step, **options):
+        if not isinstance(backend, Backend):
+            text = f"backend must be a Backend, not {backend!r}"
+            raise TypeError(f"{text}: give tinyvit.gpu.get_backend('cpu'), or another device in place of 'cpu'")
         images, labels = check_dataset(images, labels, model_config)
         count = len(images) - config.validation
         if count < 1:
@@ -84,7 +100,7 @@ class Training:
             backend=backend,
             **options,
         )
-        self.stop_requested = False
+        self.stop_requested, self._stop_signal = False, None
         self._in_epoch = False
 
     def __repr__(self):
@@ -145,7 +161,7 @@ class Training:
         """Train to the last epoch in a locked folder."""
         state = self.state
         last_epoch = self.config.epochs if stop_after is None else min(stop_after, self.config.epochs)
-        self.stop_requested = False
+        self.stop_requested, self._stop_signal = False, None
         self.save(folder)  # a full disk raises an error before the first step
         with self._stop_on_signals(), self.step:
             while state.epoch < last_epoch:
@@ -156,8 +172,10 @@ class Training:
                 self.save(folder)
                 if on_epoch:
                     on_epoch(self)
-                if state.epoch < last_epoch:
-                    self._stop_if_requested()
+                if state.epoch in (1, self.config.epochs) and (text := self.no_learning()):
+                    logging.getLogger("tinyvit").warning("note: %s", text)
+                self._stop_if_requested()
+        self._stop_if_requested()  # a signal may have come while the workers ended
 
     def _run_epoch(self, folder, on_step):
         """Take the remaining steps of the current epoch."""
@@ -208,6 +226,37 @@ class Training:
         state.history.append(record)
         state.epoch, state.done, state.loss_sum, state.correct = epoch, 0, 0.0, 0
         self._in_epoch = False
+
+    def no_learning(self):
+        """Compare the last epoch with guessing.
+
+        Returns
+        -------
+        str or None
+            What shows that the model has not learned, with advice. None if it has learned. In the first
+            `STEPS_TO_JUDGE` steps, only a loss far above that of a guess or an unusual learning rate counts.
+        """
+        record, (_, labels) = self.state.history[-1], self.validation
+        loss, accuracy, rate = record["train_loss"], record["validation_accuracy"], self.config.learning_rate
+        low, high = USUAL_RATES
+        uniform = math.log(self.model_config.classes)
+        early = self.state.adam.steps < STEPS_TO_JUDGE and loss < 2 * uniform and low <= rate <= high
+        if early or self.model_config.classes == 1:
+            return None
+        most_frequent = np.bincount(labels).max() / len(labels) if len(labels) else 0.0
+        if loss >= uniform:
+            found = f"its loss is {loss:.5g}, and guessing gives {uniform:.5g}"
+        elif accuracy is not None and accuracy <= most_frequent:
+            found = f"its accuracy is {accuracy:.1%}, and the most frequent class has {most_frequent:.1%}"
+        else:
+            return None
+        if not low <= rate <= high:
+            advice = f"try a learning rate from {low:g} to {high:g}, not {rate:g}"
+        elif self.state.adam.steps < 1000:
+            advice = f"train for more than {self.state.adam.steps} steps"
+        else:
+            advice = "check that the labels belong to the images"
+        return f"the model has not learned in {record['epoch']} epochs: {found}: {advice}"
 
     def save(self, folder):
         """Write the state to `folder`/checkpoint.safetensors.
@@ -298,8 +347,8 @@ class Training:
                     options[name] = info[name]
             if backend.device == "cpu" and options["loops"] == "on" and compiled_loops() is None:
                 raise CheckpointError(
-                    f"{path}: compiled loops need Numba, which is missing: type pip install numba, or continue "
-                    "with --loops off, which changes the bits"
+                    f"{path}: compiled loops need Numba, which is missing: type pip install 'tinyvit[fast]', or "
+                    "continue with --loops off, which changes the bits"
                 )
         model_config = ViTConfig(**info["model"])
         count = len(images) - config.validation
@@ -336,7 +385,7 @@ class Training:
 
     def _stop_if_requested(self):
         if self.stop_requested:
-            raise TrainingStopped
+            raise TrainingStopped(self._stop_signal)
 
     @contextmanager
     def _stop_on_signals(self):
@@ -346,10 +395,12 @@ class Training:
             return
 
         def request_stop(number, frame):
-            self.stop_requested = True
+            self.stop_requested, self._stop_signal = True, number
             signal.signal(signal.SIGINT, signal.default_int_handler)
 
-        before = {number: signal.signal(number, request_stop) for number in (signal.SIGINT, signal.SIGTERM)}
+        numbers = (signal.SIGINT, signal.SIGTERM)  # a program in the background may ignore the first
+        heeded = [number for number in numbers if signal.getsignal(number) != signal.SIG_IGN]
+        before = {number: signal.signal(number, request_stop) for number in heeded}
         try:
             yield
         finally:

@@ -1,9 +1,12 @@
 """Show the progress of a run: a bar on a terminal, and one line per epoch."""
 
+import contextlib
+import logging
 import sys
 import time
 
 from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
 
 
 class Progress:
@@ -25,17 +28,21 @@ class Progress:
             total=run.config.epochs * run.train_images,
             initial=run.state.epoch * run.train_images + run.images_done,
             unit=" images",
-            disable=silent or not sys.stderr.isatty(),
+            disable=silent or sys.stderr is None or not sys.stderr.isatty(),
             ncols=80,
             smoothing=0.05,
         )
         self.shown = time.monotonic()
 
     def __enter__(self):
+        self._resources = contextlib.ExitStack()
+        self._resources.callback(self.bar.close)
+        if not self.bar.disable:  # notes go above the bar
+            self._resources.enter_context(logging_redirect_tqdm([logging.getLogger("tinyvit")]))
         return self
 
     def __exit__(self, *exception):
-        self.bar.close()
+        self._resources.__exit__(*exception)
 
     def on_step(self, run):
         """Update the bar, at most four times per second.

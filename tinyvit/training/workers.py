@@ -19,6 +19,7 @@ import math
 import mmap
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -28,6 +29,7 @@ from pathlib import Path
 
 import numpy as np
 
+from tinyvit import console
 from tinyvit.backend import array_module, available_cores, loops_choice, one_blas_thread, use_loops
 from tinyvit.data.augment import warp
 from tinyvit.memory import Workspace
@@ -90,7 +92,8 @@ class ParallelGradient:
             self._helpers, self._layout, self._shared = [], None, None
             if self.workers > 1:
                 weights = sum(math.prod(shape) for shape in self.config.shapes().values())
-                self._memory = stack.enter_context(_SharedMemory(8 * weights * self.workers))
+                with _standard_descriptors():
+                    self._memory = stack.enter_context(_SharedMemory(8 * weights * self.workers))
                 stack.callback(self._stop_helpers)
                 self._start_helpers()
             self._resources = stack.pop_all()
@@ -110,8 +113,9 @@ class ParallelGradient:
             "loops": self._loops,
         }
         try:
-            for number in range(2, self.workers + 1):
-                self._helpers.append(_Helper(f"worker {number} of {self.workers}", self._memory.descriptors))
+            with _standard_descriptors():
+                for number in range(2, self.workers + 1):
+                    self._helpers.append(_Helper(f"worker {number} of {self.workers}", self._memory.descriptors))
             for index, helper in enumerate(self._helpers):
                 helper.start(settings | {"index": index})
         except BaseException:
@@ -303,7 +307,8 @@ class _Helper:
         self._name = name
         here = str(Path(__file__).resolve().parents[2])  # the helper must import this copy of the library
         path = [here, *(entry for entry in sys.path if isinstance(entry, str))]
-        program = f"import sys; sys.path[:] = {path!r}; from tinyvit.training.workers import serve; serve()"
+        program = f"import sys; sys.path[:] = {path!r}\n{_end_with_parent()}\n"
+        program += "from tinyvit.training.workers import serve; serve()"
         threads = ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS", "BLIS_NUM_THREADS")
         self._process = subprocess.Popen(
             [sys.executable, "-c", program],
@@ -343,6 +348,8 @@ class _Helper:
         while line := self._answers.readline():
             if line.startswith(_ANSWER) and line.endswith(b"\n"):  # other lines are output of some library
                 answer = json.loads(line.removeprefix(_ANSWER))
+                if "no_memory" in answer:
+                    raise MemoryError(f"{self._name}: {answer['no_memory']}")
                 if "error" in answer:
                     raise WorkerError(f"{self._name} failed:\n{answer['error']}")
                 return answer
@@ -355,6 +362,19 @@ class _Helper:
         )
 
 
+def _end_with_parent():
+    """Return the statements with which a helper lets the system kill it when this process ends.
+
+    Elsewhere than on Linux there are none. A helper then ends at the end of its input, unless it is stopped.
+    """
+    # Linux kills it when the thread that started it ends. Other threads than the main one may end before the helper.
+    if sys.platform != "linux" or threading.current_thread() is not threading.main_thread():
+        return ""
+    kill = f"ctypes.CDLL(None).prctl({_PR_SET_PDEATHSIG}, {int(signal.SIGKILL)})"
+    return f"import ctypes, os; {kill}; os.getppid() == {os.getpid()} or os._exit(1)"  # it may have ended already
+
+
+_PR_SET_PDEATHSIG = 1
 _ANSWER = b"\x02tinyvit "  # the beginning of an answer, which no library prints
 
 
@@ -407,8 +427,21 @@ def serve():
                         gradients=gradients,
                     )
                 answer({"loss": float(loss), "correct": int(correct)})
+            except MemoryError as error:
+                answer({"no_memory": str(error)})
             except Exception:
                 answer({"error": traceback.format_exc()[-3000:]})  # a pipe takes a line of this size in one piece
+
+
+@contextlib.contextmanager
+def _standard_descriptors():
+    """Keep files and pipes that open inside the context away from the descriptors 0 to 2, which a helper uses."""
+    opened = console.open_standard_descriptors()
+    try:
+        yield
+    finally:
+        for descriptor in opened:
+            os.close(descriptor)
 
 
 class _SharedMemory:
