@@ -22,6 +22,7 @@ from tinyvit.parameters import Parameters
 
 MODEL = "model.safetensors"  # the model in the folder of a run
 CHECKPOINT = "checkpoint.safetensors"
+LATER_SETTINGS = {"channels", "class_names"}  # missing in files of version 0.1, where the defaults apply
 NO_CHECKSUM = "0" * 64  # stands in the place of the checksum until it is known
 
 # How files of other formats begin.
@@ -311,7 +312,7 @@ def require_all_settings(config, settings):
         If a setting is missing.
     """
     for name, value in config.as_dict().items():
-        if name not in settings:
+        if name not in settings and name not in LATER_SETTINGS:
             raise ValueError(f"{name} is missing")
         if isinstance(value, dict) and (missing := set(value) - set(settings[name])):
             raise ValueError(f"{name} {min(missing)} is missing")

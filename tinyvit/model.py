@@ -65,6 +65,8 @@ class ViTConfig:
         Standard deviation of these pixels, or one per channel.
     epsilon : float, default 1e-6
         Number added to the variance in layer norms.
+    class_names : sequence of str, optional
+        One name per class. Default: "0", "1" and so on.
 
     Raises
     ------
@@ -88,6 +90,7 @@ class ViTConfig:
     pixel_mean: float | tuple = 0.1307
     pixel_deviation: float | tuple = 0.3081
     epsilon: float = 1e-6
+    class_names: tuple | None = None
 
     def __post_init__(self):
         for name in ("channels", "width", "depth", "heads", "mlp_width", "classes"):
@@ -108,6 +111,19 @@ class ViTConfig:
         if self.gelu not in ("erf", "tanh"):
             raise ValueError(f"gelu must be 'erf' or 'tanh', not {self.gelu!r}")
 
+        if self.class_names is not None:
+            self._require_class_names()
+
+    def _require_class_names(self):
+        """Check the names of the classes, and make them a tuple, or None for the default names."""
+        names = self.class_names
+        if not isinstance(names, tuple | list) or not all(isinstance(name, str) for name in names):
+            raise ValueError(f"class_names must be a sequence of texts, not {names!r}")
+        if len(names) != self.classes:
+            raise ValueError(f"class_names must have one name per class, {self.classes}, not {len(names)}")
+        names = tuple(names)
+        object.__setattr__(self, "class_names", None if names == tuple(map(str, range(self.classes))) else names)
+
     def _require_numbers(self, name, count, what, **limits):
         """Check a setting that is a number or a sequence of `count` numbers, and simplify the sequence."""
         value = getattr(self, name)
@@ -118,6 +134,11 @@ class ViTConfig:
             require_number(name, number, **limits)
         if several:
             object.__setattr__(self, name, value[0] if len(set(value)) == 1 else tuple(value))
+
+    @property
+    def names(self):
+        """The name of each class, a tuple of str."""
+        return self.class_names or tuple(map(str, range(self.classes)))
 
     @property
     def image_shape(self):

@@ -134,6 +134,17 @@ def integer(text):
         raise argparse.ArgumentTypeError(f"expected an integer, not {text!r}") from None
 
 
+def size(text):
+    """Return the side, or the pair of rows and columns, that an option gives as N or NxM."""
+    try:
+        rows, *columns = map(int, text.lower().split("x"))
+    except ValueError:
+        rows, columns = 0, [0, 0]
+    if len(columns) > 1:
+        raise argparse.ArgumentTypeError(f"expected an integer, or two as in 4x7, not {text!r}")
+    return (rows, *columns) if columns else rows
+
+
 def number(text):
     """Return the number that an option gives."""
     try:
@@ -205,8 +216,22 @@ def load_digit_model(source):
     Raises `ValueError` unless the model is for 28 x 28 pixels and ten classes.
     """
     model = load_pretrained() if source is None else VisionTransformer.load(model_file(source))
-    side, classes = model.config.image_size, model.config.classes
-    if (side, classes) != (28, 10):
-        expected, found = "28 x 28 pixels and 10 classes", f"{side} x {side} pixels and {classes} classes"
-        raise ValueError(f"{source}: expected a model for {expected}, found {found}")
+    config = model.config
+    if (config.image_size, config.channels, config.classes) != (28, 1, 10):
+        found = f"{size_of_images(config)} and {config.classes} classes"
+        raise ValueError(f"{source}: expected a model for 28 x 28 pixels and 10 classes, found {found}")
     return model
+
+
+def size_of_images(config):
+    """Return the size of a model's images in words."""
+    rows, columns = config.image_shape
+    return f"{rows} x {columns} pixels" + (f" of {config.channels} numbers" if config.channels > 1 else "")
+
+
+def require_size(source, images, config):
+    """Raise `ValueError` with the name of the data unless the images (N, R, C) or (N, R, C, 3) fit the model."""
+    rows, columns, *channels = images.shape[1:]
+    if (rows, columns) != config.image_shape or (channels or [1]) != [config.channels]:
+        found = f"{rows} x {columns} pixels" + (f" of {channels[0]} numbers" if channels else "")
+        raise ValueError(f"{source}: the model expects images of {size_of_images(config)}, found {found}")

@@ -11,7 +11,7 @@ model file outside a run, they go to a folder beside it, FILE-evaluation.
 from tinyvit import console
 from tinyvit.checkpoint import CHECKPOINT, MODEL
 from tinyvit.classifier import VisionTransformer
-from tinyvit.commands import integer, make_folder, model_file, path, require_range
+from tinyvit.commands import integer, make_folder, model_file, path, require_range, require_size
 from tinyvit.data import load_dataset
 from tinyvit.gpu import get_backend
 from tinyvit.training.results import METRICS, read_metrics, versions, write_evaluation, write_metrics
@@ -44,10 +44,7 @@ def run(options):
     metrics = read_metrics(home) if of_a_run else {}
     origin = metrics.get("origin", {})
     data = load_dataset(options.data or origin.get("data_dir"), classes=model.config.classes)
-    side = model.config.image_size
-    if data.test_images.shape[1:] != (side, side):
-        found = " x ".join(map(str, data.test_images.shape[1:]))
-        raise ValueError(f"{data.source}: the model expects images of {side} x {side} pixels, found {found}")
+    require_size(data.source, data.test_images, model.config)
     limit = options.test_limit if options.test_limit or options.data else origin.get("test_limit")
     images, labels = data.test_images[:limit], data.test_labels[:limit]
 

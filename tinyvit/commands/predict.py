@@ -15,7 +15,7 @@ import numpy as np
 
 from tinyvit import console
 from tinyvit.classifier import VisionTransformer
-from tinyvit.commands import in_words, load_digit_model, model_file, path, require_new_file
+from tinyvit.commands import in_words, load_digit_model, model_file, path, require_new_file, require_size
 from tinyvit.data.tables import read_unlabelled
 from tinyvit.evaluate import attention_rollout, patch_maps
 from tinyvit.files import write_atomically
@@ -86,11 +86,10 @@ def write_classes(options):
     require_new_file("--csv", options.csv)
     model = VisionTransformer.load(model_file(options.model)) if options.model else load_digit_model(None)
     images, id_name, ids = read_unlabelled(file)
-    if images.shape[1:] != (model.config.image_size,) * 2:
-        found, side = " x ".join(map(str, images.shape[1:])), model.config.image_size
-        raise ValueError(f"{file}: the model expects images of {side} x {side} pixels, found {found}")
+    require_size(file, images, model.config)
     names = ("ImageId", "Label") if ids is None else (id_name, "label")
-    rows = zip(range(1, len(images) + 1) if ids is None else ids, model.predict(images), strict=True)
+    classes = [model.config.names[i] for i in model.predict(images)]
+    rows = zip(range(1, len(images) + 1) if ids is None else ids, classes, strict=True)
     write_atomically(options.csv, "".join(f"{first},{second}\n" for first, second in [names, *rows]))
     print(f"{len(images):,} classes: {options.csv}")
 

@@ -19,8 +19,8 @@ from pathlib import Path
 from tinyvit import console
 from tinyvit.backend import LOOPS, use_loops
 from tinyvit.checkpoint import CHECKPOINT, MODEL
-from tinyvit.classifier import VisionTransformer, fitting_patch_size
-from tinyvit.commands import CommandError, in_words, integer, make_folder, number, path, require_range
+from tinyvit.classifier import VisionTransformer, fitting_config
+from tinyvit.commands import CommandError, in_words, integer, make_folder, number, path, require_range, size
 from tinyvit.data import DataError, load_dataset
 from tinyvit.data.augment import Augmentation
 from tinyvit.files import locked_folder
@@ -34,7 +34,8 @@ from tinyvit.training.step import KERNELS
 
 # The settings of ViTConfig, TrainingConfig and Augmentation, with their texts in --help.
 MODEL_SETTINGS = {
-    "patch_size": "side of a patch in pixels; for images that 7 does not divide, a side for about 4 x 4 patches",
+    "patch_size": "side of a patch in pixels, or ROWSxCOLUMNS; for other images than MNIST's their largest divisor that "
+    "is at most a quarter",
     "width": "length of a token vector",
     "depth": "number of blocks",
     "heads": "number of attention heads per block",
@@ -118,7 +119,7 @@ def add_arguments(parser):
             if len(set(values.values())) == 1:
                 shown = values["tuned"]
             kinds = {int: (integer, "N"), float: (number, "X"), str: (str, "WORD")}
-            kind, metavar = kinds[type(getattr(config, name))]
+            kind, metavar = (size, "N") if name == "patch_size" else kinds[type(getattr(config, name))]
             text = f"{text} (default: {shown})"
             group.add_argument(flag(name), dest=name, type=kind, metavar=metavar, help=text)
 
@@ -218,14 +219,14 @@ def start(options, backend, locks):
     }
     classes = model_settings.get("classes")
     data = load_data(origin, classes if classes is None else ViTConfig(classes=classes).classes)
-    side, model_settings["classes"] = data.train_images.shape[1], data.classes
-    if side % ViTConfig.patch_size:
-        model_settings.setdefault("patch_size", fitting_patch_size(side))
+    model_settings |= {"classes": data.classes, "class_names": data.class_names}
+    if origin["data_dir"] is None:  # also for a part of MNIST
+        model_settings |= {"pixel_mean": ViTConfig.pixel_mean, "pixel_deviation": ViTConfig.pixel_deviation}
     validation = config.validation
     if options.validation is None:  # a small set keeps most of its images for training
         validation = min(validation, len(data.train_images) // 12)
     training = Training(
-        ViTConfig(image_size=side, **model_settings),
+        fitting_config(data.train_images, data.train_labels, **model_settings),
         replace(config, augmentation=augmentation, validation=validation),
         data.train_images,
         data.train_labels,
@@ -255,9 +256,6 @@ def start(options, backend, locks):
 def load_data(origin, classes):
     """Return the data set of a run, which its `origin` describes, and put its full path there."""
     data = load_dataset(origin.get("data_dir"), classes=classes)
-    if data.train_images.ndim != 3 or data.train_images.shape[1] != data.train_images.shape[2]:
-        found = " x ".join(map(str, data.train_images.shape[1:]))
-        raise ValueError(f"{data.source}: the model takes square grey images, found {found}: convert them first")
     origin["data_dir"] = origin.get("data_dir") and data.source
     train, test = origin.get("train_limit"), origin.get("test_limit")
     return replace(

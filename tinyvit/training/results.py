@@ -200,10 +200,10 @@ def write_evaluation(folder, model, images, labels, workers=None):
     Evaluation
         The predictions, the accuracy and the loss.
     """
-    folder = Path(folder)
+    folder, names = Path(folder), model.config.names
     evaluation = model.evaluate(images, labels, workers=workers)
-    write_atomically(folder / "classification_report.txt", classification_report(evaluation))
-    plots.confusion_matrix(confusion(evaluation), folder / "confusion_matrix.png")
+    write_atomically(folder / "classification_report.txt", classification_report(evaluation, names))
+    plots.confusion_matrix(confusion(evaluation), folder / "confusion_matrix.png", names)
     plots.misclassified(
         images=images,
         labels=labels,
@@ -211,6 +211,7 @@ def write_evaluation(folder, model, images, labels, workers=None):
         confidences=evaluation.confidences,
         wrong=misclassified(evaluation),
         path=folder / "misclassified.png",
+        class_names=names,
     )
     return evaluation
 
