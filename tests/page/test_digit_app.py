@@ -184,6 +184,7 @@ def test_the_model_and_the_samples_are_described(server):
     about = json.loads(server.ask("/api/model")[2])
     assert about["parameters"] == 803_338
     assert (about["layers"], about["heads"], about["patches_per_side"]) == (4, 4, 4)
+    assert about["class_names"] == list("0123456789")
     assert about["test_accuracy"] == pretrained_card().test_accuracy
     samples = json.loads(server.ask("/api/samples")[2])
     data = load_mnist()

@@ -53,10 +53,11 @@ def run(options):
         images = np.stack(images)
         probabilities = model.predict_proba(images)
         for file, row in zip(files, probabilities, strict=True):
-            print(result(file, row))
+            print(result(file, row, model.config.names))
         if options.explain:
             from tinyvit.plots import explanations  # imported here because matplotlib takes half a second
 
+            names = model.config.names
             pairs = zip(map(printable, files), probabilities, strict=True)
             try:
                 with console.cleanup_after_signals():
@@ -64,7 +65,7 @@ def run(options):
                         pictures,
                         images=images,
                         maps=patch_maps(attention_rollout(images, model.parameters, model.config), model.config.grid),
-                        titles=[f"{name}: {row.argmax()}, {percent(row.max())}" for name, row in pairs],
+                        titles=[f"{file}: {names[row.argmax()]}, {percent(row.max())}" for file, row in pairs],
                         path=options.explain,
                     )
             except OSError as error:
@@ -112,12 +113,12 @@ def printable(file):
     return file.name.encode(errors="backslashreplace").decode()
 
 
-def result(file, probabilities):
+def result(file, probabilities, names):
     """Return the three lines to print for one picture."""
     best = int(probabilities.argmax())
-    cells = [f"{digit}: {percent(probability):>7}" for digit, probability in enumerate(probabilities)]
+    cells = [f"{name}: {percent(probability):>7}" for name, probability in zip(names, probabilities, strict=True)]
     rows = ["    " + "   ".join(cells[start : start + 5]) for start in (0, 5)]
-    return "\n".join([f"{file}: {best} ({percent(probabilities[best])})", *rows])
+    return "\n".join([f"{file}: {names[best]} ({percent(probabilities[best])})", *rows])
 
 
 def percent(probability):

@@ -11,6 +11,7 @@ const FRAME_OF_IMAGE = { left: 0, top: 0, side: 1 };
 
 let history = [{ strokes: [], sample: null }];
 let limits = { strokes: 100, points_per_stroke: 2000, body_bytes: 65536 };  // until the server sends its limits
+let names = [..."0123456789"];  // of the classes
 let answer = null;             // the last answer for the present drawing
 let generation = 0;            // number of drawings; the page ignores answers for earlier ones
 
@@ -429,9 +430,13 @@ function showBars() {
   });
 }
 
+function called(digit) {  // "an 8", or the name of a class that is no digit
+  return names[digit] === String(digit) ? `${article(digit)} ${names[digit]}` : names[digit];
+}
+
 function showVerdict() {
   const verdict = $("verdict");
-  $("digit").textContent = answer ? answer.digit : "?";
+  $("digit").textContent = answer ? names[answer.digit] : "?";
   verdict.replaceChildren();
   if (!answer) {
     $("latency").textContent = "\u00a0";
@@ -441,9 +446,9 @@ function showVerdict() {
   const best = answer.probabilities[answer.digit];
   const order = answer.probabilities.map((p, digit) => [p, digit]).sort((a, b) => b[0] - a[0]);
   const strong = document.createElement("strong");
-  strong.textContent = `Most probably ${article(answer.digit)} ${answer.digit}`;
+  strong.textContent = `Most probably ${called(answer.digit)}`;
   let text = `, ${percent(best)}.`;
-  if (best < 0.8) text += ` Or ${article(order[1][1])} ${order[1][1]}, ${percent(order[1][0])}.`;
+  if (best < 0.8) text += ` Or ${called(order[1][1])}, ${percent(order[1][0])}.`;
   verdict.append(strong, text);
   const { sample } = now();
   if (sample) {
@@ -543,6 +548,7 @@ function buildBars() {
   for (let digit = 0; digit < 10; digit += 1) {
     const item = document.createElement("li");
     const name = document.createElement("span");
+    name.className = "name";
     name.textContent = digit;
     const track = document.createElement("span");
     track.className = "track";
@@ -590,6 +596,8 @@ function buildMatrix({ layers, heads }) {
 
 function describeModel(model) {
   limits = model.limits;
+  names = model.class_names;
+  document.querySelectorAll("#bars .name").forEach((name, digit) => { name.textContent = names[digit]; });
   const read = model.test_accuracy === null ? "" : ` and reads ${(100 * model.test_accuracy).toFixed(2)} % of MNIST’s test digits correctly`;
   $("about").textContent = `This is ${model.name}. It has ${model.parameters.toLocaleString("en")} parameters` +
     `${read}. Its forward and backward passes are written by hand, on NumPy.`;

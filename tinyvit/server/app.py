@@ -106,6 +106,7 @@ class Model(BaseModel):
     layers: int
     heads: int
     patches_per_side: int
+    class_names: list[str] = Field(description="the name of each class; for digits their figures")
     test_accuracy: float | None = Field(description="share of MNIST's test images read correctly, if known")
     limits: Limits
 
@@ -166,6 +167,7 @@ def create_app(model, name="model", test_accuracy=None, samples=(), most_at_once
         layers=config.depth,
         heads=config.heads,
         patches_per_side=config.grid[0],
+        class_names=list(config.names),
         test_accuracy=test_accuracy,
         limits=Limits(strokes=MOST_STROKES, points_per_stroke=MOST_POINTS, body_bytes=MOST_BYTES),
     )
