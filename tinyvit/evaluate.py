@@ -10,7 +10,7 @@ import numpy as np
 
 from tinyvit.backend import array_module, available_cores, one_blas_thread, to_host, use_loops_for_many
 from tinyvit.checks import as_array, as_labels, require_number
-from tinyvit.model import block_attention, check_images, vit_forward, vit_logits
+from tinyvit.model import block_attention, check_inputs, vit_forward, vit_logits
 from tinyvit.ops import cross_entropy_forward, softmax_forward
 
 CHUNK, GPU_CHUNK = 128, 500  # images that one thread computes before it takes the next ones
@@ -82,7 +82,7 @@ def evaluate(images, labels, parameters, config, batch_size=None, workers=None, 
     ArithmeticError
         If a logit is not finite.
     """
-    images = check_images(images, config, wait=True)
+    images = check_inputs(images, parameters, config, wait=True)
     labels = as_labels(labels, len(images), config.classes)
     logits = parallel_logits(
         images,
@@ -127,7 +127,7 @@ def parallel_logits(images, parameters, config, batch_size=None, workers=None, p
     ArithmeticError
         If a logit is not finite.
     """
-    images = check_images(images, config, wait=True)
+    images = check_inputs(images, parameters, config, wait=True)
     on_cpu = array_module(parameters.flat) is np
     batch_size = (CHUNK if on_cpu else GPU_CHUNK) if batch_size is None else batch_size
     if batch_size < 1 or (workers is not None and workers < 1):
@@ -329,7 +329,7 @@ def attention_rollout(images, parameters, config):
     ----------
     .. [1] Abnar and Zuidema 2020, "Quantifying Attention Flow in Transformers", section 3.
     """
-    images = check_images(images, config, wait=True)
+    images = check_inputs(images, parameters, config, wait=True)
     _, cache = vit_forward(array_module(parameters.flat).asarray(images), parameters, config)
     relevance = rollout_of_attention([to_host(weights) for weights in block_attention(cache)])
     if not np.isfinite(relevance).all():
