@@ -148,11 +148,15 @@ def test_the_numbers_of_adam_are_checked(kernels, name, value):
 
 def test_an_error_names_the_argument_and_says_what_is_expected(kernels):
     good = case_of("cross_entropy", kernels.backend)
-    for smoothing, text in ((None, "must be a number of float32, not None"), (np.nan, "must be a number of float32, not nan")):
-        with pytest.raises((TypeError, ValueError), match=f"^cross_entropy: smoothing {text}"):
+    for smoothing in (None, np.nan, 1, 1.5, -0.1):
+        message = f"^cross_entropy: smoothing must be a number from 0 to below 1, not {smoothing}"
+        with pytest.raises(ValueError, match=message):
             kernels.cross_entropy(**{**good, "smoothing": smoothing})
     good = case_of("adam_step", kernels.backend)
-    with pytest.raises(TypeError, match=r"^adam_step: first_moment cannot be computed from the arguments: .*NoneType"):
+    for clip in (None, np.nan, -1.0):
+        with pytest.raises(ValueError, match=f"^adam_step: clip must be a number from 0 to .*, not {clip}"):
+            kernels.adam_step(**{**good, "clip": clip})
+    with pytest.raises(TypeError, match=r"^adam_step: first_moment cannot be computed .* 'NoneType' object"):
         kernels.adam_step(**{**good, "adam": None})
 
 

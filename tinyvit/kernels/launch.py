@@ -10,9 +10,12 @@ from pathlib import Path
 
 import numpy as np
 
+from tinyvit.checks import require_scalar
+
 FOLDER = Path(__file__).parent
 PRECISIONS = ("float32", "tf32", "bfloat16")  # of the operands of matrix products; everything else is float32
 SHARED_MEMORY = 48 * 1024  # bytes that one block may use on every GPU
+LARGEST_FLOAT = float(np.finfo(np.float32).max)
 LARGEST = 2**31 - 1  # numbers in an array: kernels count in 32 bits
 MOST_BLOCKS = (2**31 - 1, 65535, 65535)  # along the three axes of a grid
 
@@ -375,6 +378,7 @@ class Kernels:
 
         A label that is not a class makes its row of dlogits and the sum of the losses NaN.
         """
+        require_scalar("cross_entropy: smoothing", smoothing, minimum=0, maximum=1, below=True)
         self._launch("cross_entropy", locals())
 
     def sum_partials(self, partial_gradients, gradient, squares, counter):
@@ -386,6 +390,7 @@ class Kernels:
 
         squares is the output of `sum_partials`. Row counter - 1 of the schedule applies. clip=0 means no clipping.
         """
+        require_scalar("adam_step: clip", clip, minimum=0, maximum=LARGEST_FLOAT)
         self._launch("adam_step", locals())
 
     def _symbols(self):
