@@ -276,3 +276,16 @@ def test_logits_that_overflow_are_one_error_and_no_warning(workers):
     model.parameters.flat[...] = 1e300
     with pytest.raises(ArithmeticError, match="logits contain NaN or infinity"):
         model.evaluate(images, labels, batch_size=5, workers=workers)
+
+
+@pytest.mark.parametrize("bins", [0, -1, 1.5, None])
+def test_calibration_needs_a_bin(bins):
+    with pytest.raises(ValueError, match="bins must be an integer from 1"):
+        calibration_error(random_evaluation(), bins)
+
+
+@pytest.mark.parametrize("limit", [-1, 1.5, "3"])
+def test_a_limit_of_mistakes_is_a_count(limit):
+    with pytest.raises(ValueError, match="limit must be an integer from 0"):
+        misclassified(random_evaluation(), limit)
+    assert len(misclassified(random_evaluation(), 0)) == 0

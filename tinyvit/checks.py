@@ -346,7 +346,7 @@ def as_labels(labels, count, classes=None):
 
 
 def by_identity(cls):
-    """Let an object equal only itself. For a class with arrays, since ``==`` of arrays gives no single answer."""
+    """Make the objects of a class equal only to themselves, because ``==`` of arrays has no single truth value."""
     cls.__eq__ = lambda self, other: self is other
     cls.__ne__ = lambda self, other: self is not other
     cls.__hash__ = object.__hash__

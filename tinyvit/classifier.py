@@ -72,7 +72,7 @@ class VisionTransformer:
 
         Parameters
         ----------
-        images : ndarray of shape (B, R, C) or (B, R, C, channels)
+        images : array_like of shape (B, R, C) or (B, R, C, channels)
             Either uint8, or float in 0 to 1.
         batch_size : int, optional
             Number of images that one thread computes at a time. Default: 128, and 500 on a GPU.
@@ -89,7 +89,7 @@ class VisionTransformer:
 
         Parameters
         ----------
-        images : ndarray of shape (B, R, C) or (B, R, C, channels)
+        images : array_like of shape (B, R, C) or (B, R, C, channels)
             Either uint8, or float in 0 to 1.
 
         Returns
@@ -104,7 +104,7 @@ class VisionTransformer:
 
         Parameters
         ----------
-        images : ndarray of shape (B, R, C) or (B, R, C, channels)
+        images : array_like of shape (B, R, C) or (B, R, C, channels)
             Either uint8, or float in 0 to 1.
 
         Returns
@@ -119,9 +119,9 @@ class VisionTransformer:
 
         Parameters
         ----------
-        images : ndarray of shape (B, R, C) or (B, R, C, channels)
+        images : array_like of shape (B, R, C) or (B, R, C, channels)
             Either uint8, or float in 0 to 1.
-        labels : ndarray of shape (B,)
+        labels : array_like of shape (B,)
             The true classes, integers.
         **options
             The options of `tinyvit.evaluate.evaluate`: `batch_size`, `workers` and `progress`.

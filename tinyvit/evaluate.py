@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from tinyvit.backend import array_module, available_cores, one_blas_thread, to_host, use_loops_for_many
-from tinyvit.checks import as_array, as_labels, require_number
-from tinyvit.model import block_attention, check_images, vit_forward, vit_logits
+from tinyvit.checks import as_array, as_labels, require_scalar
+from tinyvit.model import block_attention, check_inputs, vit_forward, vit_logits
 from tinyvit.ops import cross_entropy_forward, softmax_forward
 
 CHUNK, GPU_CHUNK = 128, 500  # images that one thread computes before it takes the next ones
@@ -54,9 +54,9 @@ def evaluate(images, labels, parameters, config, batch_size=None, workers=None, 
 
     Parameters
     ----------
-    images : ndarray of shape (N, R, C)
+    images : array_like of shape (N, R, C)
         Either uint8, or float in 0 to 1, on the CPU or on the device of the parameters.
-    labels : ndarray of shape (N,)
+    labels : array_like of shape (N,)
         The true classes, integers in 0 to classes - 1.
     parameters : Parameters
         The weights.
@@ -82,7 +82,7 @@ def evaluate(images, labels, parameters, config, batch_size=None, workers=None, 
     ArithmeticError
         If a logit is not finite.
     """
-    images = check_images(images, config, wait=True)
+    images = check_inputs(images, parameters, config, wait=True)
     labels = as_labels(labels, len(images), config.classes)
     logits = parallel_logits(
         images,
@@ -102,7 +102,7 @@ def parallel_logits(images, parameters, config, batch_size=None, workers=None, p
 
     Parameters
     ----------
-    images : ndarray of shape (N, R, C)
+    images : array_like of shape (N, R, C)
         Either uint8, or float in 0 to 1, on the CPU or on the device of the parameters.
     parameters : Parameters
         The weights.
@@ -127,7 +127,7 @@ def parallel_logits(images, parameters, config, batch_size=None, workers=None, p
     ArithmeticError
         If a logit is not finite.
     """
-    images = check_images(images, config, wait=True)
+    images = check_inputs(images, parameters, config, wait=True)
     on_cpu = array_module(parameters.flat) is np
     batch_size = (CHUNK if on_cpu else GPU_CHUNK) if batch_size is None else batch_size
     if batch_size < 1 or (workers is not None and workers < 1):
@@ -264,7 +264,7 @@ def misclassified(evaluation, limit=None):
         The indices. Equally confident mistakes are in the order of the data.
     """
     if limit is not None:
-        require_number("limit", limit, minimum=0, maximum=math.inf, integer=True)
+        require_scalar("limit", limit, minimum=0, maximum=math.inf, integer=True)
     wrong = np.flatnonzero(evaluation.predictions != evaluation.labels)
     order = np.argsort(-evaluation.confidences[wrong], kind="stable")
     return wrong[order][:limit]
@@ -289,7 +289,7 @@ def calibration_error(evaluation, bins=15):
     ----------
     .. [1] Guo et al. 2017, "On Calibration of Modern Neural Networks", equation 3.
     """
-    require_number("bins", bins, minimum=1, maximum=math.inf, integer=True)
+    require_scalar("bins", bins, minimum=1, maximum=math.inf, integer=True)
     confidences = evaluation.confidences
     surplus = confidences - (evaluation.predictions == evaluation.labels)
     # As in the paper, a bin contains its upper edge but not its lower edge.
@@ -305,7 +305,7 @@ def attention_rollout(images, parameters, config):
 
     Parameters
     ----------
-    images : ndarray of shape (B, R, C)
+    images : array_like of shape (B, R, C)
         Images as for `vit_forward`, on the CPU or on the device of the parameters.
     parameters : Parameters
         The weights.
@@ -329,7 +329,7 @@ def attention_rollout(images, parameters, config):
     ----------
     .. [1] Abnar and Zuidema 2020, "Quantifying Attention Flow in Transformers", section 3.
     """
-    images = check_images(images, config, wait=True)
+    images = check_inputs(images, parameters, config, wait=True)
     _, cache = vit_forward(array_module(parameters.flat).asarray(images), parameters, config)
     relevance = rollout_of_attention([to_host(weights) for weights in block_attention(cache)])
     if not np.isfinite(relevance).all():

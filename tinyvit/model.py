@@ -344,8 +344,7 @@ def vit_forward(images, parameters, config, with_cache=True):
     -----
     On a GPU the range of the pixels is not checked, because reading values would wait for the device.
     """
-    images = check_images(images, config)
-    check_parameters("parameters", parameters, _shapes(config))
+    images = check_inputs(images, parameters, config)
     if array_module(images) is not array_module(parameters.flat):
         raise TypeError("images must be on the device of the parameters: use Backend.asarray")
     x, embedding_cache = patch_embedding_forward(
@@ -626,7 +625,7 @@ def vit_logits(images, parameters, config, batch_size=None):
     ArithmeticError
         If a logit is not finite.
     """
-    images = check_images(images, config, wait=True)
+    images = check_inputs(images, parameters, config, wait=True)
     xp = array_module(parameters.flat)
     if batch_size is None:
         batch_size = max(1, 544 // config.tokens) if xp is np else len(images)
@@ -672,6 +671,37 @@ def check_images(images, config, wait=False):
     if not isinstance(config, ViTConfig):
         raise TypeError(f"config must be a ViTConfig, not {type(config).__name__}")
     return as_images(images, config.image_shape, config.channels, wait=wait)
+
+
+def check_inputs(images, parameters, config, wait=False):
+    """Check images as `check_images` does, and that the parameters are those of the model. Return the images.
+
+    Parameters
+    ----------
+    images : array_like of shape (B, R, C)
+        Images, uint8 from 0 to 255 or float from 0 to 1.
+    parameters : Parameters
+        Parameters of the model.
+    config : ViTConfig
+        Settings of the model.
+    wait : bool, default False
+        Whether to check the range of float images on a GPU too, which waits for the device.
+
+    Returns
+    -------
+    ndarray of shape (B, R, C)
+        Images on their device.
+
+    Raises
+    ------
+    TypeError
+        If an argument is of another class or dtype.
+    ValueError
+        If an argument does not fit the model.
+    """
+    images = check_images(images, config, wait)
+    check_parameters("parameters", parameters, _shapes(config))
+    return images
 
 
 def check_parameters(name, parameters, shapes):

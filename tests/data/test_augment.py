@@ -1,5 +1,7 @@
 """Affine augmentation: against an independent interpolation, and what each flag does."""
 
+import re
+
 import numpy as np
 import pytest
 from devices import to_device
@@ -135,3 +137,42 @@ def test_a_map_that_leads_nowhere_spoils_its_image_alone_on_a_device(accelerator
     moved = to_host(moved)
     assert np.isnan(moved[1]).all()
     np.testing.assert_allclose(moved[[0, 2]], images[[0, 2]] / 255, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("images", "maps", "error", "text"),
+    [
+        (random_images(3) / 255, draw(3), ValueError, "images must be uint8 of shape (B, R, C), not float64"),
+        (random_images(3).astype(int), draw(3), ValueError, "images must be uint8 of shape (B, R, C), not int64"),
+        (random_images(3)[0], draw(3), ValueError, "not uint8 (9, 7)"),
+        ("images", draw(3), TypeError, "images must be an array of numbers, not str"),
+        (random_images(3), draw(3).astype(int), TypeError, "maps must be float32 or float64, not int64"),
+        (random_images(3), draw(3).astype(np.float16), TypeError, "maps must be float32 or float64, not float16"),
+        (random_images(3), draw(3).tolist(), TypeError, "maps must be a NumPy or CuPy array, not list"),
+        (random_images(3), None, TypeError, "maps must be a NumPy or CuPy array, not NoneType"),
+        (random_images(3), draw(3)[..., :2], ValueError, "maps must have the shape (B, 2, 3)"),
+        (random_images(3), draw(3).swapaxes(1, 2), ValueError, "maps must have the shape (B, 2, 3)"),
+    ],
+)
+def test_images_and_maps_that_do_not_fit_are_refused(images, maps, error, text):
+    with pytest.raises(error, match=re.escape(text)):
+        warp(images, maps)
+
+
+def test_images_and_maps_are_on_one_device(accelerator):
+    with pytest.raises(TypeError, match="maps must be on the device of the images"):
+        warp(random_images(3), accelerator.asarray(draw(3)))
+
+
+def test_maps_of_any_layout_and_both_float_dtypes_give_the_same():
+    images, maps = random_images(3), draw(3, rotation=20, shift=1)
+    expected = warp(images, maps)
+    strided = np.repeat(images, 2, axis=2)[..., ::2], np.repeat(maps, 2, axis=0)[::2]
+    np.testing.assert_array_equal(warp(*strided), expected)
+    np.testing.assert_allclose(warp(images, maps.astype(np.float64)), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("rng", [0, None, np.random, np.random.RandomState(0)])
+def test_maps_are_drawn_from_a_generator(rng):
+    with pytest.raises(TypeError, match=r"rng must be a numpy\.random\.Generator"):
+        Augmentation().draw(rng, 3)

@@ -6,7 +6,7 @@ from devices import to_device
 from strict_cupy import no_synchronisation
 
 from tinyvit.data.augment import Augmentation
-from tinyvit.data.batches import Epoch
+from tinyvit.data.batches import Epoch, draw_order, stream_of
 from tinyvit.gpu import get_backend
 
 CPU = get_backend("cpu")
@@ -69,3 +69,27 @@ def test_one_label_an_image_on_every_device(backend, labels):
     images, labels = to_device(backend, IMAGES, labels)
     with pytest.raises(ValueError, match=r"labels must have shape \(50,\), one per image, not"):
         Epoch(images, labels, STRONG, 0, 0, backend)
+
+
+def test_lists_become_arrays():
+    made = Epoch(IMAGES.tolist(), LABELS.tolist(), None, 0, 0, CPU)
+    assert sorted(made.load(0, 50)[1]) == list(range(50))
+
+
+@pytest.mark.parametrize("augmentation", [True, 0.5, {"flip": 1}, "flip"])
+def test_an_augmentation_is_an_augmentation(augmentation):
+    with pytest.raises(TypeError, match="augmentation must be an Augmentation or None"):
+        Epoch(IMAGES, LABELS, augmentation, 0, 0, CPU)
+
+
+@pytest.mark.parametrize("name", ["count", "seed", "number"])
+@pytest.mark.parametrize("value", [-1, 1.5, "1", None, True])
+def test_an_order_needs_integers(name, value):
+    with pytest.raises(ValueError, match=f"{name} must be an integer from 0"):
+        draw_order(**{"count": 3, "seed": 0, "number": 0, name: value})
+
+
+@pytest.mark.parametrize("rng", [0, None, np.random.default_rng(0), np.random.Philox(0)])
+def test_the_stream_of_another_generator_is_refused(rng):
+    with pytest.raises(TypeError, match="bit generator Philox"):
+        stream_of(rng)

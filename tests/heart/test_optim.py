@@ -339,6 +339,10 @@ def test_a_gradient_whose_square_overflows_raises_and_never_freezes_a_weight(thr
         adam = Adam(weights, threads=threads)
         with pytest.raises(ArithmeticError, match="too large for Adam's second moments"), np.errstate(over="ignore"):
             adam.step(weights, gradient, 0.1)
+        assert weights[element] == 1
+        assert adam.first_moment[element] == adam.second_moment[element] == 0
+        adam.step(weights, np.ones(4, np.float32), 0.1)  # a caller that goes on finds a weight that still moves
+        assert weights[element] < 1
         double = weights.astype(np.float64)
         Adam(double).step(double, gradient.astype(np.float64), 0.1)
         assert np.isfinite(double).all()
@@ -353,3 +357,88 @@ def test_on_a_device_a_gradient_whose_square_overflows_makes_its_weight_nan(acce
     with no_synchronisation():
         Adam(weights).step(weights, gradient, 0.1)
     np.testing.assert_array_equal(np.isnan(to_host(weights)), [False, True, False])
+
+
+# ---- arguments that do not fit ----
+
+FLAT = np.ones(4)
+CALLS = {  # an argument, and a call with it
+    "Adam: flat": lambda x: Adam(x),
+    "Adam: decayed": lambda x: Adam(FLAT, decayed=x),
+    "Adam.step: flat": lambda x: Adam(FLAT).step(x, FLAT, 0.1),
+    "Adam.step: gradient": lambda x: Adam(FLAT).step(FLAT.copy(), x, 0.1),
+    "clip: gradient": lambda x: clip_by_global_norm(x, 1.0),
+    "average: flat": lambda x: ExponentialMovingAverage(x),
+    "average.step: flat": lambda x: ExponentialMovingAverage(FLAT).step(x),
+}
+WRONG = {
+    "shape (1,)": np.ones(1),
+    "one more": np.ones(5),
+    "two axes": np.ones((4, 4)),
+    "a column": np.ones((4, 1)),
+    "no axis": np.ones(()),
+    "empty": np.ones(0),
+    "float16": np.ones(4, np.float16),
+    "int": np.ones(4, int),
+    "bool": np.ones(4, bool),
+    "complex": np.ones(4, complex),
+    "list": [1.0] * 4,
+    "text": "1111",
+    "number": 1.0,
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+@pytest.mark.parametrize("name", CALLS)
+def test_arrays_that_do_not_fit_are_refused_by_name(name, wrong):
+    call, argument = CALLS[name], name.split()[-1]
+    call(FLAT.copy())
+    call(np.repeat(FLAT, 2)[::2])
+    if WRONG[wrong] is WRONG["one more"] and name in ("Adam: flat", "clip: gradient", "average: flat"):
+        return  # these take arrays of any length
+    if WRONG[wrong] is WRONG["shape (1,)"] and name in ("Adam: flat", "clip: gradient", "average: flat"):
+        return
+    with pytest.raises((TypeError, ValueError), match=rf"^{argument} must"):
+        call(WRONG[wrong])
+
+
+def test_a_missing_array_is_named():
+    for name, call in CALLS.items():
+        if name != "Adam: decayed":
+            with pytest.raises(TypeError, match=f"^{name.split()[-1]} must be a NumPy or CuPy array, not NoneType"):
+                call(None)
+
+
+def test_arrays_with_gaps_are_updated_in_place():
+    wide, gradient = np.ones(8, np.float32), np.repeat(normal(0, (4,), dtype=np.float32), 2)[::2]
+    flat = np.ones(4, np.float32)
+    Adam(flat).step(flat, gradient, 0.1)
+    Adam(wide[::2]).step(wide[::2], gradient, 0.1)
+    np.testing.assert_array_equal(wide[::2], flat)
+    np.testing.assert_array_equal(wide[1::2], 1)
+
+
+@pytest.mark.parametrize("rate", [-0.1, math.nan, math.inf, "0.1", None, True, np.ones(2)])
+def test_a_learning_rate_that_cannot_be_is_refused(rate):
+    with pytest.raises(ValueError, match="learning_rate must be a number from 0"):
+        Adam(FLAT).step(FLAT.copy(), FLAT, rate)
+
+
+@pytest.mark.parametrize("rate", [0, 1, np.float32(0.1), np.float64(0.1), np.int64(1)])
+def test_numbers_of_numpy_are_numbers(rate):
+    Adam(FLAT, beta1=np.float32(0.9), epsilon=np.float32(1e-8)).step(FLAT.copy(), FLAT, rate)
+
+
+@pytest.mark.parametrize("schedule", [constant, warmup_cosine])
+@pytest.mark.parametrize("name", ["step", "total_steps", "peak", "warmup_steps"])
+@pytest.mark.parametrize("value", [-1, math.nan, math.inf, "1", None])
+def test_a_schedule_names_the_number_that_cannot_be(schedule, name, value):
+    with pytest.raises(ValueError, match=f"^{name} must be a number from 0"):
+        schedule(**{"step": 1, "total_steps": 10, "peak": 0.1, "warmup_steps": 2, name: value})
+
+
+def test_the_share_of_an_average_begins_at_update_1():
+    average = ExponentialMovingAverage(FLAT)
+    assert average.share(1) == 1
+    with pytest.raises(ValueError, match="update must be a number from 1, not 0"):
+        average.share(0)

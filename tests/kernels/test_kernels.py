@@ -481,6 +481,15 @@ def test_a_gradient_that_is_not_finite_is_found_in_the_weights(accelerator, clip
     assert np.isnan(results[1050])
 
 
+def test_a_gradient_whose_square_overflows_makes_its_second_moment_infinite(accelerator):
+    """`State.require_finite` finds this moment, so a weight that can no longer change never stays unnoticed."""
+    kernels = kernels_for(accelerator)
+    case = CASES["adam_step"](kernels.config, clip=0.0, averaged=False)
+    case.arrays["gradient"][3] = 1e20
+    moment = launched(accelerator, kernels, case)["second_moment"]
+    assert np.flatnonzero(~np.isfinite(moment)).tolist() == [3]
+
+
 def test_a_gradient_of_zero_is_not_divided_by(accelerator):
     kernels = kernels_for(accelerator)
     case = CASES["adam_step"](kernels.config, decay=0.0)

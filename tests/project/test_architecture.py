@@ -60,7 +60,7 @@ MAY_IMPORT = {
     "pretrained.pictures": set(),
     "evaluate": {"backend", "checks", "ops", "parameters", "model"},
     "plots": {"files"},
-    "kernels": {"backend", "data.batches", "kernels"},
+    "kernels": {"backend", "checks", "data.batches", "kernels"},
     "training": {"backend", "training"},
     "training.settings": {"checks", "data.augment", "optim"},
     "training.state": {"backend", "checkpoint", "checks", "kernels", "model", "optim", "parameters",

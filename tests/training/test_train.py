@@ -450,6 +450,16 @@ def test_a_gradient_that_overflows_is_found(tmp_path, clip):
         run.run(tmp_path)
 
 
+@pytest.mark.parametrize("value", [np.inf, np.nan])
+def test_moments_that_are_not_finite_are_found(value):
+    for name, text in (("first_moment", "first moments"), ("second_moment", "second moments")):
+        state = training(workers=1).state
+        state.require_finite()
+        getattr(state.adam, name)[3] = value
+        with pytest.raises(ArithmeticError, match=f"the sum of Adam's {text} became {value}"):
+            state.require_finite()
+
+
 def test_a_step_of_ones_own_can_take_the_place(tmp_path):
     """`Training` asks nothing of a step but its interface."""
 

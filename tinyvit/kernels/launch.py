@@ -10,9 +10,12 @@ from pathlib import Path
 
 import numpy as np
 
+from tinyvit.checks import require_scalar
+
 FOLDER = Path(__file__).parent
 PRECISIONS = ("float32", "tf32", "bfloat16")  # of the operands of matrix products; everything else is float32
 SHARED_MEMORY = 48 * 1024  # bytes that one block may use on every GPU
+LARGEST_FLOAT = float(np.finfo(np.float32).max)
 LARGEST = 2**31 - 1  # numbers in an array: kernels count in 32 bits
 MOST_BLOCKS = (2**31 - 1, 65535, 65535)  # along the three axes of a grid
 
@@ -202,7 +205,9 @@ class _Array:
         return array
 
     def _check_partials(self, array, partials, partial_step):
-        """Raise `ValueError` unless all partial gradients fit into the memory that contains the first one."""
+        """Raise an error unless all partial gradients fit into the memory that contains the first one."""
+        if not isinstance(partial_step, int | np.integer):
+            raise TypeError(f"{self.kernel}: partial_step must be an integer, not {partial_step!r}")
         owner = array if array.base is None else array.base
         start = (array.data.ptr - owner.data.ptr) // array.itemsize
         end = start + (partials - 1) * partial_step + array.size
@@ -219,15 +224,16 @@ class _Number:
 
     def __init__(self, kernel, dtype, expression):
         self.label, self.dtype, self.code = f"{kernel}: {expression}", np.dtype(dtype), _code(expression)
-        self.bounds = np.iinfo(dtype) if self.dtype.kind in "iu" else None
+        self.integer = self.dtype.kind in "iu"
+        limits, python = (np.iinfo(dtype), int) if self.integer else (np.finfo(dtype), float)
+        self.least, self.most = python(limits.min), python(limits.max)
 
     def checked(self, sizes):
         """Return the number with the dtype of the kernel's parameter."""
-        value, bounds = _evaluate(self.code, sizes, self.label), self.bounds
-        if isinstance(value, bool) or not isinstance(value, int | np.integer if bounds else int | float | np.number):
-            raise TypeError(f"{self.label} must be {'an integer' if bounds else 'a number'}, not {value!r}")
-        if not (bounds.min <= value <= bounds.max if bounds else np.isfinite(self.dtype.type(value))):
-            raise ValueError(f"{self.label} must be a number of {self.dtype}, not {value!r}")
+        value = _evaluate(self.code, sizes, self.label)
+        types, noun = (int | np.integer, "an integer") if self.integer else (int | float | np.number, "a number")
+        if isinstance(value, bool) or not isinstance(value, types) or not self.least <= value <= self.most:
+            raise ValueError(f"{self.label} must be {noun} of {self.dtype}, not {value!r}")
         return self.dtype.type(value)
 
 
@@ -375,6 +381,7 @@ class Kernels:
 
         A label that is not a class makes its row of dlogits and the sum of the losses NaN.
         """
+        require_scalar("cross_entropy: smoothing", smoothing, minimum=0, maximum=1, below=True)
         self._launch("cross_entropy", locals())
 
     def sum_partials(self, partial_gradients, gradient, squares, counter):
@@ -386,6 +393,7 @@ class Kernels:
 
         squares is the output of `sum_partials`. Row counter - 1 of the schedule applies. clip=0 means no clipping.
         """
+        require_scalar("adam_step: clip", clip, minimum=0, maximum=LARGEST_FLOAT)
         self._launch("adam_step", locals())
 
     def _symbols(self):
@@ -400,8 +408,9 @@ class Kernels:
         """Check the arguments, a dict by name, and launch the kernel."""
         signature, sizes = SIGNATURES[kernel], self._symbols() | arguments
         for name in COUNTS:
-            if not isinstance(sizes.get(name, 1), int | np.integer) or sizes.get(name, 1) < 1:
-                raise ValueError(f"{kernel}: {name} must be at least 1, not {sizes[name]!r}")
+            count = sizes.get(name, 1)
+            if isinstance(count, bool) or not isinstance(count, int | np.integer) or count < 1:
+                raise ValueError(f"{kernel}: {name} must be at least 1, not {count!r}")
         pointers = [array.checked(sizes, self.backend.xp.ndarray) for array in signature.arrays]
         numbers = [number.checked(sizes) for number in signature.numbers]
         grid = _evaluate(signature.grid, sizes, f"{kernel}: grid")
