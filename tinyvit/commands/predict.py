@@ -15,7 +15,8 @@ import numpy as np
 
 from tinyvit.classifier import VisionTransformer
 from tinyvit.commands import in_words, load_digit_model, model_file, path, require_new_file
-from tinyvit.data.tables import read_unlabelled
+from tinyvit.data.arrays import to_images
+from tinyvit.data.tables import read_table
 from tinyvit.evaluate import attention_rollout, patch_maps
 from tinyvit.files import write_atomically
 from tinyvit.pretrained.pictures import PictureError, load_picture, prepare_picture
@@ -41,6 +42,9 @@ def run(options):
     if options.csv:
         write_classes(options)
         return 0
+    for file in options.files:
+        if file.suffix.lower() == ".csv":
+            raise ValueError(f"{file}: to classify the images of a CSV file, give --csv OUT")
     if options.explain:
         if any(same_file(options.explain, file) for file in options.files):
             raise ValueError(f"--explain {options.explain} would overwrite the picture: give another file")
@@ -75,7 +79,7 @@ def run(options):
 
 
 def write_classes(options):
-    """Write the class of each image of a CSV file, with its id or its number from 1."""
+    """Write the class of each image of a CSV file, with the number of the image from 1."""
     file, *others = options.files
     if others or options.explain:
         raise ValueError("--csv classifies one CSV file: leave out other files and --explain")
@@ -83,13 +87,12 @@ def write_classes(options):
         raise ValueError(f"--csv {options.csv} would overwrite the images: give another file")
     require_new_file("--csv", options.csv)
     model = VisionTransformer.load(model_file(options.model)) if options.model else load_digit_model(None)
-    images, id_name, ids = read_unlabelled(file)
+    (images,) = to_images([read_table(file)], [])
     if images.shape[1:] != (model.config.image_size,) * 2:
         found, side = " x ".join(map(str, images.shape[1:])), model.config.image_size
         raise ValueError(f"{file}: the model expects images of {side} x {side} pixels, found {found}")
-    names = ("ImageId", "Label") if ids is None else (id_name, "label")
-    rows = zip(range(1, len(images) + 1) if ids is None else ids, model.predict(images), strict=True)
-    write_atomically(options.csv, "".join(f"{first},{second}\n" for first, second in [names, *rows]))
+    rows = "".join(f"{number},{label}\n" for number, label in enumerate(model.predict(images), 1))
+    write_atomically(options.csv, f"ImageId,Label\n{rows}")
     print(f"{len(images):,} classes: {options.csv}")
 
 
