@@ -1,6 +1,6 @@
 """Damage files of data sets at random, and require that the library loads them or names the fault.
 
-    PYTHONPATH=tests/support python -m damage 100000     this many damaged copies of each form
+`PYTHONPATH=tests/support python -m damage 100000` loads this number of damaged copies of each form.
 """
 
 import resource
@@ -16,6 +16,7 @@ import publishers
 import tinyvit
 from tinyvit.data import DataError
 
+TEXTS = (b"\n\n,,,,\n", b"1e999,-1", b"\0" * 8, b'""","\r\n;', b"nan,inf,")
 MOST_SECONDS = 1.0  # of processor time per load
 MOST_MEMORY = 300 * 2**20  # bytes by which the process may grow
 
@@ -60,14 +61,14 @@ def damaged(content, rng):
     content = bytearray(content)
     for _ in range(rng.integers(1, 4)):
         size = len(content)
-        place = int([rng.integers(0, size + 1), min(size, rng.integers(0, 64)), max(0, size - rng.integers(0, 64))]
-                    [rng.integers(0, 3)])  # fmt: skip
+        near = int(rng.integers(0, 64))
+        place = int(rng.choice([rng.integers(0, size + 1), min(size, near), max(0, size - near)]))
         noise = rng.bytes(int(rng.integers(1, 9)))
         match rng.integers(0, 8):
             case 0:
                 content[place : place + 1] = noise[:1]
             case 1:
-                content[place : place + 1] = bytes(byte ^ (1 << rng.integers(0, 8)) for byte in content[place : place + 1])
+                content[place : place + 1] = bytes(byte ^ 1 << noise[0] % 8 for byte in content[place : place + 1])
             case 2:
                 del content[place:]
             case 3:
@@ -79,7 +80,7 @@ def damaged(content, rng):
             case 6:
                 content[place : place + 4] = int(rng.choice([0, 1, 255, 2**31 - 1, 2**32 - 1])).to_bytes(4, "big")
             case 7:
-                content[place : place + 8] = rng.choice([b"\n\n,,,,\n", b"1e999,-1", b"\x00" * 8, b'""","\r\n;', b"nan,inf,"])
+                content[place : place + 8] = TEXTS[rng.integers(0, len(TEXTS))]
     return bytes(content)
 
 
@@ -104,19 +105,21 @@ def fuzz(form, count, seed=0):
             path.write_bytes(damaged(content, rng))
             start = time.process_time()
             case = f"{form}, seed {seed}, copy {number}, {path.name}"
+            text = ""
             try:
                 data = tinyvit.load_dataset(folder)
+                text = data.description
                 assert len(data.train_images) == len(data.train_labels) > 0, case
                 assert data.train_labels.max() < data.classes, case
-                assert "\n" not in data.description, case
             except DataError as error:
                 refused += 1
-                assert "\n" not in str(error), case
-                assert len(str(error)) < 1000, case
+                text = str(error)
             except Exception as error:
                 raise AssertionError(case) from error
             finally:
                 path.write_bytes(content)
+            assert 0 < len(text) < 1000, f"{case}: {text}"
+            assert "\n" not in text, f"{case}: {text}"
             assert time.process_time() - start < MOST_SECONDS, case
         grown = 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
         assert grown < MOST_MEMORY, f"{form}: the process grew by {grown:,} bytes"
@@ -124,5 +127,6 @@ def fuzz(form, count, seed=0):
 
 
 if __name__ == "__main__":
+    count = int(sys.argv[1])
     for form in FORMS:
-        print(f"{form}: {fuzz(form, int(sys.argv[1])):,} of {int(sys.argv[1]):,} damaged copies are refused", flush=True)
+        print(f"{form}: {fuzz(form, count):,} of {count:,} damaged copies are refused", flush=True)

@@ -101,7 +101,9 @@ def _advice(folder):
     with contextlib.suppress(DataError):  # a folder nearby that cannot be read
         for _ in range(2):
             near = [path for place in near for path in visible(place) if os.path.isdir(path)][:50]
-            choices += [choice.path for path in near for choice in _choices(path)]
+            found = {path: _choices(path) for path in near}
+            choices += [choice.path for path in near for choice in found[path]]
+            near = [path for path in near if not found[path]]
         above = [choice for choice in _choices(os.path.dirname(folder)) if choice.files or pictures_in(folder)]
         choices = choices or [choice.path for choice in above if choice.path == os.path.dirname(folder)]
     return f": give {' or '.join(choices[:6])}" if choices else ""
