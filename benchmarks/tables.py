@@ -394,7 +394,7 @@ FOLDERS = (  # the rows of the README's map: files and folders, and what they ar
         ("tinyvit/backend.py", "tinyvit/memory.py", "tinyvit/parameters.py", "tinyvit/checks.py"),
         "NumPy or CuPy, reused memory, one flat array with named views",
     ),
-    (("tinyvit/data/",), "MNIST, idx files, augmentation, batches"),
+    (("tinyvit/data/",), "MNIST and other data sets, augmentation, batches"),
     (("tinyvit/training/",), "One training step, the loop, checkpoints, worker processes"),
     (
         (

@@ -318,7 +318,7 @@ def error_within(capsys, *arguments):
         ("--classes 0", "from 1 to 100,000, not 0"),
         ("--validation 600", "validation must be below the number of images, 600, not 600"),
         ("--stop-after 0", "--stop-after must be at least 1, not 0"),
-        ("--data-dir nowhere", "nowhere: expected a folder with idx files, found no such folder"),
+        ("--data-dir nowhere", "nowhere: expected a folder or a file with a data set, found no such file or folder"),
         ("--data-dir cut", "train-images-idx3-ubyte: expected 94080 bytes of elements for shape (120, 28, 28)"),
         ("--out whole", "--out whole: this folder contains a run: continue it with --resume whole, or give another"),
         ("--out file", "--out file: cannot create this folder (file is a file): give another folder"),

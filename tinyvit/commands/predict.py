@@ -16,7 +16,8 @@ import numpy as np
 from tinyvit import console
 from tinyvit.classifier import VisionTransformer
 from tinyvit.commands import in_words, load_digit_model, model_file, path, require_new_file, require_size
-from tinyvit.data.tables import read_unlabelled
+from tinyvit.data.arrays import to_images
+from tinyvit.data.tables import read_table
 from tinyvit.evaluate import attention_rollout, patch_maps
 from tinyvit.files import write_atomically
 from tinyvit.pretrained.pictures import PictureError, load_picture, prepare_picture
@@ -42,6 +43,9 @@ def run(options):
     if options.csv:
         write_classes(options)
         return 0
+    for file in options.files:
+        if file.suffix.lower() == ".csv":
+            raise ValueError(f"{file}: to classify the images of a CSV file, give --csv OUT")
     if options.explain:
         if any(same_file(options.explain, file) for file in options.files):
             raise ValueError(f"--explain {options.explain} would overwrite the picture: give another file")
@@ -78,7 +82,7 @@ def run(options):
 
 
 def write_classes(options):
-    """Write the class of each image of a CSV file, with its id or its number from 1."""
+    """Write the class of each image of a CSV file, with the number of the image from 1."""
     file, *others = options.files
     if others or options.explain:
         raise ValueError("--csv classifies one CSV file: leave out other files and --explain")
@@ -86,12 +90,11 @@ def write_classes(options):
         raise ValueError(f"--csv {options.csv} would overwrite the images: give another file")
     require_new_file("--csv", options.csv)
     model = VisionTransformer.load(model_file(options.model)) if options.model else load_digit_model(None)
-    images, id_name, ids = read_unlabelled(file)
+    (images,) = to_images([read_table(file)], [])
     require_size(file, images, model.config)
-    names = ("ImageId", "Label") if ids is None else (id_name, "label")
     classes = [model.config.names[i] for i in model.predict(images)]
-    rows = zip(range(1, len(images) + 1) if ids is None else ids, classes, strict=True)
-    write_atomically(options.csv, "".join(f"{first},{second}\n" for first, second in [names, *rows]))
+    rows = "".join(f"{number},{label}\n" for number, label in enumerate(classes, 1))
+    write_atomically(options.csv, f"ImageId,Label\n{rows}")
     print(f"{len(images):,} classes: {options.csv}")
 
 

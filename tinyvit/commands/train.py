@@ -2,7 +2,7 @@
 
     tinyvit train                       the best recipe, 5 minutes on two cores
     tinyvit train --recipe note         the training of the technical note
-    tinyvit train --data fashion/       idx, npz, CSV or CIFAR files, or pictures
+    tinyvit train --data fashion/       idx, npz or CSV files, or pictures
     tinyvit train --resume runs/tuned-seed0     continue a run that was stopped
 
 The folder of the run contains the model, a checkpoint, the history of the

@@ -48,6 +48,7 @@ def _shaped(part, notes):
     images, shape = part.images, part.images.shape
     if images.ndim == 2 and (side := square_shape(shape[1])):
         images = images.reshape(-1, *side)
+        notes.extend(["red, green and blue of each pixel are side by side"] * (images.ndim == 4))
     elif images.ndim == 4 and shape[1] in (1, 3) and shape[3] not in (1, 3):
         images = np.moveaxis(images, 1, 3)
         notes.append("the axis of the channels became the last one")

@@ -18,7 +18,7 @@ from itertools import chain
 import numpy as np
 
 from tinyvit.data.arrays import Found, Part, Source, is_one_hot
-from tinyvit.data.contents import content_of, listing, most_bytes, one_error, read_content
+from tinyvit.data.contents import listing, most_bytes, one_error, read_content
 from tinyvit.data.idx import DataError, read_at_most, read_idx
 from tinyvit.data.mnist import DatasetError
 
@@ -68,20 +68,23 @@ def _read_quartet(folder, prefix, roles):
 
 def _read_intact(copies, notes):
     """Return the array of the first copy that is intact, and its path. Raw files with a dash come first."""
-    first_error = None
-    for path in sorted(copies, key=lambda path: (path.endswith(".npz"), ".idx" in path, path.endswith(".gz"), path)):
+    *others, last = sorted(copies, key=lambda path: (".idx" in path, path.endswith(".gz"), path))
+    for path in others:
         try:
-            if path.endswith(".npz"):
-                array, *_ = read_npz(path).values()
-            else:
-                array = read_idx(path, most_bytes(path))
+            return _read_array(path), path
         except DataError as error:
-            first_error = first_error or error
-            continue
-        if first_error:
-            notes.append(f"{os.path.basename(path)} is read because of a damaged copy ({first_error})")
-        return array, path
-    raise first_error
+            notes.append(f"another copy is read, because this one is damaged: {error}")
+    return _read_array(last), last
+
+
+def _read_array(path):
+    """Return the array of an idx file, or of an npz file with one array."""
+    if not path.endswith(".npz"):
+        return read_idx(path, most_bytes(path))
+    arrays = list(read_npz(path).values())
+    if len(arrays) != 1:
+        raise DatasetError(path, "one array", f"{len(arrays)}")
+    return arrays[0]
 
 
 def find_npz(folder, paths):
@@ -101,7 +104,7 @@ def _read_npz(file):
         if len(pair) == 2:
             parts.setdefault(split or "train", Part(*pair, file, file))
     if "train" not in parts:
-        names = ", ".join(f"{name} {array.shape}" for name, array in arrays.items()) or "no arrays"
+        names = ", ".join(f"{name[:20]} {array.shape}" for name, array in [*arrays.items()][:12]) or "no .npy files"
         raise DatasetError(file, "arrays x_train, y_train, x_test and y_test, or images and labels", names)
     return Found("npz file", parts, None, os.path.basename(file), notes=[])
 
@@ -111,24 +114,17 @@ def read_npz(file):
 
     No array is allocated for a size that only a header states, and nothing is unpickled.
     """
-    with one_error(file, "an intact npz file"):
-        if not zipfile.is_zipfile(file):
-            content = content_of(file) or "another kind of file"
-            raise DatasetError(file, "an intact npz file", "an incomplete one" if "zip arch" in content else content)
-        with zipfile.ZipFile(file) as archive:
-            members = archive.infolist()
-            if not all(info.filename.endswith(".npy") for info in members):
-                names = ", ".join(archive.namelist()[:8])
-                raise DatasetError(file, "an npz file, which has .npy files", f"a zip archive of {names}: unpack it")
-            size, limit = sum(info.file_size for info in members), most_bytes(file)
-            if size > limit:
-                raise DatasetError(file, f"at most {limit:,} bytes of arrays for the size of the file", f"{size:,}")
-            return {info.filename.removesuffix(".npy"): _read_member(archive, info) for info in members}
+    with one_error(file, "an intact npz file"), zipfile.ZipFile(file) as archive:
+        members = [info for info in archive.infolist() if info.filename.endswith(".npy")]
+        size, limit = sum(info.file_size for info in members), most_bytes(file)
+        if size > limit:
+            raise DatasetError(file, f"at most {limit:,} bytes of arrays for the size of the file", f"{size:,}")
+        return {info.filename.removesuffix(".npy"): _read_member(archive, info) for info in members}
 
 
 def _read_member(archive, info):
     """Return the array of one member of an npz file."""
-    name = f"{archive.filename}, array {info.filename.removesuffix('.npy')}"
+    name = f"{archive.filename}, array {info.filename[:-4][:20]}"
     with archive.open(info) as stream:
         old = np.lib.format.read_magic(stream) == (1, 0)
         read_header = np.lib.format.read_array_header_1_0 if old else np.lib.format.read_array_header_2_0

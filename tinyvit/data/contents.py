@@ -3,6 +3,7 @@
 import contextlib
 import gzip
 import os
+import zlib
 
 from tinyvit.data.idx import GZIP_MAGIC, DataError, read_at_most
 from tinyvit.data.mnist import DatasetError
@@ -26,27 +27,32 @@ def one_error(file, expected):
     except DataError:
         raise
     except Exception as error:  # zipfile, zlib, Pillow and NumPy raise errors of many types for damaged files
-        text = getattr(error, "strerror", None) or " ".join(str(error).split())
-        raise DatasetError(file, expected, text[:200] or type(error).__name__) from error
+        content = content_of(file)
+        if content is None or "zip archive" in content:  # an npz file is one
+            content = getattr(error, "strerror", None) or str(error)[:200] or type(error).__name__
+        raise DatasetError(file, expected, content) from error
 
 
-def read_content(file, most=None):
-    """Return the bytes of a file, unpacked if it is a gzip file. With `most`, only that many first bytes."""
-    with one_error(file, "one intact file"), open(file, "rb") as raw:
-        packed = raw.read(2) == GZIP_MAGIC
-        raw.seek(0)
-        limit = most_bytes(file)
-        with gzip.GzipFile(fileobj=raw) if packed else raw as stream:
-            content = read_at_most(stream, limit + 1 if most is None else most)
-    if len(content) > limit:
-        raise DatasetError(file, f"at most {limit:,} bytes of content for the size of the file", "more")
+def read_content(file):
+    """Return the bytes of a file, unpacked if it is a gzip file."""
+    with one_error(file, "one intact file"), open_unpacked(file) as stream:
+        content = read_at_most(stream, most_bytes(file) + 1)
+    if len(content) > most_bytes(file):
+        raise DatasetError(file, f"at most {most_bytes(file):,} bytes of content for the size of the file", "more")
     return content
+
+
+def open_unpacked(file):
+    """Return a stream of the bytes of a file, unpacked if it is a gzip file."""
+    with open(file, "rb") as raw:
+        packed = raw.read(2) == GZIP_MAGIC
+    return gzip.open(file) if packed else open(file, "rb")
 
 
 def content_of(file):
     """Return what a file contains if `name_content` knows it, and None otherwise."""
-    with contextlib.suppress(DataError):
-        return name_content(read_content(file, 512))
+    with contextlib.suppress(OSError, EOFError, zlib.error), open_unpacked(file) as stream:
+        return name_content(stream.read(512))
 
 
 def visible(folder):

@@ -1,5 +1,6 @@
 """One function that loads data sets of many forms: idx, npz, CSV and CIFAR files, and folders of pictures."""
 
+import contextlib
 import os
 import re
 from functools import partial
@@ -10,7 +11,8 @@ from tinyvit.data.arrays import Found, Part, hold_out, to_classes, to_images
 from tinyvit.data.binaries import find_cifar, find_npz, find_quartets
 from tinyvit.data.contents import content_of, listing, visible
 from tinyvit.data.families import family_of
-from tinyvit.data.folders import find_folders
+from tinyvit.data.folders import SUFFIXES, find_folders, pictures_in
+from tinyvit.data.idx import DataError
 from tinyvit.data.mnist import DatasetError, ImageDataset, load_mnist
 from tinyvit.data.tables import find_tables, read_tables
 
@@ -75,7 +77,8 @@ def _source(path):
     if not os.path.isfile(path):
         found = f"no such file or folder beside {listing(folder)}" if paths else "no such file or folder"
         raise DatasetError(path, "a folder or a file with a data set", found)
-    if content := content_of(path):
+    content = "a picture: give the folder of the classes" if path.lower().endswith(SUFFIXES) else content_of(path)
+    if content:
         raise DatasetError(path, f"a data set: {SUPPORTED}", content)
     return path, partial(read_tables, path)
 
@@ -94,11 +97,15 @@ def _choices(folder):
 
 def _advice(folder):
     """Return the end of a message that names the folders near `folder` that have a data set, if there are any."""
-    near = [path for path in visible(folder) if os.path.isdir(path)][:50]
-    near += [path for above in near for path in visible(above) if os.path.isdir(path)][:50]
-    choices = [choice.path for path in near for choice in _choices(path)]
-    above = os.path.dirname(folder)
-    choices = choices or [choice.path for choice in _choices(above) if choice.path == above]
+    choices, near = [], [folder]
+    with contextlib.suppress(DataError):  # a folder nearby that cannot be read
+        for _ in range(2):
+            near = [path for place in near for path in visible(place) if os.path.isdir(path)][:50]
+            found = {path: _choices(path) for path in near}
+            choices += [choice.path for path in near for choice in found[path]]
+            near = [path for path in near if not found[path]]
+        above = [choice for choice in _choices(os.path.dirname(folder)) if choice.files or pictures_in(folder)]
+        choices = choices or [choice.path for choice in above if choice.path == os.path.dirname(folder)]
     return f": give {' or '.join(choices[:6])}" if choices else ""
 
 
@@ -120,7 +127,10 @@ def _dataset(found, path, classes, rng):
     images = to_images(parts.values(), notes)
     place = os.path.dirname(path) if re.fullmatch(r"raw|train\..*", os.path.basename(path)) else path
     name = os.path.splitext(os.path.basename(place).removeprefix("sklearn:"))[0]
-    family = None if class_names else family_of(file, name, images[-1], parts["train"].labels)
+    train_labels = parts["train"].labels
+    family = None
+    if class_names is None and train_labels.dtype.kind in "buif":
+        family = family_of(file, name, images[-1], train_labels)
     if family:
         kind = family.kind + ", transposed back" * family.transposed
         images = [np.ascontiguousarray(array.swapaxes(1, 2)) if family.transposed else array for array in images]

@@ -13,6 +13,8 @@ import re
 from collections import namedtuple
 from string import ascii_lowercase, ascii_uppercase, digits
 
+import numpy as np
+
 # A published data set: its name, the names of its classes, the label of the first class, and whether the images are
 # stored transposed.
 Family = namedtuple("Family", "kind class_names first transposed", defaults=(0, False))
@@ -57,7 +59,7 @@ def family_of(file, folder, test_images, labels):
     EMNIST's file names suffice. Other names count only if the labels fit.
     """
     file, folder = (re.sub("[^a-z0-9]", "", name.lower()) for name in (file, folder))
-    classes, by_folder = set(labels.ravel().tolist()), None
+    classes, by_folder = set(np.unique(labels).tolist()), None
     for key, family in FAMILIES.items():
         names = set(range(len(family.class_names)))
         if file.startswith(key) and (family.transposed or classes == names or (classes < names and key != "mnist")):

@@ -7,7 +7,7 @@ from functools import partial
 import numpy as np
 
 from tinyvit.data.arrays import Found, Part, Source
-from tinyvit.data.contents import MOST_BYTES, content_of, listing, one_error, visible
+from tinyvit.data.contents import MOST_BYTES, listing, one_error, visible
 from tinyvit.data.mnist import DatasetError
 
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "PPM", "WEBP")  # their decoders start no other program
@@ -15,7 +15,6 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".pgm", ".ppm", ".pbm", ".w
 SPLITS = {"train": "train", "training": "train", "test": "test", "testing": "test"}
 SPLITS |= dict.fromkeys(("val", "valid", "validation"), "val")
 MOST_PIXELS = 4096 * 4096  # per picture
-MOST_FILE = 64 * 2**20  # bytes per picture
 
 
 def find_folders(folder, paths):
@@ -28,7 +27,7 @@ def find_folders(folder, paths):
 
 
 def _has_classes(folder):
-    return any(map(_pictures, _folders(folder)))
+    return any(map(pictures_in, _folders(folder)))
 
 
 def _folders(path):
@@ -36,9 +35,9 @@ def _folders(path):
     return [path for path in visible(path) if os.path.isdir(path)] if os.path.isdir(path) else []
 
 
-def _pictures(folder):
+def pictures_in(folder):
     """Return the paths of the pictures in a folder."""
-    return [path for path in visible(folder) if path.lower().endswith(SUFFIXES)]
+    return [path for path in visible(folder) if path.lower().endswith(SUFFIXES) and os.path.isfile(path)]
 
 
 def _read(splits):
@@ -62,7 +61,7 @@ def _files(folder, classes):
     """Return the pairs of path and class of the pictures in the sub-folders of a split."""
     pairs = []
     for path in _folders(folder):
-        name, pictures = os.path.basename(path), _pictures(path)
+        name, pictures = os.path.basename(path), pictures_in(path)
         if name not in classes:
             raise DatasetError(folder, f"folders of the classes {', '.join(classes[:8])}", f"a folder {name}")
         if not pictures:
@@ -90,26 +89,17 @@ def _decode_all(files):
 
 def _decode(file):
     """Return a picture as uint8 of shape (R, C), (R, C, 3), or (R, C, 4) with its opacity."""
-    from PIL import Image, ImageOps, UnidentifiedImageError  # imported here so that tinyvit starts quickly
+    from PIL import Image, ImageOps  # imported here so that tinyvit starts quickly
 
-    with one_error(file, "an intact picture"):
-        size = os.path.getsize(file) if os.path.isfile(file) else 0
-        if not 0 < size <= MOST_FILE:
-            raise DatasetError(file, f"a file of 1 to {MOST_FILE:,} bytes", f"{size:,} bytes")
-        try:
-            image = Image.open(file, formats=FORMATS)
-        except UnidentifiedImageError:
-            content = content_of(file) or "another or a damaged file"
-            raise DatasetError(file, f"a picture as {', '.join(FORMATS)}", content) from None
-        with image:
-            if image.width * image.height > MOST_PIXELS:
-                raise DatasetError(file, f"at most {MOST_PIXELS:,} pixels", f"{image.width} x {image.height} pixels")
-            image = ImageOps.exif_transpose(image)
-            if image.mode.startswith("I"):  # 16 bits; Pillow's conversion would keep only the lowest 8
-                return (np.clip(np.asarray(image).astype(int), 0, 65535) // 257).astype(np.uint8)
-            transparent = "transparency" in image.info or image.mode in ("LA", "PA", "La", "RGBA", "RGBa")
-            grey = image.mode in ("1", "L") and not transparent
-            return np.array(image.convert("RGBA" if transparent else "L" if grey else "RGB"))
+    with one_error(file, f"an intact picture, {' or '.join(FORMATS)}"), Image.open(file, formats=FORMATS) as image:
+        if image.width * image.height > MOST_PIXELS:
+            raise DatasetError(file, f"at most {MOST_PIXELS:,} pixels", f"{image.width} x {image.height} pixels")
+        image = ImageOps.exif_transpose(image)
+        if image.mode.startswith("I"):  # 16 bits; Pillow's conversion would keep only the lowest 8
+            return (np.clip(np.asarray(image).astype(int), 0, 65535) // 257).astype(np.uint8)
+        transparent = "transparency" in image.info or image.mode in ("LA", "PA", "La", "RGBA", "RGBa")
+        grey = image.mode in ("1", "L") and not transparent
+        return np.array(image.convert("RGBA" if transparent else "L" if grey else "RGB"))
 
 
 def _stack(pictures, notes):

@@ -56,7 +56,7 @@ class DataError(ValueError):
 
     def __init__(self, file, expected, found):
         # pickle calls the class with these arguments when the error is sent to another process
-        super().__init__(str(file), str(expected), str(found))
+        super().__init__(str(file), *(" ".join(str(text).split()) for text in (expected, found)))
 
     def __str__(self):
         return "{}: expected {}, found {}".format(*self.args)

@@ -126,6 +126,7 @@ def load_mnist(data_dir=None, classes=10):
     if train_images.shape[1:] != test_images.shape[1:]:
         expected = f"images of {_size(train_images)} as in {train_file}"
         raise DatasetError(test_file, expected, _size(test_images))
+    class_names = tuple("0123456789") if data_dir is None and classes == 10 else None
     return ImageDataset(
         train_images=train_images,
         train_labels=train_labels,
@@ -134,8 +135,8 @@ def load_mnist(data_dir=None, classes=10):
         classes=classes,
         name=name,
         source=str(folder),
-        class_names=tuple("0123456789") if data_dir is None and classes == 10 else None,
-        description=f"{'idx files' if data_dir else 'MNIST'}, {classes} classes" + " 0 to 9" * (classes == 10),
+        class_names=class_names,
+        description=f"{'idx files' if data_dir else 'MNIST'}, {classes} classes{' 0 to 9' if class_names else ''}",
     )
 
 

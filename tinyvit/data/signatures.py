@@ -10,11 +10,7 @@ SIGNATURES = (
     (b"MATLAB 5.0", "a MATLAB file: save its arrays with numpy.savez"),
     (b"PAR1", "a Parquet file: save its images with numpy.savez, or as PNG files"),
     (b"version https://git-lfs", "a Git LFS pointer in place of the data: run git lfs pull"),
-    (b"\x89PNG", "a PNG picture: give a folder with one sub-folder of pictures per class"),
-    (b"\xff\xd8\xff", "a JPEG picture: give a folder with one sub-folder of pictures per class"),
 )
-PICKLE = "a Python pickle, which can run any code when it is opened: download the data in another format"
-HTML = "an HTML page, so the download failed: download the file again"
 
 
 def name_content(start):
@@ -24,9 +20,9 @@ def name_content(start):
     start = bytes(start[:512])
     text = start.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
     if text.startswith((b"<!doctype", b"<html", b"<head", b"<?xml", b"<script", b"<!--")):
-        return HTML
+        return "an HTML page, so the download failed: download the file again"
     if start[257:262] == b"ustar":
         return "a tar archive: unpack it"
     if start[:1] == b"\x80" and start[1:2] in {b"\2", b"\3", b"\4", b"\5"}:
-        return PICKLE
+        return "a Python pickle, which can run any code: download the data in another format"
     return next((name for signature, name in SIGNATURES if start.startswith(signature)), None)

@@ -5,20 +5,17 @@ import csv
 import io
 import os
 import re
-from collections import namedtuple
 from functools import partial
 
 import numpy as np
 
-from tinyvit.data.arrays import Found, Part, Source, square_shape, to_images
+from tinyvit.data.arrays import Found, Part, Source, square_shape
 from tinyvit.data.contents import name_content, one_error, read_content
 from tinyvit.data.mnist import DatasetError
 
 NAME = re.compile(r".*\.(csv|tsv|tra|tes)(\.gz)?", re.IGNORECASE)  # .tra is UCI's optdigits
+SAMPLE = 100  # rows that show the columns
 IDS = ("id", "imageid", "image_id", "index", "unnamed: 0", "")
-
-# The images of a CSV file, its labels or None, and the name and the cells of its column of ids, or None twice.
-Table = namedtuple("Table", "images labels id_name ids")
 
 
 def find_tables(folder, paths):
@@ -32,77 +29,69 @@ def find_tables(folder, paths):
 
 def read_tables(train, test=None):
     """Return the `Found` of a CSV file for training and perhaps of one for testing."""
-    table = read_table(train)
-    if table.labels is None:
+    parts, notes = {"train": read_table(train)}, []
+    if parts["train"].labels is None:
         found = "only pixels: to classify them, use tinyvit predict FILE --csv OUT"
         raise DatasetError(train, 'a column "label"', found)
-    parts, notes = {"train": Part(*table[:2], train, train)}, []
-    if test and (table := read_table(test)).labels is not None:
-        parts["test"] = Part(*table[:2], test, test)
+    if test and (part := read_table(test)).labels is not None:
+        parts["test"] = part
     elif test:
         notes.append(f"{os.path.basename(test)} has no labels")
     return Found("CSV file", parts, None, os.path.basename(train), notes)
 
 
-def read_unlabelled(file):
-    """Return the images of a CSV file as uint8, and the name and cells of its column of ids or None."""
-    table = read_table(file)
-    (images,) = to_images([Part(table.images, None, file, file)], [])
-    return images, table.id_name, table.ids
-
-
 def read_table(file):
-    """Return the `Table` of a CSV file with one image per row, with or without a header."""
+    """Return the `Part` of a CSV file with one image per row, with or without a header and labels."""
     content, file = read_content(file), str(file)
     if name := name_content(content):
         raise DatasetError(file, "a CSV file", name)
     with one_error(file, "a CSV file"):
         text = io.TextIOWrapper(io.BytesIO(content), "utf-8-sig", errors="replace")
-        lines = [text.readline() for _ in range(100)]
+        lines = [text.readline() for _ in range(SAMPLE)]
         delimiter = max(",;\t", key=lines[0].count)
         cells = [[cell.strip() for cell in row] for row in csv.reader(filter(str.strip, lines), delimiter=delimiter)]
-        numbers = [number for cell in cells[0] if (number := _numbers(cell)) is not cell]
-        named = len(numbers) < len(cells[0]) - 1 or set(np.diff(numbers)) == {1}  # words, or a row that counts pixels
-        if len(cells) == named:
-            raise DatasetError(file, "rows of pixels", "only a header")
-        ids, labels, pixels = _columns(cells[0] if len(numbers) < len(cells[0]) and named else [], cells[named:], file)
+        count, numbers = len(cells[0]), [float(cell) for cell in cells[0] if _numbers(cell) is not cell]
+        header = len(numbers) < count - 1 or set(np.diff(numbers)) == {1}  # words, or a row that counts the pixels
+        names = cells[0] if header and len(numbers) < count else []
+        label, pixels = _columns(names, cells[header:], file)
         text.seek(0)
-        codes = {}  # the cells of ids and labels, which may be words, and a number for each
-        convert = dict.fromkeys(ids + labels, lambda cell: codes.setdefault(cell.strip(), len(codes)))
-        load = partial(np.loadtxt, delimiter=delimiter, skiprows=int(named), comments=None, quotechar='"', ndmin=2)
+        words = {}  # the labels and other cells that may be words, with a number for each
+        convert = {i: lambda cell: words.setdefault(cell.strip(), len(words)) for i in {*range(count)} - {*pixels}}
+        load = partial(np.loadtxt, delimiter=delimiter, skiprows=int(header), comments=None, quotechar='"', ndmin=2)
         try:
             rows = load(text, dtype=np.int32, converters=convert)  # ten times as fast as floats
         except ValueError:
             text.seek(0)
             rows = load(text, dtype=np.float64, converters=convert)
-        if not rows.size or rows.shape[1] != len(cells[0]):
-            raise DatasetError(file, f"rows of {len(cells[0])} columns", f"an array of shape {rows.shape}")
-        texts = np.array(list(codes))
-        labels, id_cells = (texts[rows[:, column[0]].astype(int)] if column else None for column in (labels, ids))
+        if rows.shape[1] != count:
+            raise DatasetError(file, f"rows of {count} columns", f"{rows.shape[1]}")
+        labels = None if label is None else _numbers(np.array(list(words))[rows[:, label].astype(int)])
         images = rows[:, pixels[0] : pixels[-1] + 1] if pixels[-1] - pixels[0] < len(pixels) else rows[:, pixels]
-    return Table(images, _numbers(labels), cells[0][ids[0]] if ids else None, id_cells)
+    return Part(images, labels, file, file)
 
 
-def _columns(header, cells, file):
-    """Return three lists of column indices, of ids, labels and pixels, from the header and the first rows."""
-    count, ids, labels = len(header or cells[0]), [], []
-    if header:
-        ids = [i for i, name in enumerate(header) if name.lower() in IDS]
-        labels = [i for i, name in enumerate(header) if i not in ids and not any(map(str.isdigit, name))]
+def _columns(names, rows, file):
+    """Return the index of the label column or None, and those of the pixels, from the header and the first rows."""
+    if not rows:
+        raise DatasetError(file, "rows of pixels", "only a header")
+    count, label, others = len(rows[0]), [], []
+    if names:
+        others = [i for i, name in enumerate(names) if name.lower() in IDS]
+        label = [i for i, name in enumerate(names) if i not in others and not any(map(str.isdigit, name))]
     elif not square_shape(count):
-        firsts, lasts = ({row[i] for row in cells if row} for i in (0, -1))
-        labels = [count - 1 if len(firsts) == 1 < len(lasts) else 0]  # a pixel in a corner is mostly constant
-    pixels = [i for i in range(count) if i not in ids + labels]
-    if max(len(ids), len(labels)) > 1 or not square_shape(len(pixels)):
-        names = ", ".join(" ".join(name.split())[:20] for name in header[:8]) + ", ..." * (count > 8)
-        names = f"columns {names}" if header else "columns without names"
-        raise DatasetError(file, 'a column "label" and one column per pixel of a square image', f"{count} {names}")
-    return ids, labels, pixels
+        firsts, lasts = ({row[i] for row in rows} for i in (0, -1))
+        label = [count - 1 if len(firsts) == 1 < len(lasts) < 40 else 0]  # a pixel in a corner is mostly constant
+    pixels = [i for i in range(len(names) or count) if i not in label + others]
+    if len(label) > 1 or not square_shape(len(pixels)):
+        shown = ", ".join(name[:20] for name in names[:8]) + ", ..." * (count > 8) if names else "without names"
+        found = f"{count} columns {shown}"
+        raise DatasetError(file, 'a column "label" and one column per pixel of a square image', found)
+    return label[0] if label else None, pixels
 
 
 def _numbers(cells):
     """Return texts as numbers if all of them are numbers, and otherwise unchanged."""
-    for kind in (int, float) if cells is not None else ():
+    for kind in (int, float):
         with contextlib.suppress(ValueError, OverflowError):
             return np.asarray(cells).astype(kind)
     return cells

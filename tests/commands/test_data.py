@@ -1,0 +1,117 @@
+"""The commands on data sets of many forms: what `--data` takes, and the classes of a CSV file."""
+
+import json
+import os
+
+import numpy as np
+import publishers
+import pytest
+
+import tinyvit
+from tinyvit.checkpoint import load_model, save_model
+from tinyvit.commands import main
+from tinyvit.data import load_mnist
+from tinyvit.model import ViTConfig, initialise
+
+pytestmark = pytest.mark.extended
+
+TINY = ["--width", "16", "--depth", "1", "--heads", "2", "--mlp-width", "24", "--epochs", "1", "--workers", "1"]
+
+
+@pytest.fixture(scope="module")
+def digits():
+    data = load_mnist()
+    return [data.train_images[:300], data.train_labels[:300], data.test_images[:60], data.test_labels[:60]]
+
+
+def run(capsys, *arguments):
+    """Run a command in this process and return what it printed."""
+    assert main([str(argument) for argument in arguments]) == 0
+    return capsys.readouterr().out
+
+
+def error_of(capsys, *arguments):
+    """Return the one line that a command prints about wrong input."""
+    assert main([str(argument) for argument in arguments]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    return error
+
+
+def test_a_split_of_emnist_trains_resumes_and_is_evaluated(tmp_path, monkeypatch, capsys, digits):
+    monkeypatch.chdir(tmp_path)
+    for split in ("letters", "digits"):
+        publishers.write_emnist(tmp_path / "gzip", digits, split)
+    assert "give one of" in error_of(capsys, "train", *TINY, "--data", "gzip")
+    run_folder = ["--data", "gzip/emnist-letters", "--out", "run", "--epochs", "2", "--stop-after", "1"]
+    text = run(capsys, "train", *TINY, *run_folder)
+    assert "data set: EMNIST letters, transposed back, 26 classes A to Z, " in text
+    text = run(capsys, "train", "--resume", "run")
+    assert "data set: EMNIST letters, transposed back, 26 classes A to Z, " in text
+    assert load_model(tmp_path / "run" / "model.safetensors")[1].classes == 26
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert metrics["origin"]["data_dir"] == str(tmp_path / "gzip" / "emnist-letters")
+    assert "data set: EMNIST letters" in run(capsys, "evaluate", "run")
+    run(capsys, "evaluate", "run", "--data", "gzip/emnist-digits-test-images-idx3-ubyte.gz")
+    assert (tmp_path / "run" / "on-emnist-digits" / "metrics.json").exists()
+
+
+def test_the_number_of_classes_can_be_larger(tmp_path, monkeypatch, capsys, digits):
+    monkeypatch.chdir(tmp_path)
+    publishers.write_keras(tmp_path, digits)
+    run(capsys, "train", *TINY, "--data", "mnist.npz", "--classes", "12", "--out", "run")
+    assert load_model(tmp_path / "run" / "model.safetensors")[1].classes == 12
+    assert "labels from 0 to 4, found" in error_of(capsys, "train", *TINY, "--data", "mnist.npz", "--classes", "5")
+
+
+def test_the_digits_of_scikit_learn_train(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    text = run(capsys, "train", *TINY, "--data", "sklearn:digits", "--out", "run")
+    assert "data set: scikit-learn's digits, 10 classes 0 to 9, pixels 0 to 16 became 0 to 255" in text
+    assert "data set: scikit-learn's digits" in run(capsys, "evaluate", "run")
+
+
+def test_shapes_that_the_model_does_not_take(tmp_path, monkeypatch, capsys, digits):
+    monkeypatch.chdir(tmp_path)
+    colour = [np.repeat(a[..., None], 3, axis=3) if a.ndim == 3 else a for a in digits]
+    wide = [a[:, :20] if a.ndim == 3 else a for a in digits]
+    for name, arrays, size in (("colour", colour, "28 x 28 x 3"), ("wide", wide, "20 x 28")):
+        publishers.write_keras(tmp_path / name, arrays)
+        assert f"takes square grey images, found {size}: convert them" in error_of(capsys, "train", "--data", name)
+        save_model(tmp_path / "m.safetensors", initialise(ViTConfig()), ViTConfig())
+        error = error_of(capsys, "evaluate", "m.safetensors", "--data", name)
+        assert f"the model expects images of 28 x 28 pixels, found {size}" in error
+    assert os.listdir(tmp_path / "wide") == ["mnist.npz"]
+
+
+@pytest.mark.parametrize("labelled", [False, True])
+def test_the_submission_to_kaggle(tmp_path, monkeypatch, capsys, digits, labelled):
+    monkeypatch.chdir(tmp_path)
+    publishers.write_kaggle(tmp_path, digits)
+    if labelled:
+        publishers.write_table(tmp_path / "test.csv", *digits[2:])
+    assert run(capsys, "predict", "test.csv", "--csv", "submission.csv") == "60 classes: submission.csv\n"
+    head, *rows = (tmp_path / "submission.csv").read_text().splitlines()
+    assert head == "ImageId,Label"
+    expected = tinyvit.load_pretrained().predict(digits[2])
+    assert rows == [f"{number},{label}" for number, label in enumerate(expected, 1)]
+    assert (expected == digits[3]).mean() > 0.95
+
+
+def test_what_cannot_be_classified_is_said_in_one_line(tmp_path, monkeypatch, capsys, digits):
+    monkeypatch.chdir(tmp_path)
+    publishers.write_kaggle(tmp_path, digits)
+    publishers.write_table(tmp_path / "small.csv", digits[0][:, :20, :20])
+    for arguments, expected in (
+        (["test.csv", "train.csv", "--csv", "out.csv"], "--csv classifies one CSV file"),
+        (["test.csv", "--csv", "test.csv"], "--csv test.csv would overwrite the images: give another file"),
+        (["test.csv", "--csv", "nowhere/out.csv"], "nowhere is not a folder"),
+        (["test.csv", "--csv", "out.csv", "--explain", "a.png"], "leave out other files and --explain"),
+        (["sample_submission.csv", "--csv", "out.csv"], 'expected a column "label" and one column per pixel'),
+        (["nowhere.csv", "--csv", "out.csv"], "nowhere.csv: expected one intact file, found No such file"),
+        (["small.csv", "--csv", "out.csv"], "the model expects images of 28 x 28 pixels, found 20 x 20"),
+    ):
+        assert expected in error_of(capsys, "predict", *arguments)
+    assert not (tmp_path / "out.csv").exists()
+    assert "to classify the images of a CSV file, give --csv OUT" in error_of(capsys, "predict", "test.csv")
