@@ -108,7 +108,7 @@ def test_a_wrong_entry_is_one_quick_error_that_names_the_file(originals, tmp_pat
 def test_each_missing_entry_is_one_error(originals, tmp_path):
     for original in originals:
         _, info, _ = damage.opened(original)
-        for number, (_, name) in enumerate(damage.places(info)):
+        for number in range(len(damage.places(info))):
             header, changed, data = damage.opened(original)
             container, key = damage.places(changed)[number]
             del container[key]
@@ -118,7 +118,6 @@ def test_each_missing_entry_is_one_error(originals, tmp_path):
                 continue
             with pytest.raises(CheckpointError, match=re.escape(str(tmp_path))):
                 resumed(tmp_path, workers=1)
-            assert name == key
 
 
 def test_the_originals_resume(originals, tmp_path):

@@ -205,7 +205,7 @@ def start(options, backend, locks):
     augmentation = replace(config.augmentation, **settings_of(options, AUGMENTATION_SETTINGS))
     origin = {
         "recipe": recipe,
-        "data_dir": options.data and str(options.data.resolve()),
+        "data_dir": options.data and str(options.data.absolute()),
         "train_limit": options.train_limit,
         "test_limit": options.test_limit,
         "precision": options.precision or "float32",
@@ -292,7 +292,7 @@ def resume(options, backend, locks):
     if options.out not in (None, options.resume):
         raise ValueError(f"--resume writes its results into {options.resume}: leave out --out")
     if options.data:
-        origin["data_dir"] = str(options.data.resolve())
+        origin["data_dir"] = str(options.data.absolute())
     try:
         data = load_data(origin, info["model"]["classes"])
     except DataError as error:
