@@ -4,9 +4,9 @@
     python benchmarks/damage.py --count 1 --first 1234 --format checkpoint      one case again
 
 The formats are the checkpoint of a run, a model file, idx files raw and compressed, and pictures. The kinds of damage
-and the right outcomes are in tests/support/damage.py. A case follows from the seed and its number. The exit status is
-1 if a file was read with other content, a reader crashed, or a reader took over 0.1 s of processor time (0.5 s for
-pictures, whose damaged size may be millions of pixels).
+and the right outcomes are in tests/support/damaged_files.py. A case follows from the seed and its number. The exit
+status is 1 if a file was read with other content, a reader crashed, or a reader took over 0.1 s of processor time
+(0.5 s for pictures, whose damaged size may be millions of pixels).
 """
 
 import argparse
@@ -25,7 +25,7 @@ from checkout import ROOT
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # each process has one core
 sys.path.insert(0, str(ROOT / "tests" / "support"))
 
-from damage import FINDINGS, FORMATS, run_cases
+from damaged_files import FINDINGS, FORMATS, run_cases
 from turns import conditions
 
 from tinyvit.files import write_atomically

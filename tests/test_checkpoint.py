@@ -11,7 +11,7 @@ import zipfile
 import numpy as np
 import pytest
 import safetensors.numpy
-from damage import opened, sealed
+from damaged_files import opened, sealed
 from safetensors import safe_open
 
 from tinyvit.checkpoint import CheckpointError, load_arrays, load_model, parameter_count, save_arrays

@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import pty
+import re
 import runpy
 import shutil
 import signal
@@ -14,6 +15,7 @@ import subprocess
 import sys
 import termios
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -28,10 +30,12 @@ from tinyvit.checkpoint import load_arrays, load_model, save_arrays
 from tinyvit.commands import COMMANDS, main
 from tinyvit.commands import evaluate as evaluate_command
 from tinyvit.commands import train as train_command
-from tinyvit.data import write_idx
+from tinyvit.data import load_mnist, write_idx
 from tinyvit.data.augment import Augmentation
+from tinyvit.files import locked_folder
+from tinyvit.gpu import get_backend
 from tinyvit.model import ViTConfig
-from tinyvit.training import CHECKPOINT, TrainingConfig, read_checkpoint
+from tinyvit.training import CHECKPOINT, Training, TrainingConfig, read_checkpoint
 from tinyvit.training.progress import epoch_line
 from tinyvit.training.step import PlainStep
 
@@ -252,7 +256,10 @@ def test_a_smaller_test_does_not_replace_the_whole_one(whole, tmp_path):
 def test_a_finished_run_is_left_as_it_is(whole, tmp_path):
     shutil.copytree(whole[0], tmp_path / "run")
     done = run([*TRAIN, "--resume", "run", "--workers", "1"], tmp_path)
-    assert "all 3 epochs in run are done" in done.stdout
+    assert done.stdout == (
+        "all 3 epochs in run are done\nto test the model again: tinyvit evaluate run\n"
+        "to train longer: tinyvit train --resume run --epochs 6\n"
+    )
     assert (tmp_path / "run" / "metrics.json").read_bytes() == (whole[0] / "metrics.json").read_bytes()
 
 
@@ -261,6 +268,68 @@ def test_a_finished_run_can_be_resumed_for_its_results(whole, tmp_path):
     (tmp_path / "run" / "metrics.json").unlink()
     run([*TRAIN, "--resume", "run"], tmp_path)
     assert set(os.listdir(tmp_path / "run")) == FILES
+
+
+def test_two_runs_in_one_folder_are_one_run_and_one_error(whole, tmp_path):
+    """Whichever starts first trains, and the other names it."""
+    command = [*TRAIN, *TINY, "--epochs", "3", "--out", "run"]
+    runs = [subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    errors = [run.communicate(timeout=120)[1] for run in runs]
+    assert sorted(run.returncode for run in runs) == [0, 2]
+    first, second = sorted(range(2), key=lambda i: runs[i].returncode)
+    process = runs[first].pid
+    assert re.match(
+        rf"error: run: another run uses this folder \(process {process} on .* since .*\): wait for its end, or give "
+        "another folder\n$|error: --out run: this folder contains a run: ",
+        errors[second],
+    ), errors[second]
+    assert set(os.listdir(tmp_path / "run")) == FILES
+    assert (tmp_path / "run" / "model.safetensors").read_bytes() == (whole[0] / "model.safetensors").read_bytes()
+
+
+def test_a_run_in_use_is_neither_resumed_nor_replaced_but_evaluated(whole, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(whole[0], "run")
+    with locked_folder("run"), ThreadPoolExecutor(1) as pool:
+        for arguments in (["--resume", "run", "--epochs", "5"], ["--resume", "run"], ["--out", "run"]):
+            assert pool.submit(main, ["train", *arguments]).result() == 2
+            assert "error: run: another run uses this folder (process " in error_of(capsys.readouterr())
+        assert pool.submit(main, ["evaluate", "run", "--test-limit", "20"]).result() == 0
+    capsys.readouterr()
+    assert main(["train", "--resume", "run"]) == 0
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "misclassified.png", "history.csv", "metrics.json"])
+def test_a_result_that_cannot_be_written_is_named_and_the_run_continues_there(tmp_path, monkeypatch, capsys, name):
+    monkeypatch.chdir(tmp_path)
+    replace = os.replace
+
+    def fail(source, target):
+        if Path(target).name == name:
+            raise OSError(28, "No space left on device")
+        replace(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", fail)
+        text = error_within(capsys, "train", *TINY, "--epochs", "1", "--workers", "1", "--out", "my run")
+    expected = f"my run/{name}: No space left on device; to continue from the last checkpoint: "
+    assert text == f"error: {expected}tinyvit train --resume 'my run'\n"
+    assert {entry for entry in os.listdir("my run") if entry.startswith(".")} == set()
+    assert main(["train", "--resume", "my run"]) == 0
+    assert set(os.listdir("my run")) == FILES
+
+
+def test_a_run_from_python_is_continued_by_the_command(tmp_path, monkeypatch):
+    """Its checkpoint names no recipe."""
+    monkeypatch.chdir(tmp_path)
+    write_data_set(tmp_path / "data", "-idx{}-ubyte")
+    data = load_mnist("data")
+    model = ViTConfig(width=16, depth=1, heads=2, mlp_width=24)
+    config = TrainingConfig(epochs=2, validation=10)
+    training = Training(model, config, data.train_images, data.train_labels, get_backend("cpu"), workers=1)
+    training.run("run", stop_after=1)
+    assert main(["train", "--resume", "run", "--data", "data"]) == 0
+    assert json.loads(Path("run/metrics.json").read_text())["recipe"] is None
 
 
 def write_data_set(folder, form, size=28, count=120):
@@ -320,7 +389,12 @@ def error_within(capsys, *arguments):
         ("--stop-after 0", "--stop-after must be at least 1, not 0"),
         ("--data-dir nowhere", "nowhere: expected a folder or a file with a data set, found no such file or folder"),
         ("--data-dir cut", "train-images-idx3-ubyte: expected 94080 bytes of elements for shape (120, 28, 28)"),
-        ("--out whole", "--out whole: this folder contains a run: continue it with --resume whole, or give another"),
+        ("--out whole", "--out whole: this folder contains a run: test it with tinyvit evaluate whole, or give"),
+        ("--out begun", "--out begun: this folder contains a run: continue it with --resume begun, or give another"),
+        ("--out model.safetensors", "--out model.safetensors: expected a folder for the results: leave out the file"),
+        ("--out link", "--out link: cannot create this folder (link is a link to nowhere, which does not exist): "),
+        ("--out link/run", "--out link/run: cannot create this folder (link is a link to nowhere, which does not"),
+        ("--data link", "link: expected a folder with idx files, found no such folder"),
         ("--out file", "--out file: cannot create this folder (file is a file): give another folder"),
         ("--out file/run", "--out file/run: cannot create this folder (file is a file): give another folder"),
         ("--recipe note", "--out runs: cannot create this folder (runs is a file): give another folder"),
@@ -333,6 +407,9 @@ def test_what_is_wrong_is_said_in_one_line(whole, tmp_path, monkeypatch, capsys,
     broken = tmp_path / "cut" / "train-images-idx3-ubyte"
     broken.write_bytes(broken.read_bytes()[:-100])
     (tmp_path / "whole").symlink_to(whole[0])
+    (tmp_path / "begun").mkdir()
+    shutil.copy(whole[0] / CHECKPOINT, tmp_path / "begun")
+    (tmp_path / "link").symlink_to("nowhere")
     (tmp_path / "file").touch()
     (tmp_path / "runs").touch()
     monkeypatch.setattr("tinyvit.gpu.diagnosis.PACKAGES", ())  # as if it were not installed, even where it is
@@ -413,9 +490,16 @@ def test_an_evaluation_without_memory_is_said_in_one_line(whole, monkeypatch, ca
 
 
 def test_what_is_wrong_with_an_evaluation_is_said_in_one_line(whole, tmp_path, capsys):
+    (tmp_path / "my run").mkdir()
+    (tmp_path / "my run" / CHECKPOINT).touch()
+    (tmp_path / "page").write_text("<html>")
     for arguments, expected in {
         (tmp_path / "nowhere",): "nowhere: no such file or folder: give a model file, or the folder",
         (tmp_path,): "this folder has no model.safetensors: give a model file, or the folder of a finished run",
+        (tmp_path / "my run",): "its run has not ended: continue it with tinyvit train --resume '",
+        (whole[0] / CHECKPOINT,): f"the checkpoint of a run, not a model: load {whole[0] / 'model.safetensors'}",
+        (tmp_path / "page",): "page: not a complete tinyvit file, but a web page, because a download failed: give a",
+        ("/dev/zero",): "/dev/zero: this is a device or a pipe: give a file",
         (whole[0], "--test-limit", "-5"): "--test-limit must be at least 1, not -5",
         (whole[0], "--workers", "0"): "--workers must be from 1 to 1,024, not 0",
     }.items():

@@ -85,6 +85,7 @@ def test_what_cannot_be_is_said_in_one_line(tmp_path, capsys):
     good = write(tmp_path / "a.png", 3)
     config = ViTConfig(image_size=20, patch_size=5, width=16, depth=1, heads=2, mlp_width=8)
     save_model(tmp_path / "m.safetensors", initialise(config), config)
+    (tmp_path / "link").symlink_to("/nowhere/out.png")
     for arguments, expected in {
         ("--model", str(tmp_path / "nowhere")): "nowhere: no such file or folder: give a model file",
         ("--model", str(tmp_path)): "this folder has no model.safetensors: give a model file",
@@ -92,6 +93,8 @@ def test_what_cannot_be_is_said_in_one_line(tmp_path, capsys):
         ("--explain", good): "would overwrite the picture",
         ("--explain", str(tmp_path / "nowhere" / "out.png")): "nowhere is not a folder: create it, or give another",
         ("--explain", str(tmp_path)): "expected a file, found a folder: add a file name",
+        ("--explain", "/dev/full"): "/dev/full: expected a file, found a device or a pipe: give another name",
+        ("--explain", str(tmp_path / "link")): "cannot write this file (/nowhere is not a folder): give another file",
         ("--explain", "/proc/out.png"): "/proc/out.png: ",
     }.items():
         assert main(["predict", good, *arguments]) == 2
@@ -99,6 +102,14 @@ def test_what_cannot_be_is_said_in_one_line(tmp_path, capsys):
         assert error.startswith("error: ")
         assert expected in error
         assert error.count("\n") == 1
+
+
+def test_an_output_that_is_full_is_named(tmp_path):
+    command = [sys.executable, "-m", "tinyvit", "predict", write(tmp_path / "a.png", 5)]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=120, check=False)
+    assert done.returncode != 0
+    assert done.stderr.startswith("error: standard output: No space left on device\n")
 
 
 def test_the_command_itself(tmp_path):

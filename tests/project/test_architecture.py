@@ -83,7 +83,8 @@ MAY_IMPORT = {
 ONLY_FILES_WITH = {"cupy": ("gpu.device",), "cupyx": ("backend",), "joblib": ("backend",), "numba": ("loops",)}
 ONLY_FILES_WITH |= {"matplotlib": ("plots",), "PIL": ("pretrained.pictures", "data.folders")}
 NEVER = {"torch", "jax", "tensorflow", "keras", "pickle", "dill", "lessons", "tests", "examples"}
-NEVER |= {"benchmarks", "conftest", "devices", "operations", "strategies", "strict_cupy", "fake_cuda"}
+NEVER |= {"benchmarks", "conftest", "damaged_files", "devices", "operations", "strategies", "strict_cupy"}
+NEVER |= {"fake_cuda"}
 
 
 def name_of(path):

@@ -2,10 +2,12 @@
 
 import csv
 import json
+import re
 
 import pytest
 
 from tinyvit.backend import CPU
+from tinyvit.checkpoint import CheckpointError
 from tinyvit.data.augment import Augmentation
 from tinyvit.model import ViTConfig
 from tinyvit.training import NOTE, TUNED, TrainingConfig
@@ -138,6 +140,31 @@ def test_the_line_below_the_curves_is_true_for_the_run(config, losses, expected)
 )
 def test_the_line_below_the_augmentation_is_true_for_the_run(augmentation, expected):
     assert describe_augmentation(augmentation) == f"Column 1 is the original image. {expected}"
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (b"[]", "not the metrics of a run: give the folder of another run"),
+        (b'{"origin": null}', "not the metrics of a run: give the folder of another run"),
+        (b"{", r"not a JSON file \(.*\): give the folder of another run"),
+        (b"\xff", r"not a JSON file \(.*\): give the folder of another run"),
+        (b"[" * 100_000, r"not a JSON file \(.*\): give the folder of another run"),
+        (b'{"origin": {"test_limit": "10"}}', "test_limit must be an integer from 1 to .*, not '10': give"),
+        (b'{"origin": {"data_dir": 5}}', "data_dir must be a text, not 5: give the folder of another run"),
+    ],
+)
+def test_damaged_metrics_are_one_error_that_names_the_file(tmp_path, content, expected):
+    (tmp_path / "metrics.json").write_bytes(content)
+    with pytest.raises(CheckpointError, match=f"^{re.escape(str(tmp_path))}/metrics.json: {expected}"):
+        read_metrics(tmp_path)
+
+
+def test_metrics_that_cannot_be_read_are_named(tmp_path):
+    assert read_metrics(tmp_path) == {}
+    (tmp_path / "metrics.json").mkdir()
+    with pytest.raises(CheckpointError, match=r"metrics.json: cannot be read \(Is a directory\): give the folder"):
+        read_metrics(tmp_path)
 
 
 def test_metrics_of_a_cpu_leave_out_what_describes_a_gpu(tmp_path):

@@ -74,7 +74,9 @@ def run(arguments):
         advice = command.memory_advice
         if console.memory_is_limited() and name in ("train", "evaluate"):
             import sklearn.metrics  # needed at the end; too little memory must show before hours of training
-        return command.run(options) or 0
+        status = command.run(options) or 0
+        print(end="", flush=True)  # an error of the standard output is reported here, not when Python ends
+        return status
     except KeyboardInterrupt:
         return report("interrupted", console.interrupted_status())
     except CommandError as error:
@@ -119,8 +121,14 @@ def report(message, status):
 
 def in_words(error):
     """Return the text of an `OSError` as "FILE: reason", without its number."""
+    name = error.filename
+    if name is None:
+        try:
+            print(end="", flush=True)
+        except OSError:  # the text that could not be printed is still in the buffer
+            name = "standard output"
     reason = error.strerror or str(error)
-    return f"{error.filename}: {reason}" if error.filename is not None else reason
+    return reason if name is None else f"{name}: {reason}"
 
 
 # ---- what options accept ----

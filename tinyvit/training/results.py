@@ -12,12 +12,12 @@ import numpy as np
 from threadpoolctl import threadpool_info
 
 from tinyvit import plots
-from tinyvit.checkpoint import CheckpointError
+from tinyvit.checkpoint import CheckpointError, in_short
 from tinyvit.data.augment import warp
 from tinyvit.evaluate import classification_report, confusion, misclassified
 from tinyvit.files import write_atomically
 from tinyvit.training.settings import TrainingConfig
-from tinyvit.training.state import read_checkpoint
+from tinyvit.training.state import read_checkpoint, require_origin
 
 METRICS = "metrics.json"
 GPU_METRICS = ("precision", "kernels", "compile_seconds")  # they describe a GPU's kernels
@@ -95,10 +95,16 @@ def read_metrics(folder):
         return {}
     try:
         metrics = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: not a JSON file ({error}): give the folder of another run") from error
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror}): give the folder of another run") from error
     if not isinstance(metrics, dict) or not isinstance(metrics.get("origin", {}), dict):
         raise CheckpointError(f"{path}: not the metrics of a run: give the folder of another run")
+    try:
+        require_origin(metrics.get("origin", {}))
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {in_short(error)}: give the folder of another run") from error
     return metrics
 
 

@@ -290,6 +290,29 @@ def read_checkpoint(folder):
     return arrays, info
 
 
+def require_origin(origin):
+    """Check the origin of a run, from a file.
+
+    Parameters
+    ----------
+    origin : dict
+        The recipe, the data and further facts. None of them is required.
+
+    Raises
+    ------
+    ValueError
+        If a value is of another type or out of range.
+    """
+    for name in ("train_limit", "test_limit"):
+        if origin.get(name) is not None:
+            require_number(name, origin[name], 1, 2**53, integer=True)
+    for name in ("recipe", "data_dir"):
+        if not isinstance(origin.get(name), str | None):
+            raise ValueError(f"{name} must be a text, not {origin[name]!r}")
+    if origin.get("precision", "float32") not in PRECISIONS:
+        raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, not {origin['precision']!r}")
+
+
 def _check_arrays(arrays, model, config):
     """Raise `ValueError` unless the arrays of a checkpoint fit the settings of the model and the training."""
     needed = {"parameters", "adam.first_moment", "adam.second_moment"} | ({"average"} if config.average else set())
@@ -324,15 +347,7 @@ def _check_progress(info, config):
         raise ValueError(f"the history has {len(info['history'])} epochs, not {info['epoch']}")
     for number, record in enumerate(info["history"], 1):
         _check_record(number, record, config, info["seconds"])
-    origin = info["origin"]
-    for name in ("train_limit", "test_limit"):
-        if origin.get(name) is not None:
-            require_number(name, origin[name], 1, 2**53, integer=True)
-    for name in ("recipe", "data_dir"):
-        if not isinstance(origin.get(name), str | None):
-            raise ValueError(f"{name} must be a text, not {origin[name]!r}")
-    if origin.get("precision", "float32") not in PRECISIONS:
-        raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, not {origin['precision']!r}")
+    require_origin(info["origin"])
 
 
 def _check_record(number, record, config, seconds):
