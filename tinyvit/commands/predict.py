@@ -8,6 +8,7 @@ finds the digit, scales it and centres it like the digits of MNIST.
 """
 
 import sys
+import warnings
 
 import numpy as np
 
@@ -48,7 +49,8 @@ def run(options):
 
             pairs = zip(map(printable, files), probabilities, strict=True)
             try:
-                with console.cleanup_after_signals():
+                with console.cleanup_after_signals(), warnings.catch_warnings():
+                    warnings.filterwarnings("ignore", "Glyph", UserWarning)  # the font lacks a character of a name
                     explanations(
                         pictures,
                         images=images,

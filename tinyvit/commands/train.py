@@ -25,10 +25,21 @@ from tinyvit.data.augment import Augmentation
 from tinyvit.gpu import get_backend
 from tinyvit.kernels import PRECISIONS
 from tinyvit.model import ViTConfig
-from tinyvit.training import CHECKPOINT, RECIPES, Training, TrainingConfig, WorkerError, read_checkpoint, results
+from tinyvit.training import (
+    CHECKPOINT,
+    NOTE,
+    RECIPES,
+    TUNED,
+    Training,
+    TrainingConfig,
+    WorkerError,
+    read_checkpoint,
+    results,
+)
 from tinyvit.training.loop import TrainingDiverged, TrainingStopped
 from tinyvit.training.progress import Progress
 from tinyvit.training.step import KERNELS
+from tinyvit.training.workers import CHUNK_TOKENS
 
 # The settings of ViTConfig, TrainingConfig and Augmentation, with their texts in --help.
 MODEL_SETTINGS = {
@@ -69,6 +80,17 @@ SHORT = {"learning_rate": "--lr", "smoothing": "--label-smoothing"}
 def flag(name):
     """Return the command-line flag of a setting."""
     return SHORT.get(name, "--" + name.replace("_", "-"))
+
+
+def with_flag(text):
+    """Return the text of an error in which the name of a setting at the beginning is replaced by its flag."""
+    name = text.removeprefix("augmentation ").partition(" ")[0]
+    if name not in {**MODEL_SETTINGS, **TRAINING_SETTINGS, **AUGMENTATION_SETTINGS}:
+        return text
+    text = flag(name) + text.removeprefix("augmentation ").removeprefix(name)
+    if name == "learning_rate":
+        text += f": the recipes have {TUNED.learning_rate} and {NOTE.learning_rate}"
+    return text
 
 
 def add_arguments(parser):
@@ -134,7 +156,10 @@ def run(options):
         require_range(options, name, 1)
     require_range(options, "workers", 1, 1024)
     backend = get_backend(options.device)
-    training, data, folder = resume(options, backend) if options.resume else start(options, backend)
+    try:
+        training, data, folder = resume(options, backend) if options.resume else start(options, backend)
+    except ValueError as error:
+        raise ValueError(with_flag(str(error))) from error
     options.batch_size = training.config.batch_size  # for `memory_advice`
     state, epochs, typed = training.state, training.config.epochs, shlex.quote(str(folder))
     restart = f"tinyvit train --resume {typed}"
@@ -142,6 +167,7 @@ def run(options):
         print(f"all {epochs} epochs in {folder} are done; to train longer: {restart} --epochs {epochs + 5}\n"
               f"to test the model again: tinyvit evaluate {typed}")  # fmt: skip
         return
+    console.require_memory(memory_needed(training))
     print(f"model: {state.parameters.flat.size:,} parameters")
     print(f"data: {training.train_images:,} training, {len(training.validation[1]):,} validation and "
           f"{len(data.test_images):,} test images")  # fmt: skip
@@ -170,6 +196,13 @@ def run(options):
     except WorkerError as error:
         text = f"error: {error}\nthe steps since the last checkpoint are lost; to continue: {restart}"
         raise CommandError(text, 1) from error
+
+
+def memory_needed(training):
+    """Return about how many bytes a run will still take: threads, pictures, copies of the weights, activations."""
+    config, size = training.model_config, training.state.parameters.flat.size
+    per_token = config.depth * (16 * config.width + 4 * config.mlp_width + config.heads * config.tokens)
+    return 120e6 + 100e6 * training.step.workers + 64 * size + 4 * CHUNK_TOKENS * per_token
 
 
 def describe(step):
