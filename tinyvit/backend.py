@@ -9,6 +9,7 @@ import contextvars
 import functools
 import importlib
 import logging
+import signal
 import sys
 import threading
 from dataclasses import dataclass
@@ -137,8 +138,9 @@ def erf(x):
     return erf(x)
 
 
+@functools.cache
 def available_cores():
-    """Return the number of cores that this process may use.
+    """Return the number of cores that this process may use. It is determined at the first call.
 
     Returns
     -------
@@ -165,7 +167,7 @@ def one_blas_thread():
     with _limit.lock:
         _limit.users += 1
         if _limit.users == 1:
-            _limit.own = ThreadpoolController().limit(limits=1, user_api="blas")
+            _limit.own = _blas_libraries(len(sys.modules)).limit(limits=1, user_api="blas")
     try:
         yield
     finally:
@@ -175,7 +177,30 @@ def one_blas_thread():
                 _limit.own.restore_original_limits()
 
 
+@functools.lru_cache(maxsize=1)
+def _blas_libraries(modules):
+    """Return the controller of the loaded libraries. Only the import of further `modules` can load another one."""
+    return ThreadpoolController()
+
+
 _limit = SimpleNamespace(lock=threading.Lock(), users=0, own=None)
+
+
+@contextlib.contextmanager
+def _uninterrupted():
+    """Delay Ctrl-C to the end of the context. A library whose import it interrupts fails until the program ends."""
+    is_main = threading.current_thread() is threading.main_thread()
+    if not is_main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield  # only Python's own handler raises an exception in the middle of an import
+        return
+    received = []
+    signal.signal(signal.SIGINT, lambda *arguments: received.append(arguments))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        if received:
+            raise KeyboardInterrupt
 
 
 @functools.cache
@@ -183,7 +208,8 @@ def compiled_loops():
     """Return the module `tinyvit.loops`, compiled, or None if Numba is missing or does not work."""
     log = logging.getLogger("tinyvit")
     try:
-        loops = importlib.import_module("tinyvit.loops")
+        with _uninterrupted():
+            loops = importlib.import_module("tinyvit.loops")
         seconds = loops.prepare()
     except Exception as error:  # Numba, its compiler and its files on disk can fail with errors of any type
         if not (isinstance(error, ModuleNotFoundError) and error.name == "numba"):

@@ -6,6 +6,7 @@ since the other imports take most of a second. In any other program, nothing hap
 
 import atexit
 import contextlib
+import mmap
 import os
 import signal
 import sys
@@ -61,6 +62,19 @@ def _require_memory(command):
 def memory_is_limited():
     """Return whether a command runs under `ulimit -v` or `ulimit -d`."""
     return _process.limited
+
+
+def require_memory(size):
+    """Raise `MemoryError` unless a command may allocate `size` more bytes.
+
+    Without a limit, this does nothing: the system then ends a process that takes too much, and no error is raised.
+    """
+    if _process.limited:
+        try:
+            mmap.mmap(-1, int(size)).close()
+        except (OSError, OverflowError) as error:
+            text = f"it needs about {size / 1e6:.0f} MB more, and ulimit allows less"
+            raise MemoryError(text) from error
 
 
 def open_standard_descriptors():

@@ -284,7 +284,7 @@ def test_without_numba(monkeypatch):
     try:
         with use_loops("auto") as used:
             assert not used
-        with pytest.raises(ValueError, match="pip install numba"), use_loops("on"):
+        with pytest.raises(ValueError, match=r"pip install 'tinyvit\[fast\]'"), use_loops("on"):
             pass
     finally:
         backend.compiled_loops.cache_clear()

@@ -2,6 +2,7 @@
 
 import math
 import re
+import signal
 from dataclasses import replace
 
 import numpy as np
@@ -375,7 +376,7 @@ def test_loops_are_a_setting_of_a_run(tmp_path, workers, monkeypatch):
     assert_same_bits(second, with_loops)
     assert resumed(tmp_path, loops="off").step.loops == "off"
     monkeypatch.setattr("tinyvit.training.loop.compiled_loops", lambda: None)
-    with pytest.raises(CheckpointError, match="pip install numba, or continue with --loops off"):
+    with pytest.raises(CheckpointError, match=r"pip install 'tinyvit\[fast\]', or continue with --loops off"):
         resumed(tmp_path)
 
 
@@ -742,3 +743,130 @@ def test_a_card_that_is_too_old_for_a_precision(strict_gpu, monkeypatch):
     monkeypatch.setattr(strict_cupy.Device, "compute_capability", "75")
     with pytest.raises(ValueError, match=r"needs a GPU of compute capability 8\.0 or above, and this one has 7\.5"):
         in_kernels(strict_gpu, precision="tf32")
+
+
+# ---- signals, and runs that do not learn ----
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("moment", ["first step", "validation of the last epoch", "end of the workers"])
+def test_a_signal_is_never_lost(tmp_path, monkeypatch, moment, number):
+    run = training(replace(RECIPE, epochs=2), workers=1)
+    original = tinyvit.training.loop.evaluate
+
+    def evaluate_and_signal(*arguments, **keywords):
+        if run.state.epoch == 1:
+            signal.raise_signal(number)
+        return original(*arguments, **keywords)
+
+    def leave_and_signal(*arguments):
+        signal.raise_signal(number)
+        return leave(*arguments)
+
+    def on_step(run):
+        if moment == "first step" and run.state.adam.steps == 1:
+            signal.raise_signal(number)
+
+    leave = type(run.step).__exit__
+    if moment == "validation of the last epoch":
+        monkeypatch.setattr(tinyvit.training.loop, "evaluate", evaluate_and_signal)
+    elif moment == "end of the workers":
+        monkeypatch.setattr(type(run.step), "__exit__", leave_and_signal)
+    before = [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)]
+    with pytest.raises(TrainingStopped) as caught:
+        run.run(tmp_path, on_step=on_step)
+    assert caught.value.signal == number
+    assert [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)] == before
+    monkeypatch.undo()
+    again = resumed(tmp_path)
+    again.run()
+    straight = training(replace(RECIPE, epochs=2), workers=1)
+    straight.run()
+    assert_same_bits(again, straight)
+
+
+def test_a_signal_that_the_program_ignores_does_not_stop_a_run():
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        run = training(replace(RECIPE, epochs=1), workers=1)
+        run.run(on_step=lambda run: signal.raise_signal(signal.SIGINT))
+        assert run.finished
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_a_device_name_in_place_of_a_backend_is_named():
+    expected = r"backend must be a Backend, not 'cpu': give tinyvit.gpu.get_backend\('cpu'\)"
+    with pytest.raises(TypeError, match=expected):
+        Training(SMALL, RECIPE, IMAGES, LABELS, "cpu")
+
+
+def one_colour_per_class(count):
+    """Images that any model learns within a few steps, and their labels."""
+    labels = np.arange(count, dtype=np.uint8) % 4
+    return np.broadcast_to(60 * labels[:, None, None], (count, 8, 8)).astype(np.uint8), labels
+
+
+@pytest.mark.parametrize(
+    ("rate", "labels", "expected"),
+    [
+        (3e-3, "right", None),
+        (9.9, "right", r"the model has not learned in 1 epoch: its loss is [\d.e+]+, and guessing gives 1.3863: "
+                       r"try a learning rate from 0.0001 to 0.005, not 9.9"),
+        (1e-9, "right", r"not learned in 1 epoch: its (loss|accuracy) is .* try a learning rate from"),
+        (3e-3, "random", r"not learned in 1 epoch: its (loss|accuracy) is .* train for more than 250 steps"),
+    ],
+)  # fmt: skip
+def test_a_run_that_does_not_learn_says_so(caplog, rate, labels, expected):
+    images, right = one_colour_per_class(1100)
+    chosen = right if labels == "right" else np.random.default_rng(0).integers(0, 4, 1100).astype(np.uint8)
+    recipe = TrainingConfig(epochs=2, batch_size=8, learning_rate=rate, validation=100)
+    if labels == "random":
+        recipe = replace(recipe, batch_size=4)
+    run = Training(SMALL, recipe, images, chosen, CPU, workers=1)
+    run.run(stop_after=1)
+    first = [record.getMessage() for record in caplog.records if "not learned" in record.getMessage()]
+    if expected is None:
+        assert (first, run.no_learning()) == ([], None)
+        return
+    assert len(first) == 1
+    assert re.search(expected, first[0])
+    run.run()
+    notes = [record.getMessage() for record in caplog.records if "not learned" in record.getMessage()]
+    assert len(notes) == 2
+    assert "in 2 epochs" in notes[1]
+    assert notes[1] == f"note: {run.no_learning()}"
+
+
+def test_a_few_steps_are_not_called_a_failure(caplog):
+    training(replace(RECIPE, epochs=2), workers=1).run()
+    assert not [record for record in caplog.records if "not learned" in record.getMessage()]
+
+
+@pytest.mark.parametrize(
+    ("record", "expected"),
+    [
+        ({"train_loss": 1.39, "validation_accuracy": 0.9}, "loss is 1.39"),
+        ({"train_loss": 1.38, "validation_accuracy": 0.34}, None),
+        ({"train_loss": 1.0, "validation_accuracy": 0.33}, "its accuracy is 33.3%, and the most frequent"),
+        ({"train_loss": 1.38, "validation_accuracy": None}, None),
+    ],
+)
+def test_learning_is_more_than_guessing(record, expected):
+    run = training(workers=1)
+    run.validation = (run.validation[0], np.array([0, 1, 2, 3, 3, 3, 2, 1, 0, 3, 1, 2]))
+    if expected and "33" in expected:
+        record = record | {"validation_accuracy": 4 / 12}
+    run.state.adam.steps = 500
+    run.state.history.append({"epoch": 1, **record})
+    found = run.no_learning()
+    assert (found is None) if expected is None else (expected in found)
+
+
+def test_no_loop_may_assume_that_every_number_is_finite():
+    """`fastmath=True` permits that, and would hide a run that diverges."""
+    loops = pytest.importorskip("tinyvit.loops", reason='needs the extra: pip install -e ".[fast]"')
+    compiled = [loop for loop in vars(loops).values() if hasattr(loop, "targetoptions")]
+    assert len(compiled) >= 7
+    for loop in compiled:
+        assert set(loop.targetoptions["fastmath"]) <= {"contract", "nsz", "arcp", "reassoc"}, loop

@@ -11,6 +11,7 @@ import textwrap
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -86,6 +87,25 @@ def test_every_call_uses_the_weights_images_and_types_it_is_given():
             got, expected = (gradient(weights, images[:50], labels[:50]) for gradient in (parallel, alone))
             assert got[0].dtype == got[2].flat.dtype == dtype
             np.testing.assert_allclose(got[2].flat, expected[2].flat, rtol=1e-3, atol=1e-6)
+
+
+def test_helpers_use_the_weights_of_each_call():
+    """All arrays keep their shapes, so that only the values in the shared memory change."""
+    with ParallelGradient(CONFIG, 2) as parallel:
+        for seed in range(3):
+            weights = initialise(CONFIG, seed=seed, dtype=np.float64)
+            images, labels = batch(10 * seed, 10 * seed + 64)
+            loss, _, gradient = parallel(weights, images, labels)
+            expected_loss, _, expected = loss_and_gradient(images, labels, weights, CONFIG)
+            np.testing.assert_allclose(loss, expected_loss, rtol=1e-12)
+            np.testing.assert_allclose(gradient.flat, expected.flat, rtol=1e-9, atol=1e-13)
+
+
+@pytest.mark.skipif(not hasattr(os, "getsid"), reason="needs sessions")
+def test_helpers_are_in_a_session_that_ctrl_c_does_not_reach():
+    with ParallelGradient(CONFIG, 3) as parallel:
+        pids = [helper._process.pid for helper in parallel._helpers]
+        assert [os.getsid(pid) for pid in pids] == pids
 
 
 @pytest.mark.parametrize("workers", [2, 5])
@@ -251,6 +271,30 @@ def test_a_worker_that_hangs_at_its_start_is_told(monkeypatch, tmp_path):
         ParallelGradient(CONFIG, 2).__enter__()
 
 
+def test_a_worker_that_closes_its_output_without_ending_is_killed(monkeypatch, tmp_path):
+    program = tmp_path / "python"
+    program.write_text("#!/bin/sh\nexec >&-\nexec sleep 60\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(program))
+    began = time.monotonic()
+    with pytest.raises(WorkerError, match="killed by signal 9"):
+        ParallelGradient(CONFIG, 2).__enter__()
+    assert time.monotonic() - began < 30
+
+
+def test_a_helper_without_memory_is_an_error_about_memory():
+    with ParallelGradient(CONFIG, 2) as parallel:
+        parallel(parameters(), *batch())
+        parallel._helpers[0].send({})
+        with pytest.raises(WorkerError, match="KeyError"):
+            parallel._helpers[0].receive()
+        huge = {name: (shape, dtype) for name, (shape, dtype) in parallel._layout.items()}
+        huge["images"] = ((2**40, 2**10), "<f8")  # mapped memory of this size does not exist
+        parallel._helpers[0].send({"layout": huge, "first": 0, "last": 1, "batch_size": 2})
+        with pytest.raises((WorkerError, MemoryError)):
+            parallel._helpers[0].receive()
+
+
 def test_a_program_that_cannot_be_read_by_python_is_told(monkeypatch):
     config = ViTConfig(image_size=8, patch_size=4, width=8, depth=1, heads=2, mlp_width=12, classes=5)
     monkeypatch.setattr(ViTConfig, "as_dict", lambda self: {"width": -1})  # so that only the helper fails
@@ -314,6 +358,45 @@ def test_no_room_to_share_is_told(monkeypatch):
         parallel(parameters(), *batch())
 
 
+@pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="other systems use the folder for temporary files")
+def test_shared_memory_with_room_for_half_is_left_alone(monkeypatch):
+    """A later batch may be larger, and other programs use the same memory."""
+    for free, folder in ((2001, "/dev/shm"), (1999, tempfile.gettempdir())):
+        monkeypatch.setattr(workers.shutil, "disk_usage", lambda _, free=free: SimpleNamespace(free=free))
+        with workers._SharedMemory(1000) as memory:
+            assert memory._folder == folder
+
+
+CLOSED = """
+    import os, sys
+    for descriptor in {closed}:
+        os.close(descriptor)
+    import numpy as np
+    from tinyvit.model import ViTConfig, initialise
+    from tinyvit.training import ParallelGradient
+
+    config = ViTConfig(image_size=8, patch_size=4, width=8, depth=1, heads=2, mlp_width=12, classes=5)
+    with ParallelGradient(config, 2) as parallel:
+        numbers = [parallel._memory.address, parallel._helpers[0]._process.stdin.fileno()]
+        for _ in range(2):
+            loss, _, _ = parallel(initialise(config), np.zeros((64, 8, 8)), np.zeros(64, int))
+            parallel._stop_helpers()  # the next call starts others
+    with open(sys.argv[1], "w") as file:
+        file.write(f"{{min(numbers)}} {{loss:.3f}}")
+"""
+
+
+@pytest.mark.parametrize("closed", [(0,), (1,), (2,), (0, 1), (0, 2), (1, 2), (0, 1, 2)])
+def test_closed_standard_descriptors_are_never_those_of_files_and_pipes(tmp_path, closed):
+    program = textwrap.dedent(CLOSED).format(closed=closed)
+    command = [sys.executable, "-c", program, str(tmp_path / "result")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    lowest, loss = (tmp_path / "result").read_text().split()
+    assert int(lowest) > 2
+    assert 0 < float(loss) < 5
+
+
 def test_nothing_is_left_behind():
     folders = {Path("/dev/shm"), Path(tempfile.gettempdir())}
     before = {folder: set(os.listdir(folder)) for folder in folders if folder.is_dir()}
@@ -362,8 +445,8 @@ def alive(pid):
         return False
 
 
-def wait_until_gone(pid):
-    deadline = time.monotonic() + 60  # tests run side by side, and a program takes its time to end
+def wait_until_gone(pid, seconds=60):
+    deadline = time.monotonic() + seconds  # tests run side by side, and a program takes its time to end
     while alive(pid):
         assert time.monotonic() < deadline, "the worker outlived the program"
         time.sleep(0.05)
@@ -387,6 +470,31 @@ def test_workers_end_with_the_program_however_it_ends(program, how):
         program.send_signal(signal.SIGINT)  # Python loses an interrupt that falls into a __del__: one presses again
     wait_until_gone(pid)
     program.wait(60)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends a stopped process with its parent")
+def test_a_stopped_helper_ends_with_a_killed_program(program):
+    pid = int(program.stdout.readline())
+    assert float(program.stdout.readline()) > 0
+    os.kill(pid, signal.SIGSTOP)
+    program.kill()
+    program.wait(60)
+    try:
+        wait_until_gone(pid, 10)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+def test_helpers_outlive_the_thread_that_started_them():
+    parallel = ParallelGradient(CONFIG, 2)
+    thread = threading.Thread(target=parallel.__enter__)
+    thread.start()
+    thread.join()
+    time.sleep(0.2)
+    with contextlib.ExitStack() as stack:
+        stack.push(parallel.__exit__)
+        assert np.isfinite(parallel(parameters(), *batch())[0])
 
 
 def test_settings_that_make_no_sense_are_refused():

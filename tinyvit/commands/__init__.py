@@ -70,7 +70,9 @@ def run(arguments):
         command = {"train": train, "evaluate": evaluate, "predict": predict, "serve": serve, "doctor": doctor}[name]
         parser = make_parser(f"tinyvit {name}", command.__doc__)
         command.add_arguments(parser)
-        options = parser.parse_args(arguments[1:])
+        options, unknown = parser.parse_known_args(arguments[1:])
+        if unknown:
+            parser.error(f"unknown argument {unknown[0]}: tinyvit {name} --help lists the options")
         advice = command.memory_advice
         if console.memory_is_limited() and name in ("train", "evaluate"):
             import sklearn.metrics  # needed at the end; too little memory must show before hours of training

@@ -9,6 +9,7 @@ model file outside a run, they go to a folder beside it, FILE-evaluation.
 """
 
 from tinyvit import console
+from tinyvit.backend import available_cores
 from tinyvit.checkpoint import CHECKPOINT, MODEL
 from tinyvit.classifier import VisionTransformer
 from tinyvit.commands import integer, make_folder, model_file, path, require_range, require_size
@@ -55,6 +56,7 @@ def run(options):
     if other or not metrics:
         metrics = {"run": str(options.model), "parameters": int(model.parameters.flat.size)}
     make_folder("--out", folder)
+    console.require_memory(100e6 + 100e6 * (options.workers or available_cores()))
     with console.cleanup_after_signals():
         evaluation = write_evaluation(
             folder,

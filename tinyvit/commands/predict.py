@@ -10,6 +10,7 @@ has one image per row and one column per pixel, as Kaggle's test.csv.
 """
 
 import sys
+import warnings
 
 import numpy as np
 
@@ -64,7 +65,8 @@ def run(options):
             names = model.config.names
             pairs = zip(map(printable, files), probabilities, strict=True)
             try:
-                with console.cleanup_after_signals():
+                with console.cleanup_after_signals(), warnings.catch_warnings():
+                    warnings.filterwarnings("ignore", "Glyph", UserWarning)  # the font lacks a character of a name
                     explanations(
                         pictures,
                         images=images,

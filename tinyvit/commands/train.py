@@ -27,10 +27,20 @@ from tinyvit.files import locked_folder
 from tinyvit.gpu import get_backend
 from tinyvit.kernels import PRECISIONS
 from tinyvit.model import ViTConfig
-from tinyvit.training import RECIPES, Training, TrainingConfig, WorkerError, read_checkpoint, results
+from tinyvit.training import (
+    NOTE,
+    RECIPES,
+    TUNED,
+    Training,
+    TrainingConfig,
+    WorkerError,
+    read_checkpoint,
+    results,
+)
 from tinyvit.training.loop import TrainingDiverged, TrainingStopped
 from tinyvit.training.progress import Progress
 from tinyvit.training.step import KERNELS
+from tinyvit.training.workers import CHUNK_TOKENS
 
 # The settings of ViTConfig, TrainingConfig and Augmentation, with their texts in --help.
 MODEL_SETTINGS = {
@@ -72,6 +82,17 @@ SHORT = {"learning_rate": "--lr", "smoothing": "--label-smoothing"}
 def flag(name):
     """Return the command-line flag of a setting."""
     return SHORT.get(name, "--" + name.replace("_", "-"))
+
+
+def with_flag(text):
+    """Return the text of an error in which the name of a setting at the beginning is replaced by its flag."""
+    name = text.removeprefix("augmentation ").partition(" ")[0]
+    if name not in {**MODEL_SETTINGS, **TRAINING_SETTINGS, **AUGMENTATION_SETTINGS}:
+        return text
+    text = flag(name) + text.removeprefix("augmentation ").removeprefix(name)
+    if name == "learning_rate":
+        text += f": the recipes have {TUNED.learning_rate} and {NOTE.learning_rate}"
+    return text
 
 
 def add_arguments(parser):
@@ -143,7 +164,10 @@ def run_in_folder(options, locks):
         require_range(options, name, 1)
     require_range(options, "workers", 1, 1024)
     backend = get_backend(options.device)
-    training, data, folder = (resume if options.resume else start)(options, backend, locks)
+    try:
+        training, data, folder = (resume if options.resume else start)(options, backend, locks)
+    except ValueError as error:
+        raise ValueError(with_flag(str(error))) from error
     options.batch_size = training.config.batch_size  # for `memory_advice`
     state, epochs = training.state, training.config.epochs
     restart = shlex.join(["tinyvit", "train", "--resume", str(folder)])
@@ -151,6 +175,7 @@ def run_in_folder(options, locks):
         print(f"all {epochs} epochs in {folder} are done\nto test the model again: {evaluation_of(folder)}\n"
               f"to train longer: {restart} --epochs {2 * epochs}")  # fmt: skip
         return
+    console.require_memory(memory_needed(training))
     print(f"model: {state.parameters.flat.size:,} parameters")
     print(f"data set: {data.description}")
     print(f"data: {training.train_images:,} training, {len(training.validation[1]):,} validation and "
@@ -189,6 +214,13 @@ def run_in_folder(options, locks):
 def evaluation_of(folder):
     """Return the command that tests the model of a finished run again."""
     return shlex.join(["tinyvit", "evaluate", str(folder)])
+
+
+def memory_needed(training):
+    """Return about how many bytes a run will still take: threads, pictures, copies of the weights, activations."""
+    config, size = training.model_config, training.state.parameters.flat.size
+    per_token = config.depth * (16 * config.width + 4 * config.mlp_width + config.heads * config.tokens)
+    return 120e6 + 100e6 * training.step.workers + 64 * size + 4 * CHUNK_TOKENS * per_token
 
 
 def describe(step):

@@ -256,7 +256,8 @@ class Training:
             advice = f"train for more than {self.state.adam.steps} steps"
         else:
             advice = "check that the labels belong to the images"
-        return f"the model has not learned in {record['epoch']} epochs: {found}: {advice}"
+        epochs = f"{record['epoch']} epoch{'s' * (record['epoch'] > 1)}"
+        return f"the model has not learned in {epochs}: {found}: {advice}"
 
     def save(self, folder):
         """Write the state to `folder`/checkpoint.safetensors.
