@@ -11,10 +11,14 @@ import importlib
 import logging
 import sys
 import threading
+import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from threadpoolctl import ThreadpoolController
 
 
@@ -33,7 +37,7 @@ class Backend:
     device: str
     xp: ModuleType
 
-    def asarray(self, array, dtype=None):
+    def asarray(self, array: npt.ArrayLike, dtype: npt.DTypeLike | None = None) -> np.ndarray:
         """Return an array on this device, without a copy if it is there already.
 
         Parameters
@@ -52,7 +56,7 @@ class Backend:
             array = to_host(array)
         return self.xp.asarray(array, dtype=dtype)
 
-    def compute_capability(self):
+    def compute_capability(self) -> int | None:
         """Return the compute capability of the GPU.
 
         Returns
@@ -62,7 +66,7 @@ class Backend:
         """
         return int(self.xp.cuda.Device().compute_capability) if self.device == "gpu" else None
 
-    def synchronise(self):
+    def synchronise(self) -> None:
         """Wait until the GPU has finished all its work. On the CPU this does nothing."""
         if self.device == "gpu":
             self.xp.cuda.get_current_stream().synchronize()
@@ -73,7 +77,7 @@ LOOPS = ("auto", "on", "off")  # choices of `use_loops`
 MANY_IMAGES = 5_000
 
 
-def array_module(array):
+def array_module(array: Any) -> ModuleType:
     """Return the module whose functions work on an array.
 
     Parameters
@@ -99,7 +103,7 @@ def array_module(array):
     return cupy
 
 
-def to_host(array):
+def to_host(array: npt.ArrayLike) -> np.ndarray:
     """Return an array as a NumPy array.
 
     Parameters
@@ -117,7 +121,7 @@ def to_host(array):
     return array_module(array).asnumpy(array)
 
 
-def erf(x):
+def erf(x: np.ndarray) -> np.ndarray:
     """Compute the error function, ``2 / sqrt(pi)`` times the integral of ``exp(-t**2)`` from 0 to `x`.
 
     Parameters
@@ -137,7 +141,7 @@ def erf(x):
     return erf(x)
 
 
-def available_cores():
+def available_cores() -> int:
     """Return the number of cores that this process may use.
 
     Returns
@@ -145,13 +149,16 @@ def available_cores():
     int
         At least 1. The process's affinity and a container's limit are respected.
     """
-    import joblib  # imported here because a worker process does not need it
+    with warnings.catch_warnings():
+        # Without /dev/shm, joblib warns that it cannot start processes, and its own function returns 1.
+        warnings.filterwarnings("ignore", ".*joblib will operate in serial mode", UserWarning)
+        from joblib.externals import loky  # imported here because a worker process does not need it
 
-    return joblib.cpu_count()
+    return loky.cpu_count()
 
 
 @contextlib.contextmanager
-def one_blas_thread():
+def one_blas_thread() -> Iterator[None]:
     """Limit BLAS to one thread in this process, for work that already runs in parallel.
 
     Several such contexts may overlap, also in different threads. The first one sets the limit. The last one restores
@@ -179,7 +186,7 @@ _limit = SimpleNamespace(lock=threading.Lock(), users=0, own=None)
 
 
 @functools.cache
-def compiled_loops():
+def compiled_loops() -> ModuleType | None:
     """Return the module `tinyvit.loops`, compiled, or None if Numba is missing or does not work."""
     log = logging.getLogger("tinyvit")
     try:
@@ -195,7 +202,7 @@ def compiled_loops():
 
 
 @contextlib.contextmanager
-def use_loops(choice="auto"):
+def use_loops(choice: str = "auto") -> Iterator[bool]:
     """Let operations on float32 arrays of the CPU run as compiled loops (`tinyvit/loops.py`).
 
     The choice holds in this thread, and in threads that run in a copy of its context.
@@ -227,7 +234,7 @@ def use_loops(choice="auto"):
         _loops.reset(token)
 
 
-def use_loops_for_many(images):
+def use_loops_for_many(images: int) -> contextlib.AbstractContextManager:
     """Return the context `use_loops("auto")` for 5,000 images or more, unless the caller is inside `use_loops`.
 
     With fewer images the import of Numba takes longer than the loops save.
@@ -246,7 +253,7 @@ def use_loops_for_many(images):
     return contextlib.nullcontext() if few_or_chosen else use_loops("auto")
 
 
-def loops_choice():
+def loops_choice() -> str:
     """Return the choice of the innermost `use_loops` around the caller.
 
     Returns
@@ -260,7 +267,7 @@ def loops_choice():
     return "off" if chosen[0] is None else "on"
 
 
-def loops_for(*arrays):
+def loops_for(*arrays: np.ndarray) -> ModuleType | None:
     """Return the compiled loops if they are in use and suit the arrays.
 
     Parameters
@@ -279,9 +286,10 @@ def loops_for(*arrays):
     return None
 
 
-def _suits_loops(array):
+def _suits_loops(array: np.ndarray) -> bool:
     flags = array.flags
     return array.dtype == np.float32 and flags.c_contiguous and flags.writeable and flags.aligned
 
 
-_loops = contextvars.ContextVar("loops")  # a tuple of the module or None; unset if there was no choice
+# A tuple of the module or None. It is unset if there was no choice.
+_loops: contextvars.ContextVar[tuple[ModuleType | None]] = contextvars.ContextVar("loops")

@@ -1,15 +1,15 @@
 """The commands `tinyvit COMMAND`, or `python -m tinyvit COMMAND`. Each is a file with `add_arguments` and `run`."""
 
 import argparse
-import configparser
 import importlib.metadata
 import os
 import sys
 from pathlib import Path
 
+from tinyvit import __version__
 from tinyvit.classifier import VisionTransformer, load_pretrained
 from tinyvit.gpu import DeviceError
-from tinyvit.gpu.diagnosis import CHECKOUT, is_out_of_memory, one_line
+from tinyvit.gpu.diagnosis import is_out_of_memory, one_line
 
 COMMANDS = {
     "train": "train a model on MNIST, or on another data set in the same format",
@@ -69,14 +69,12 @@ def main(arguments=None):
 
 
 def version():
-    """Return the version of tinyvit. Without an installation it is the one in the checkout's setup.cfg."""
+    """Return the version of tinyvit, and whether it is not installed."""
     try:
-        return importlib.metadata.version("tinyvit")
+        importlib.metadata.version("tinyvit")
     except importlib.metadata.PackageNotFoundError:
-        settings = configparser.ConfigParser()
-        if CHECKOUT:
-            settings.read(CHECKOUT / "setup.cfg", encoding="utf-8")
-        return f"{settings.get('metadata', 'version', fallback='of unknown version')} (not installed)"
+        return f"{__version__} (not installed)"
+    return __version__
 
 
 def make_parser(name, description):
