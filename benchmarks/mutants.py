@@ -47,6 +47,8 @@ PYTEST = (
     "import sys, pytest; sys.exit(pytest.main(sys.argv[1:]))"
 )
 
+OPTIONS = ("-x", "-q", "-p", "no:cacheprovider", "-m", "extended or not extended", "--tb=line")
+
 OPERATIONS = ("tests/heart/test_operations.py", "tests/heart/test_loops.py")
 TESTS = {  # the tests of each file, the quickest first; the first pattern that fits a file counts
     "tinyvit/__init__.py": ("tests/test_classifier.py",),
@@ -158,11 +160,14 @@ class Copy:
         self.scratch.mkdir()
         copy_to(self.folder)
         self._changes = 0
+        self._numba = self.scratch / "numba"
+        compile_loops = "from tinyvit.backend import compiled_loops; compiled_loops()"
+        self._python(["-c", compile_loops], limit=600, numba=self._numba)  # a first use prints a note
 
     def seconds(self, tests):
         """Run the tests on the original, and return the time. Raise `BrokenTests` if they fail."""
         began = time.perf_counter()
-        status, output = self._pytest(tests, limit=3600)
+        status, output = self._python(["-c", PYTEST, *OPTIONS, *tests], limit=3600, numba=self._numba)
         if status != 0:
             raise BrokenTests(f"pytest {' '.join(tests)} ended with {status} although nothing was changed:\n{output}")
         return time.perf_counter() - began
@@ -170,39 +175,37 @@ class Copy:
     def outcome(self, mutant, tests, limit):
         """Return "killed", "timeout" or "survived", and the last line that the tests printed."""
         path = self.folder / mutant.file
-        original = path.read_bytes()
+        original, times = path.read_bytes(), (path.stat().st_atime_ns, path.stat().st_mtime_ns)
+        is_compiled = mutant.file == "tinyvit/loops.py"  # it must leave the compiled original alone
+        numba = Path(tempfile.mkdtemp(dir=self.scratch)) if is_compiled else self._numba
         try:
-            self._write(path, mutant.source(original))
-            status, output = self._pytest(tests, limit)
+            # By a time of change of its own, caches of compiled code notice every mutant.
+            self._changes += 1
+            path.write_bytes(mutant.source(original))
+            os.utime(path, (self._changes, self._changes))
+            status, output = self._python(["-c", PYTEST, *OPTIONS, *tests], limit=limit, numba=numba)
         finally:
-            self._write(path, original)
+            path.write_bytes(original)
+            os.utime(path, ns=times)
         lines = [line for line in output.splitlines() if line.startswith(("FAILED", "ERROR"))]
         if status is None:
             return "timeout", ""
         return ("survived" if status == 0 else "killed"), (lines or [""])[0][:200]
 
-    def _write(self, path, content):
-        """Write a source file with a time of change of its own, by which caches of compiled code see the change."""
-        path.write_bytes(content)
-        self._changes += 1
-        os.utime(path, (self._changes, self._changes))
-
-    def _pytest(self, tests, limit):
-        """Run pytest and return its exit status, or None after `limit` seconds, and its output."""
+    def _python(self, arguments, limit, numba):
+        """Run Python and return its exit status, or None after `limit` seconds, and the end of its output."""
         token = f"mutant-{os.getpid()}-{id(self)}"
         place = Path(tempfile.mkdtemp(dir=self.scratch))
         variables = os.environ | {
             "PYTHONPATH": str(self.folder),
             "TINYVIT_MUTANT": token,
             "OPENBLAS_NUM_THREADS": "1",
-            "NUMBA_CACHE_DIR": str(self.scratch / "numba"),
+            "NUMBA_CACHE_DIR": str(numba),
             "TMPDIR": str(place),
         }
-        options = ["-x", "-q", "-p", "no:cacheprovider", "-m", "extended or not extended", "--tb=line"]
-        command = [sys.executable, "-c", PYTEST, *options, *tests]
         with tempfile.TemporaryFile(dir=self.scratch) as output:
             process = subprocess.Popen(
-                command,
+                [sys.executable, *arguments],
                 cwd=self.folder,
                 env=variables,
                 stdin=subprocess.DEVNULL,
@@ -305,6 +308,7 @@ def run(mutants, record, jobs, conditions, again=False):
     """Test the mutants that have no result yet, `jobs` at a time. Yield each with its outcome."""
     digests = {file: hashlib.sha256((ROOT / file).read_bytes()).hexdigest()[:16] for file in library()}
     waiting = [mutant for mutant in mutants if not record.is_done(mutant, digests[mutant.file], again)]
+    locks, usual = {tests_of(mutant.file): threading.Lock() for mutant in waiting}, {}
     with tempfile.TemporaryDirectory(prefix="tinyvit-mutants-") as scratch:
         copies = queue.SimpleQueue()
         for number in range(jobs):
@@ -320,8 +324,11 @@ def run(mutants, record, jobs, conditions, again=False):
 
         def test(copy, mutant):
             tests = tests_of(mutant.file)
+            with locks[tests]:
+                if tests not in usual:
+                    usual[tests] = copy.seconds(tests)
             began = time.perf_counter()
-            outcome, seen_by = copy.outcome(mutant, tests, limit=max(LEAST_SECONDS, PATIENCE * normal[tests]))
+            outcome, seen_by = copy.outcome(mutant, tests, limit=max(LEAST_SECONDS, PATIENCE * usual[tests]))
             record.add(
                 mutant,
                 outcome=outcome,
@@ -334,9 +341,6 @@ def run(mutants, record, jobs, conditions, again=False):
 
         with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
             try:
-                lists = sorted({tests_of(mutant.file) for mutant in waiting})
-                seconds = pool.map(lambda tests: with_copy(Copy.seconds, tests), lists)
-                normal = dict(zip(lists, seconds, strict=True))
                 for done in concurrent.futures.as_completed(
                     [pool.submit(with_copy, test, mutant) for mutant in waiting]
                 ):
@@ -374,8 +378,11 @@ def main():
 
     found = conditions()
     record = Record(options.json, options.count, options.seed)
-    for number, (mutant, outcome) in enumerate(run(mutants, record, options.jobs, found, options.again), 1):
-        print(f"{number:4}  {outcome:<9} {describe(mutant)}", flush=True)
+    try:
+        for number, (mutant, outcome) in enumerate(run(mutants, record, options.jobs, found, options.again), 1):
+            print(f"{number:4}  {outcome:<9} {describe(mutant)}", flush=True)
+    except BrokenTests as error:
+        raise SystemExit(str(error)) from None
     result = record.write(mutants, found)["summary"]
     print(json.dumps(result, indent=1))
 

@@ -149,12 +149,24 @@ def available_cores() -> int:
     int
         At least 1. The process's affinity and a container's limit are respected.
     """
-    with warnings.catch_warnings():
-        # Without /dev/shm, joblib warns that it cannot start processes, and its own function returns 1.
-        warnings.filterwarnings("ignore", ".*joblib will operate in serial mode", UserWarning)
+    with quiet_joblib():
         from joblib.externals import loky  # imported here because a worker process does not need it
 
-    return loky.cpu_count()
+    return loky.cpu_count()  # joblib's own function returns 1 without /dev/shm
+
+
+@contextlib.contextmanager
+def quiet_joblib() -> Iterator[None]:
+    """Import joblib, or a library that uses it, without its warning about a missing /dev/shm.
+
+    Yields
+    ------
+    None
+        The warning, that joblib cannot start processes, is ignored inside the context.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*joblib will operate in serial mode", UserWarning)
+        yield
 
 
 @contextlib.contextmanager
@@ -197,7 +209,10 @@ def compiled_loops() -> ModuleType | None:
             log.warning("note: NumPy computes without compiled loops, because Numba fails: %r", error)
         return None
     if seconds:
-        log.warning("note: Numba compiled the loops of the CPU in %.1f s; later runs load them from a file", seconds)
+        later = "later runs load them from a file"
+        if not loops.gelu_forward.stats.cache_path:
+            later = "for later runs to load them, set NUMBA_CACHE_DIR to a folder that can be written"
+        log.warning("note: Numba compiled the loops of the CPU in %.1f s; %s", seconds, later)
     return loops
 
 

@@ -2,6 +2,7 @@
 
 import argparse
 import importlib.metadata
+import logging
 import os
 import sys
 from pathlib import Path
@@ -20,6 +21,7 @@ COMMANDS = {
 }
 DESCRIPTION = "A Vision Transformer whose every forward and backward pass is written by hand.\n\ncommands:\n"
 DESCRIPTION += "\n".join(f"  {name:<10}{text}" for name, text in COMMANDS.items())
+logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it notes when its own folder cannot be written
 MODEL = "model.safetensors"  # the model's file in the folder of a run
 
 
