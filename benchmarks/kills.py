@@ -3,9 +3,9 @@
     python benchmarks/kills.py                               200 kills, about 15 minutes on two cores
     python benchmarks/kills.py --count 10 --seed 3 --json FILE
 
-Each kill sends SIGKILL, SIGTERM or SIGINT to a small run with two workers, which writes a checkpoint after almost every
-step. The phases follow each other in turn, and so do the signals. The moment within a phase is random. Then the run is
-resumed to its end, or started again if it had no checkpoint. Its model and its history must equal those of a run that
+Each kill sends SIGKILL, SIGTERM or SIGINT to a small run with two workers, which writes a checkpoint after almost
+every step. The phases follow each other in turn, and so do the signals. The moment within a phase is random. Then the
+run is resumed to its end, or started again if it had no checkpoint. Its model and its history must equal those of a run that
 was never killed. No process, temporary file or shared memory may be left, and the exit status must be right.
 
 This needs Linux, because it looks for processes in /proc. The exit status is 1 if anything was wrong.
@@ -14,7 +14,6 @@ This needs Linux, because it looks for processes in /proc. The exit status is 1 
 import argparse
 import contextlib
 import json
-import os
 import random
 import shutil
 import signal
@@ -31,7 +30,8 @@ from turns import conditions
 
 PHASES = ("start", "steps", "checkpoint", "validation", "final files", "resume")
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
-RUN = "--width 32 --depth 2 --heads 2 --mlp-width 64 --train-limit 1320 --test-limit 500 --workers 2 --epochs 3".split()  # noqa: SIM905
+RUN = "--width 32 --depth 2 --heads 2 --mlp-width 64 --train-limit 1320 --test-limit 500 --workers 2"
+RUN = [*RUN.split(), "--epochs", "3"]
 LIMIT = 300  # seconds for one command
 PROGRAM = """
 import os, sys

@@ -1,5 +1,6 @@
 """The pictures: what is drawn, and that a file is whole, the same every time, and made without a display."""
 
+import itertools
 import os
 import struct
 import subprocess
@@ -249,7 +250,7 @@ def test_numbers_of_many_classes_fit_into_their_cells(figures, classes):
         assert extent.width < abs(cell[0])
         assert extent.height < abs(cell[1])
     labels = [label.get_window_extent() for label in axes.get_yticklabels()]
-    assert all(above.y0 >= below.y1 - 1 for above, below in zip(labels, labels[1:], strict=False))
+    assert all(above.y0 >= below.y1 - 1 for above, below in itertools.pairwise(labels))
 
 
 def test_a_matrix_of_more_than_a_hundred_classes_has_no_numbers(figures):

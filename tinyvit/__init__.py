@@ -30,3 +30,5 @@ from tinyvit.classifier import VisionTransformer, load_pretrained, train
 from tinyvit.data import load_dataset, load_mnist
 from tinyvit.gradcheck import directional_error, gradient_error
 from tinyvit.model import ViTConfig, initialise, loss_and_gradient, vit_backward, vit_forward
+
+__version__ = "0.2.0.dev0"  # setup.cfg reads it from here

@@ -12,10 +12,14 @@ import logging
 import signal
 import sys
 import threading
+import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from threadpoolctl import ThreadpoolController
 
 
@@ -34,7 +38,7 @@ class Backend:
     device: str
     xp: ModuleType
 
-    def asarray(self, array, dtype=None):
+    def asarray(self, array: npt.ArrayLike, dtype: npt.DTypeLike | None = None) -> np.ndarray:
         """Return an array on this device, without a copy if it is there already.
 
         Parameters
@@ -53,7 +57,7 @@ class Backend:
             array = to_host(array)
         return self.xp.asarray(array, dtype=dtype)
 
-    def compute_capability(self):
+    def compute_capability(self) -> int | None:
         """Return the compute capability of the GPU.
 
         Returns
@@ -63,7 +67,7 @@ class Backend:
         """
         return int(self.xp.cuda.Device().compute_capability) if self.device == "gpu" else None
 
-    def synchronise(self):
+    def synchronise(self) -> None:
         """Wait until the GPU has finished all its work. On the CPU this does nothing."""
         if self.device == "gpu":
             self.xp.cuda.get_current_stream().synchronize()
@@ -74,7 +78,7 @@ LOOPS = ("auto", "on", "off")  # choices of `use_loops`
 MANY_IMAGES = 5_000
 
 
-def array_module(array):
+def array_module(array: Any) -> ModuleType:
     """Return the module whose functions work on an array.
 
     Parameters
@@ -100,7 +104,7 @@ def array_module(array):
     return cupy
 
 
-def to_host(array):
+def to_host(array: npt.ArrayLike) -> np.ndarray:
     """Return an array as a NumPy array.
 
     Parameters
@@ -118,7 +122,7 @@ def to_host(array):
     return array_module(array).asnumpy(array)
 
 
-def erf(x):
+def erf(x: np.ndarray) -> np.ndarray:
     """Compute the error function, ``2 / sqrt(pi)`` times the integral of ``exp(-t**2)`` from 0 to `x`.
 
     Parameters
@@ -139,7 +143,7 @@ def erf(x):
 
 
 @functools.cache
-def available_cores():
+def available_cores() -> int:
     """Return the number of cores that this process may use. It is determined at the first call.
 
     Returns
@@ -147,13 +151,28 @@ def available_cores():
     int
         At least 1. The process's affinity and a container's limit are respected.
     """
-    import joblib  # imported here because a worker process does not need it
+    with quiet_joblib():
+        from joblib.externals import loky  # imported here because a worker process does not need it
 
-    return joblib.cpu_count()
+    return loky.cpu_count()  # joblib's own function returns 1 without /dev/shm
 
 
 @contextlib.contextmanager
-def one_blas_thread():
+def quiet_joblib() -> Iterator[None]:
+    """Import joblib, or a library that uses it, without its warning about a missing /dev/shm.
+
+    Yields
+    ------
+    None
+        The warning, that joblib cannot start processes, is ignored inside the context.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*joblib will operate in serial mode", UserWarning)
+        yield
+
+
+@contextlib.contextmanager
+def one_blas_thread() -> Iterator[None]:
     """Limit BLAS to one thread in this process, for work that already runs in parallel.
 
     Several such contexts may overlap, also in different threads. The first one sets the limit. The last one restores
@@ -204,7 +223,7 @@ def _uninterrupted():
 
 
 @functools.cache
-def compiled_loops():
+def compiled_loops() -> ModuleType | None:
     """Return the module `tinyvit.loops`, compiled, or None if Numba is missing or does not work."""
     log = logging.getLogger("tinyvit")
     try:
@@ -216,12 +235,15 @@ def compiled_loops():
             log.warning("note: NumPy computes without compiled loops, because Numba fails: %r", error)
         return None
     if seconds:
-        log.warning("note: Numba compiled the loops of the CPU in %.1f s; later runs load them from a file", seconds)
+        later = "later runs load them from a file"
+        if not loops.gelu_forward.stats.cache_path:
+            later = "for later runs to load them, set NUMBA_CACHE_DIR to a folder that can be written"
+        log.warning("note: Numba compiled the loops of the CPU in %.1f s; %s", seconds, later)
     return loops
 
 
 @contextlib.contextmanager
-def use_loops(choice="auto"):
+def use_loops(choice: str = "auto") -> Iterator[bool]:
     """Let operations on float32 arrays of the CPU run as compiled loops (`tinyvit/loops.py`).
 
     The choice holds in this thread, and in threads that run in a copy of its context.
@@ -253,7 +275,7 @@ def use_loops(choice="auto"):
         _loops.reset(token)
 
 
-def use_loops_for_many(images):
+def use_loops_for_many(images: int) -> contextlib.AbstractContextManager:
     """Return the context `use_loops("auto")` for 5,000 images or more, unless the caller is inside `use_loops`.
 
     With fewer images the import of Numba takes longer than the loops save.
@@ -272,7 +294,7 @@ def use_loops_for_many(images):
     return contextlib.nullcontext() if few_or_chosen else use_loops("auto")
 
 
-def loops_choice():
+def loops_choice() -> str:
     """Return the choice of the innermost `use_loops` around the caller.
 
     Returns
@@ -286,7 +308,7 @@ def loops_choice():
     return "off" if chosen[0] is None else "on"
 
 
-def loops_for(*arrays):
+def loops_for(*arrays: np.ndarray) -> ModuleType | None:
     """Return the compiled loops if they are in use and suit the arrays.
 
     Parameters
@@ -305,9 +327,10 @@ def loops_for(*arrays):
     return None
 
 
-def _suits_loops(array):
+def _suits_loops(array: np.ndarray) -> bool:
     flags = array.flags
     return array.dtype == np.float32 and flags.c_contiguous and flags.writeable and flags.aligned
 
 
-_loops = contextvars.ContextVar("loops")  # a tuple of the module or None; unset if there was no choice
+# A tuple of the module or None. It is unset if there was no choice.
+_loops: contextvars.ContextVar[tuple[ModuleType | None]] = contextvars.ContextVar("loops")

@@ -8,7 +8,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tinyvit.backend import array_module, available_cores, one_blas_thread, to_host, use_loops_for_many
+from tinyvit.backend import (
+    array_module,
+    available_cores,
+    one_blas_thread,
+    quiet_joblib,
+    to_host,
+    use_loops_for_many,
+)
 from tinyvit.checks import as_array, as_labels, require_scalar
 from tinyvit.model import block_attention, check_inputs, vit_forward, vit_logits
 from tinyvit.ops import cross_entropy_forward, softmax_forward
@@ -217,7 +224,8 @@ def classification_report(evaluation, class_names=None):
     names = [str(i) for i in range(classes)] if class_names is None else list(class_names)
     if len(names) != classes:
         raise ValueError(f"give one name per class: {classes} names, not {len(names)}")
-    from sklearn import metrics  # imported here because it takes 60 MB, which training does not need
+    with quiet_joblib():
+        from sklearn import metrics  # imported here because it takes 60 MB, which training does not need
 
     return metrics.classification_report(
         evaluation.labels,
@@ -242,7 +250,8 @@ def confusion(evaluation):
     ndarray of shape (C, C)
         Number of images per true class (row) and predicted class (column).
     """
-    from sklearn import metrics
+    with quiet_joblib():
+        from sklearn import metrics
 
     classes = evaluation.probabilities.shape[1]
     return metrics.confusion_matrix(evaluation.labels, evaluation.predictions, labels=range(classes))

@@ -13,18 +13,29 @@ function has no derivative.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from tinyvit.backend import array_module, to_host
 from tinyvit.checks import require_number, require_scalar
+
+Forward = Callable[..., tuple[np.ndarray, Any]]  # forward(*inputs) -> out, cache
+Backward = Callable[[np.ndarray, Any], Any]  # backward(dout, cache) -> a gradient, or a tuple or list of them
 
 STEP = 1e-5  # the truncation error is about step**2 and the rounding error about 1e-16 / step, so both are small
 SMALLEST = 1e-4  # least denominator of a relative error, because rounding dominates gradients of smaller norms
 
 
-def gradient_error(forward, backward, inputs, rng=0, step=STEP):
+def gradient_error(
+    forward: Forward,
+    backward: Backward,
+    inputs: Sequence[np.ndarray],
+    rng: int | np.random.Generator = 0,
+    step: float = STEP,
+) -> list[float]:
     """Compute the relative error of the gradient of each input.
 
     Parameters
@@ -60,7 +71,14 @@ def gradient_error(forward, backward, inputs, rng=0, step=STEP):
     return [relative_error(a, n) for a, n in zip(analytical, numerical, strict=True)]
 
 
-def directional_error(forward, backward, inputs, rng=0, step=0.1 * STEP, directions=3):
+def directional_error(
+    forward: Forward,
+    backward: Backward,
+    inputs: Sequence[np.ndarray],
+    rng: int | np.random.Generator = 0,
+    step: float = 0.1 * STEP,
+    directions: int = 3,
+) -> float:
     """Compute the relative error of the derivative along random directions through all inputs.
 
     Unlike `gradient_error`, it needs only a few forward passes for inputs of any size, such as a whole model.
@@ -120,7 +138,9 @@ def directional_error(forward, backward, inputs, rng=0, step=0.1 * STEP, directi
     return worst
 
 
-def numerical_gradients(forward, inputs, dout, step=STEP):
+def numerical_gradients(
+    forward: Forward, inputs: Sequence[np.ndarray], dout: np.ndarray, step: float = STEP
+) -> list[np.ndarray]:
     """Compute the gradient of ``f = sum(out * dout)`` as ``(f(x + step) - f(x - step)) / (2 * step)``.
 
     Parameters
@@ -155,7 +175,9 @@ def numerical_gradients(forward, inputs, dout, step=STEP):
     return gradients
 
 
-def analytical_gradients(forward, backward, inputs, rng=0):
+def analytical_gradients(
+    forward: Forward, backward: Backward, inputs: Sequence[np.ndarray], rng: int | np.random.Generator = 0
+) -> tuple[np.ndarray, list[np.ndarray]]:
     """Run both passes with a random `dout`, and check that they change none of their arguments.
 
     Parameters
@@ -224,7 +246,7 @@ def analytical_gradients(forward, backward, inputs, rng=0):
     return dout, gradients
 
 
-def relative_error(a, b):
+def relative_error(a: npt.ArrayLike, b: npt.ArrayLike) -> float:
     """Compute ``|a - b| / (|a| + |b|)`` with Euclidean norms.
 
     Parameters
@@ -244,7 +266,8 @@ def relative_error(a, b):
         raise ValueError(f"a and b must have the same shape, but have {a.shape} and {b.shape}")
     if not (np.isfinite(a).all() and np.isfinite(b).all()):
         return math.inf
-    return float(np.linalg.norm(a - b) / max(np.linalg.norm(a) + np.linalg.norm(b), SMALLEST))
+    norms = float(np.linalg.norm(a) + np.linalg.norm(b))
+    return float(np.linalg.norm(a - b)) / max(norms, SMALLEST)
 
 
 def _run(forward, inputs):
@@ -260,12 +283,12 @@ def _run(forward, inputs):
     return out, cache
 
 
-def _generator(rng):
+def _generator(rng: int | np.random.Generator) -> np.random.Generator:
     """Return a generator. It differs from ``default_rng(rng)``, which may have drawn the inputs already."""
     return rng if isinstance(rng, np.random.Generator) else np.random.default_rng([*b"dout", rng])
 
 
-def _arrays(cache, name):
+def _arrays(cache: Any, name: str) -> Iterator[tuple[str, np.ndarray]]:
     """Yield the name and the array of every member of a cache of nested tuples, lists and mappings."""
     if isinstance(cache, Mapping):
         for key in cache:
@@ -277,11 +300,11 @@ def _arrays(cache, name):
         yield name, cache
 
 
-def _contents(watched):
+def _contents(watched: Mapping[str, np.ndarray]) -> dict[str, bytes]:
     return {name: to_host(array).tobytes() for name, array in watched.items()}
 
 
-def _assert_same(before, watched, name_of_pass):
+def _assert_same(before: Mapping[str, bytes], watched: Mapping[str, np.ndarray], name_of_pass: str) -> None:
     changed = [name for name, content in _contents(watched).items() if content != before[name]]
     if changed:
         raise AssertionError(f"{name_of_pass} wrote into {', '.join(changed)}: compute in a new array instead")

@@ -6,6 +6,8 @@ active `Workspace`, or allocate it if no workspace is active.
 
 import math
 import threading
+from types import ModuleType
+from typing import Any
 
 import numpy as np
 
@@ -25,11 +27,11 @@ class Workspace:
     A workspace can be entered again after it was left, but not while it is active. That raises `RuntimeError`.
     """
 
-    def __init__(self):
-        self._free = {}  # from a size in bytes to the free memory blocks of that size
+    def __init__(self) -> None:
+        self._free: dict[int, list] = {}  # from a size in bytes to the free memory blocks of that size
         self._active = False
 
-    def __enter__(self):
+    def __enter__(self) -> "Workspace":
         if self._active:
             raise RuntimeError("this workspace is in use already: create another one for a nested block or a thread")
         self._active = True
@@ -38,13 +40,13 @@ class Workspace:
         _thread.workspace = self
         return self
 
-    def __exit__(self, *exception):
+    def __exit__(self, *exception: object) -> None:
         _thread.workspace = self._outer
         self._active = False
         # Sizes that were not requested this time belong to another batch size, so their memory is released.
         self._free = {size: free for size, free in self._free.items() if size in self._requested}
 
-    def empty(self, shape, dtype, xp):
+    def empty(self, shape: tuple[int, ...], dtype: np.dtype, xp: ModuleType) -> np.ndarray:
         """Return an uninitialised C-ordered array.
 
         Parameters
@@ -77,14 +79,15 @@ class Workspace:
 class _Lease(np.ndarray):
     """The base of an array and of all its views. When the last of them is deleted, its memory becomes free again."""
 
-    memory = free = None  # defaults for copies, which own no memory of the workspace
+    memory: Any = None  # the defaults are for copies, which own no memory of the workspace
+    free: list | None = None
 
     def __del__(self):
         if self.free is not None:
             self.free.append(self.memory)
 
 
-def _new_memory(size, line=64):
+def _new_memory(size: int, line: int = 64) -> tuple[bytearray, int]:
     """Allocate `size` bytes and return the memory with the offset of its first cache line."""
     memory = bytearray(size + line)
     return memory, -np.frombuffer(memory, np.uint8).ctypes.data % line
@@ -93,7 +96,7 @@ def _new_memory(size, line=64):
 _thread = threading.local()
 
 
-def empty(shape, like):
+def empty(shape: tuple[int, ...], like: np.ndarray) -> np.ndarray:
     """Return an uninitialised C-ordered array.
 
     Parameters
@@ -114,7 +117,7 @@ def empty(shape, like):
     return workspace.empty(shape, like.dtype, array_module(like))
 
 
-def empty_like(x):
+def empty_like(x: np.ndarray) -> np.ndarray:
     """Return an uninitialised array with the shape, dtype, device and memory order of another array.
 
     Parameters
@@ -134,7 +137,7 @@ def empty_like(x):
     return buffer.transpose([order.index(axis) for axis in range(x.ndim)])
 
 
-def matmul(a, b, out=None):
+def matmul(a: np.ndarray, b: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
     """Compute ``a @ b``.
 
     Parameters
@@ -156,7 +159,7 @@ def matmul(a, b, out=None):
     return array_module(a).matmul(a, b, out=out)
 
 
-def ones(length, like):
+def ones(length: int, like: np.ndarray) -> np.ndarray:
     """Return a vector of ones. A matrix product with it is a fast sum.
 
     Parameters

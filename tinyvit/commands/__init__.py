@@ -1,19 +1,19 @@
 """The commands `tinyvit COMMAND`, or `python -m tinyvit COMMAND`. Each is a file with `add_arguments` and `run`."""
 
 import argparse
-import configparser
 import importlib.metadata
+import logging
 import os
 import re
 import shlex
 import sys
 from pathlib import Path
 
-from tinyvit import console
+from tinyvit import __version__, console
 from tinyvit.checkpoint import CHECKPOINT, MODEL
 from tinyvit.classifier import VisionTransformer, load_pretrained
 from tinyvit.gpu import DeviceError
-from tinyvit.gpu.diagnosis import CHECKOUT, is_out_of_memory, one_line
+from tinyvit.gpu.diagnosis import is_out_of_memory, one_line
 
 COMMANDS = {
     "train": "train a model on MNIST, or on another data set",
@@ -24,6 +24,7 @@ COMMANDS = {
 }
 DESCRIPTION = "A Vision Transformer whose every forward and backward pass is written by hand.\n\ncommands:\n"
 DESCRIPTION += "\n".join(f"  {name:<10}{text}" for name, text in COMMANDS.items())
+logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it notes when its own folder cannot be written
 # What the errors of the system, of threads and of imports say when there is no memory.
 NO_MEMORY = "Cannot allocate memory|can't start new thread|failed to map segment|cannot allocate memory"
 
@@ -95,14 +96,12 @@ def run(arguments):
 
 
 def version():
-    """Return the version of tinyvit. Without an installation it is the one in the checkout's setup.cfg."""
+    """Return the version of tinyvit, and whether it is not installed."""
     try:
-        return importlib.metadata.version("tinyvit")
+        importlib.metadata.version("tinyvit")
     except importlib.metadata.PackageNotFoundError:
-        settings = configparser.ConfigParser()
-        if CHECKOUT:
-            settings.read(CHECKOUT / "setup.cfg", encoding="utf-8")
-        return f"{settings.get('metadata', 'version', fallback='of unknown version')} (not installed)"
+        return f"{__version__} (not installed)"
+    return __version__
 
 
 def make_parser(name, description):

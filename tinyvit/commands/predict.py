@@ -78,8 +78,8 @@ def run(options):
                 reason = error.strerror or in_words(error)
                 text = f"--explain {options.explain}: cannot write this file ({reason}): give another file"
                 raise ValueError(text) from error
-    for error in errors:
-        print(f"error: {error}", file=sys.stderr)
+    for message in errors:
+        print(f"error: {message}", file=sys.stderr)
     return 2 if errors else 0
 
 

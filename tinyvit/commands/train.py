@@ -44,8 +44,8 @@ from tinyvit.training.workers import CHUNK_TOKENS
 
 # The settings of ViTConfig, TrainingConfig and Augmentation, with their texts in --help.
 MODEL_SETTINGS = {
-    "patch_size": "side of a patch in pixels, or ROWSxCOLUMNS; for other images than MNIST's their largest divisor that "
-    "is at most a quarter",
+    "patch_size": "side of a patch in pixels, or ROWSxCOLUMNS; for images of another size their largest divisors up "
+    "to a quarter",
     "width": "length of a token vector",
     "depth": "number of blocks",
     "heads": "number of attention heads per block",

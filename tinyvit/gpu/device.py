@@ -3,6 +3,7 @@
 import importlib
 import logging
 import math
+from types import ModuleType
 
 from tinyvit.backend import CPU, Backend
 from tinyvit.gpu.diagnosis import cupy_packages, explain
@@ -16,7 +17,7 @@ class CuPyMissing(DeviceError):
     """CuPy is not installed, which is normal on a machine without a GPU."""
 
 
-def get_backend(device="auto"):
+def get_backend(device: str = "auto") -> Backend:
     """Return the `Backend` of a device.
 
     With "auto", a log message of one line explains why a GPU is not used. There is none if CuPy is not installed.
@@ -52,7 +53,7 @@ def get_backend(device="auto"):
         return CPU
 
 
-def import_cupy():
+def import_cupy() -> ModuleType:
     """Return the module `cupy`. This does not prove that a GPU works.
 
     Returns
@@ -81,7 +82,7 @@ def import_cupy():
     return cupy
 
 
-def _gpu_backend():
+def _gpu_backend() -> Backend:
     """Return the backend of the GPU if a kernel and a matrix product give the correct result there."""
     cupy = import_cupy()
     try:

@@ -9,6 +9,7 @@ import importlib.metadata
 import os
 import re
 from pathlib import Path
+from typing import Any
 
 # All of these packages write into the same folder, `cupy`, so that only one of them can be installed.
 PACKAGES = ("cupy", *(f"cupy-cuda{major}x" for major in range(11, 16)), "cupy-rocm-7-0", "cupy-rocm-7-1", "amd-cupy")
@@ -63,12 +64,12 @@ CAUSES = (
 )  # fmt: skip
 
 
-def explain(error, cupy=None):
+def explain(error: BaseException, cupy: Any = None) -> str:
     """Return the message for `error`, which the module `cupy` raised, or its import if `cupy` is None."""
     packages, (driver, built), memory = cupy_packages(), cuda_versions(cupy), ask(cupy, "memGetInfo")
     install = install_cupy()
     wheel = next((name for name in packages if name.startswith("cupy-cuda")), None)
-    facts = {
+    facts: dict[str, Any] = {
         "driver": driver,
         "built": built,
         "visible": os.environ.get("CUDA_VISIBLE_DEVICES"),
@@ -90,18 +91,18 @@ def explain(error, cupy=None):
     return f"device 'gpu' {what} ({{error}}). {todo}, or use --device cpu.".format(error=one_line(error), **facts)
 
 
-def pip_install(extra):
+def pip_install(extra: str) -> str:
     """Return the command that installs an extra of tinyvit, from the checkout if the library is in one."""
     return f"'pip install -e \".[{extra}]\"'" if CHECKOUT else f"'pip install \"tinyvit[{extra}]\"'"
 
 
-def install_cupy():
+def install_cupy() -> str:
     """Return the commands that install CuPy, one for each version of CUDA."""
     cuda13, cuda12 = pip_install("gpu"), pip_install("gpu-cuda12")
     return f"{cuda13} if nvidia-smi shows CUDA 13 or newer, {cuda12} if it shows CUDA 12"
 
 
-def cupy_packages():
+def cupy_packages() -> list[str]:
     """Return the names of the installed CuPy packages, a list with one element in a healthy environment."""
     found = []
     for name in PACKAGES:
@@ -111,18 +112,18 @@ def cupy_packages():
     return found
 
 
-def is_out_of_memory(error):
+def is_out_of_memory(error: BaseException) -> bool:
     """Return whether an exception, of any type that CuPy raises, means that the memory is exhausted."""
     return isinstance(error, MemoryError) or re.search(OUT_OF_MEMORY, str(error)) is not None
 
 
-def one_line(error, limit=160):
+def one_line(error: BaseException, limit: int = 160) -> str:
     """Return the type and the text of an exception on one line, cut after `limit` characters."""
     text = " ".join(f"{type(error).__name__}: {error}".split()).rstrip(": ")
     return text if len(text) <= limit else text[:limit].rstrip() + "..."
 
 
-def ask(cupy, name):
+def ask(cupy: Any, name: str) -> Any:
     """Return the result of a function of CUDA's runtime, or None if it is missing or fails."""
     try:
         return getattr(cupy.cuda.runtime, name)()
@@ -130,13 +131,13 @@ def ask(cupy, name):
         return None
 
 
-def cuda_versions(cupy):
+def cuda_versions(cupy: Any) -> tuple[str, ...]:
     """Return the newest CUDA that the driver supports and the CUDA of CuPy, such as "13.2", or "none" for each."""
     numbers = ask(cupy, "driverGetVersion"), ask(cupy, "runtimeGetVersion")
     return tuple(f"{number // 1000}.{number % 1000 // 10}" if number else "none" for number in numbers)
 
 
-def _concerns_folder(error, folder):
+def _concerns_folder(error: BaseException, folder: str) -> bool:
     """Return whether a system error names a folder, one of its parents or a file in it."""
     if not isinstance(error, OSError) or not isinstance(error.filename, str):
         return False
