@@ -5,8 +5,8 @@
 
 Each kill sends SIGKILL, SIGTERM or SIGINT to a small run with two workers, which writes a checkpoint after almost
 every step. The phases follow each other in turn, and so do the signals. The moment within a phase is random. Then the
-run is resumed to its end, or started again if it had no checkpoint. Its model and its history must equal those of a run that
-was never killed. No process, temporary file or shared memory may be left, and the exit status must be right.
+run is resumed to its end, or started again if it had no checkpoint. Its model and its history must equal those of a
+run that was never killed. No process, temporary file or shared memory may be left, and the exit status must be right.
 
 This needs Linux, because it looks for processes in /proc. The exit status is 1 if anything was wrong.
 """

@@ -57,6 +57,7 @@ TESTS = {  # the tests of each file, the quickest first; the first pattern that 
     "tinyvit/checkpoint.py": ("tests/test_checkpoint.py", "tests/training/test_train.py"),
     "tinyvit/checks.py": ("tests/data/test_augment.py", "tests/heart/test_model.py", "tests/training/test_train.py"),
     "tinyvit/classifier.py": ("tests/test_classifier.py",),
+    "tinyvit/console.py": ("tests/commands/test_commands.py",),
     "tinyvit/commands/predict.py": ("tests/commands/test_predict_digit.py", "tests/commands/test_commands.py"),
     "tinyvit/commands/serve.py": ("tests/page/test_digit_app.py", "tests/commands/test_commands.py"),
     "tinyvit/commands/doctor.py": ("tests/gpu/test_doctor.py", "tests/commands/test_commands.py"),

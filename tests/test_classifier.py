@@ -86,7 +86,7 @@ def test_it_is_the_training_of_its_recipe_and_prints_nothing_if_asked(capsys):
     ("images", "labels", "message"),
     [
         (np.zeros((4, 8, 8)), np.zeros(4, int), "images must be uint8 (0 to 255), not float64"),
-        (np.zeros((4, 8, 9), np.uint8), np.zeros(4, int), "images must have the shape (B, S, S)"),
+        (np.zeros((4, 8, 8, 9), np.uint8), np.zeros(4, int), "images must have the shape (B, R, C)"),
         (np.zeros((8, 8), np.uint8), np.zeros(8, int), "not (8, 8): give one image as images[None]"),
         (np.zeros((0, 8, 8), np.uint8), np.zeros(0, int), "with B at least 1, not (0, 8, 8)"),
         (np.zeros((4, 8, 8), np.uint8), np.zeros(3, int), "integers of shape (4,), one per image, not int64 (3,)"),

@@ -142,8 +142,8 @@ def test_a_map_that_leads_nowhere_spoils_its_image_alone_on_a_device(accelerator
 @pytest.mark.parametrize(
     ("images", "maps", "error", "text"),
     [
-        (random_images(3) / 255, draw(3), ValueError, "images must be uint8 of shape (B, R, C), not float64"),
-        (random_images(3).astype(int), draw(3), ValueError, "images must be uint8 of shape (B, R, C), not int64"),
+        (random_images(3) / 255, draw(3), ValueError, "(B, R, C, channels), not float64"),
+        (random_images(3).astype(int), draw(3), ValueError, "(B, R, C, channels), not int64"),
         (random_images(3)[0], draw(3), ValueError, "not uint8 (9, 7)"),
         ("images", draw(3), TypeError, "images must be an array of numbers, not str"),
         (random_images(3), draw(3).astype(int), TypeError, "maps must be float32 or float64, not int64"),

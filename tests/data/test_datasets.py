@@ -12,7 +12,7 @@ import zipfile
 import zlib
 from pathlib import Path
 
-import damage
+import damaged_data
 import numpy as np
 import publishers
 import pytest
@@ -894,9 +894,9 @@ def test_an_array_larger_than_allowed(tmp_path, digits):
 
 
 @pytest.mark.extended
-@pytest.mark.parametrize("form", damage.FORMS)
+@pytest.mark.parametrize("form", damaged_data.FORMS)
 def test_random_damage_is_refused_or_loaded(form):
-    refused = damage.fuzz(form, 300)
+    refused = damaged_data.fuzz(form, 300)
     assert 90 < refused < 300  # so both happen
 
 
@@ -913,4 +913,4 @@ def test_the_check_for_damage_sees_another_error(monkeypatch):
 
         monkeypatch.setattr(tinyvit, "load_dataset", answer)
         with pytest.raises(AssertionError, match=message):
-            damage.fuzz("idx", 1)
+            damaged_data.fuzz("idx", 1)

@@ -251,7 +251,7 @@ def test_a_dimension_too_large_for_the_format_is_refused(tmp_path):
 
 
 def test_writing_where_nothing_can_be_written(tmp_path):
-    with pytest.raises(IdxError, match=r"no-folder.a: expected a path that can be written, found No such"):
+    with pytest.raises(IdxError, match=r"no-folder.a: expected a path that can be written, .*no-folder is not a f"):
         write_idx(tmp_path / "no-folder" / "a", np.uint8([1]))
     (tmp_path / "folder").mkdir()
     with pytest.raises(IdxError, match="folder: expected a path that can be written, found"):

@@ -85,7 +85,7 @@ def test_a_damaged_argument_gives_the_right_result_or_an_error_that_names_it(nam
     refused = accepted = 0
     for place, array in enumerate(arrays):
         for other in damaged(array):
-            if name == "patches" and isinstance(other, list):  # the table's pair reads the shape itself
+            if name.startswith("patches") and isinstance(other, list):  # the table's pair reads the shape itself
                 continue
             arguments = [*arrays[:place], other, *arrays[place + 1 :]]
             with np.errstate(all="ignore"):
@@ -118,7 +118,7 @@ def test_dtypes_that_lose_digits_and_other_objects_are_refused(name):
     forward, _ = operation.pair("ops")
     for place, (array, argument) in enumerate(zip(arrays, names_of(forward), strict=False)):
         for other in [*(array.astype(dtype) for dtype in REFUSED_DTYPES), None, "x", {}, np.ma.array(array)]:
-            if argument == "images" and (name == "patches" or getattr(other, "dtype", None) in PIXEL_DTYPES):
+            if argument == "images" and (name.startswith("patches") or getattr(other, "dtype", None) in PIXEL_DTYPES):
                 continue
             if argument == "images" and getattr(other, "dtype", None) == np.uint8:
                 continue
@@ -181,7 +181,7 @@ def embed(**numbers):
 @pytest.mark.parametrize("name", NUMBERS)
 def test_numbers_out_of_range_are_refused_and_those_of_numpy_accepted(name):
     call, wrong = NUMBERS[name]
-    for value in [*wrong, np.nan, np.inf if name != "epsilon" else -np.inf, "0.5", True, [0.5], np.ones(2)]:
+    for value in [*wrong, np.nan, np.inf if name != "epsilon" else -np.inf, "0.5", True, [0.5, 0.5], np.ones(2)]:
         with pytest.raises(ValueError, match=f"^{name} must be a number"):
             call(value)
     for good in (0.5, np.float32(0.5), np.float64(0.5)):
@@ -194,10 +194,10 @@ def test_epsilon_0_is_that_of_the_definition():
     np.testing.assert_allclose(ops.layer_norm_forward(x, w, b, 0)[0], expected)
 
 
-@pytest.mark.parametrize("shape", [(2, 4, 5), (2, 6, 3), (2, 4), (2, 4, 4, 1), (3, 4, 4)])
+@pytest.mark.parametrize("shape", [(2, 4, 5), (2, 6, 3), (2, 4), (2, 4, 4, 3), (3, 4, 4)])
 def test_patches_go_back_only_to_an_image_of_their_size(shape):
     with pytest.raises(ValueError, match="image"):
-        ops.patches_backward(np.zeros((2, 4, 4)), shape)
+        ops.patches_backward(np.zeros((2, 4, 4)), shape, 2)
 
 
 def test_attention_does_not_broadcast():
@@ -316,10 +316,7 @@ def test_floats_stay_what_they_are(dtype):
         (BYTES[0], ValueError, "not (4, 4): give one image as images[None]"),
         (BYTES.reshape(3, 16), ValueError, "not (3, 16): use images.reshape(-1, 4, 4)"),
         (BYTES[0].ravel(), ValueError, "not (16,): use images.reshape(-1, 4, 4)"),
-        (BYTES[..., None], ValueError, "not (3, 4, 4, 1): use images.reshape(-1, 4, 4)"),
-        (BYTES[:, None], ValueError, "not (3, 1, 4, 4): use images.reshape(-1, 4, 4)"),
-        (np.zeros((3, 4, 4, 3), np.uint8), ValueError, "with B at least 1, not (3, 4, 4, 3)"),
-        (BYTES[:, :, :3], ValueError, "not (3, 4, 3)"),
+        (np.zeros((3, 4, 4, 5), np.uint8), ValueError, "with B at least 1, not (3, 4, 4, 5)"),
         (BYTES[:0], ValueError, "with B at least 1, not (0, 4, 4)"),
         ([], ValueError, "not (0,)"),
         (7, ValueError, "not ()"),
@@ -339,9 +336,25 @@ def test_floats_stay_what_they_are(dtype):
     ],
 )
 def test_other_images_are_refused_with_advice(images, error, advice):
-    for options in ({"shape": (4, 4)}, {}):
+    for options in ({"shape": (4, 4), "channels": 1}, {}):
         with pytest.raises(error, match=re.escape(advice)):
             as_images(images, **options)
+
+
+def test_channels_before_the_rows_are_refused_with_advice():
+    for images, options in ((BYTES[:, None], {"shape": (4, 4), "channels": 1}), (np.zeros((2, 3, 32, 32)), {})):
+        with pytest.raises(ValueError, match=re.escape("use images.transpose(0, 2, 3, 1), which moves the channels")):
+            as_images(images, **options)
+
+
+@pytest.mark.parametrize("images", [BYTES[:, :, :3], np.zeros((3, 4, 4, 3), np.uint8), BYTES[..., None]])
+def test_without_a_shape_any_rows_columns_and_channels_are_accepted(images):
+    np.testing.assert_array_equal(as_images(images), images)
+    if images.shape[-1] == 1:  # one channel needs no axis, but may have one
+        np.testing.assert_array_equal(as_images(images, shape=(4, 4), channels=1), images)
+    else:
+        with pytest.raises(ValueError, match=re.escape(f"(B, 4, 4) with B at least 1, not {images.shape}")):
+            as_images(images, shape=(4, 4), channels=1)
 
 
 def test_paths_are_refused_too(tmp_path):

@@ -288,6 +288,7 @@ def test_the_default_settings():
     assert ViTConfig().as_dict() == {
         "image_size": 28, "patch_size": 7, "channels": 1, "width": 128, "depth": 4, "heads": 4, "mlp_width": 512,
         "classes": 10, "gelu": "erf", "pixel_mean": 0.1307, "pixel_deviation": 0.3081, "epsilon": 1e-6,
+        "class_names": None,
     }  # fmt: skip
 
 

@@ -281,8 +281,8 @@ TARGETS = [  # module, function, its operation or driver, the least number of mu
     ("ops.attention", "attention_backward", "attention", 10),
     ("ops.attention", "multi_head_attention_backward", "multi_head_attention", 10),
     ("ops.class_attention", "class_attention_backward", "class_attention", 10),
-    ("ops.patches", "patches_backward", "patches", 4),
-    ("ops.patches", "patch_embedding_backward", "patch_embedding", 7),
+    ("ops.patches", "patches_backward", "patches of colours", 4),
+    ("ops.patches", "patch_embedding_backward", "patch_embedding of colours", 7),
     ("ops.cross_entropy", "cross_entropy_backward", "cross_entropy of smoothed labels", 5),
     ("model", "block_backward", drive_model, 10),
     ("model", "vit_backward_to_images", drive_model, 4),
@@ -537,8 +537,7 @@ def error_of_adam(kind, huge=1e200):
                 overflows = True
             else:
                 overflows = False
-            finite = np.isfinite(adam.first_moment).all() and np.isfinite(adam.second_moment).all()
-            if overflows != expected_to_overflow or finite != expected_to_overflow:
+            if overflows != expected_to_overflow:
                 errors.append(math.inf)
     return max(errors)
 

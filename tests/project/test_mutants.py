@@ -85,7 +85,8 @@ def test_a_mutant_differs_from_the_source_in_its_place_only(operators, tmp_path)
         assert len(changed) == len(original)
         different = [line for line, before in zip(changed, original, strict=True) if line != before]
         assert len(different) == 1, mutant
-        assert mutant.after.removeprefix("not ") in different[0].replace("(not keep)", "not keep"), mutant
+        after, line = (text.replace("(not keep)", "not keep") for text in (mutant.after, different[0]))
+        assert after.removeprefix("not ") in line, mutant
 
 
 def test_every_file_has_its_part_of_the_sample(mutants):

@@ -174,7 +174,8 @@ def patches(names):
 
 def pixel_scale(images):
     """Return a mean and a deviation of the pixels, one per channel for images of colours."""
-    return ((0.4, 0.5, 0.3), (0.2, 0.3, 0.1)) if images.ndim == 4 else (0.1307, 0.3081)
+    shape = images.shape if hasattr(images, "shape") else np.shape(images)
+    return ((0.4, 0.5, 0.3), (0.2, 0.3, 0.1)) if shape[3:] == (3,) else (0.1307, 0.3081)
 
 
 def plain_patch_embedding(names):
@@ -260,9 +261,9 @@ def embedding_shapes(s):
 
 def colour_shapes(s):
     """Return the shapes of colour images whose patches are wider than high, and of their embedding."""
-    images = (s.batch, s.down * s.side, s.across * (s.side + 1), 3)
+    images = (s.batch, s.down * s.side, s.across * (s.side + 3), 3)
     _, *others = embedding_shapes(s)
-    return [images, (s.side * (s.side + 1) * 3, s.width), *others]
+    return [images, (s.side * (s.side + 3) * 3, s.width), *others]
 
 
 def logits_shape(s):
@@ -278,7 +279,7 @@ def side(s, rng):
 
 
 def wide_patch(s, rng):
-    return ((s.side, s.side + 1),)
+    return ((s.side, s.side + 3),)
 
 
 def bytes_and_side(s, rng):

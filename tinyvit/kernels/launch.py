@@ -5,6 +5,7 @@ states the shape, the dtype and the range of every argument, and a launch with a
 """
 
 import re
+from functools import cached_property
 from math import ceil  # noqa: F401  TABLE uses it
 from pathlib import Path
 
@@ -304,8 +305,6 @@ class Kernels:
             raise ValueError(reason)
         self.backend, self.config, self.precision = backend, config, precision
         options = ("--std=c++17", *macros(config, precision))
-        scales = [np.broadcast_to(x, config.channels) for x in (config.pixel_mean, config.pixel_deviation)]
-        self._scales = backend.asarray(np.stack(scales, axis=1).astype(np.float32))
         self._functions = {}
         for file, kernels in FUNCTIONS.items():
             module = backend.xp.RawModule(code=source(file), options=options, backend="nvrtc")
@@ -395,6 +394,13 @@ class Kernels:
         """
         require_scalar("adam_step: clip", clip, minimum=0, maximum=LARGEST_FLOAT)
         self._launch("adam_step", locals())
+
+    @cached_property
+    def _scales(self):
+        """The mean and the deviation of each channel on the device, (channels, 2)."""
+        config = self.config
+        scales = [np.broadcast_to(x, config.channels) for x in (config.pixel_mean, config.pixel_deviation)]
+        return self.backend.asarray(np.stack(scales, axis=1).astype(np.float32))
 
     def _symbols(self):
         """Return the names that `TABLE` may use in addition to a method's arguments."""

@@ -28,9 +28,9 @@ def patches_forward(images, patch_size):
         pixels, then the second. The channels of a pixel are neighbours.
     """
     images = as_array("images", images)
-    grid = images.reshape(_grid(images.shape, patch_size))
-    batch, down, _, across, *_ = grid.shape
-    return grid.swapaxes(2, 3).reshape(batch, down * across, -1)
+    batch, down, height, across, width, *channels = _grid(images.shape, patch_size)
+    grid = images.reshape(batch, down, height, across, width, *channels)
+    return grid.swapaxes(2, 3).reshape(batch, down * across, height * width * math.prod(channels))
 
 
 def patches_backward(dpatches, image_shape, patch_size):
@@ -51,7 +51,12 @@ def patches_backward(dpatches, image_shape, patch_size):
         Gradient of the images.
     """
     batch, down, height, across, width, *channels = _grid(image_shape, patch_size)
-    require_arrays(f"dpatches ({batch}, {down * across}, {height * width * math.prod(channels)})", dpatches)
+    require_arrays("dpatches (B, N, L)", dpatches)
+    expected = (batch, down * across, height * width * math.prod(channels))
+    if dpatches.shape != expected:
+        raise ValueError(
+            f"dpatches must have the shape {expected} for images of shape {tuple(image_shape)}, not {dpatches.shape}"
+        )
     return dpatches.reshape(batch, down, across, height, width, *channels).swapaxes(2, 3).reshape(image_shape)
 
 
@@ -62,12 +67,12 @@ def as_pair(size):
 
 def _grid(image_shape, patch_size):
     """Return the shape (B, down, height, across, width, channels) of images whose rows and columns are cut."""
-    if len(image_shape) not in (3, 4):
+    if len(image_shape) not in (3, 4) or 0 in image_shape[3:]:
         raise ValueError(f"images must have the shape (B, R, C) or (B, R, C, channels), not {tuple(image_shape)}")
     batch, rows, columns, *channels = image_shape
     height, width = as_pair(patch_size)
-    require_divisor("patch_size", height, "the rows of the images", rows)
-    require_divisor("patch_size", width, "the columns of the images", columns)
+    require_divisor("patch_size", height, "the rows and columns of the images", rows)
+    require_divisor("patch_size", width, "the rows and columns of the images", columns)
     return batch, rows // height, height, columns // width, width, *channels
 
 
@@ -191,7 +196,8 @@ def patch_embedding_backward(dtokens, cache, dw=None, db=None, dclass_token=None
     dclass_token[...] = dpositions[0]
     dpixels, dw, db = linear_backward(dtokens[:, 1:], linear_cache, dw=dw, db=db)
     # pixels = (patches - mean * unit) * scale
-    by_channel = dpixels.reshape(-1, len(pixel_scales))
+    channels = len(pixel_scales)
+    by_channel = dpixels.reshape(dpixels.size // channels, channels)
     for channel, scale in enumerate(pixel_scales):
         by_channel[:, channel] *= scale
     return patches_backward(dpixels, image_shape, patch_size), dw, db, dclass_token, dpositions
