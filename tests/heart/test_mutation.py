@@ -52,6 +52,8 @@ def is_check(statement):
             return name.startswith(("require_", "check_"))
         case ast.Assign([ast.Name("form")]) | ast.AugAssign(ast.Name("form")):
             return True
+        case ast.Assign(value=ast.Call(ast.Name("as_array"))):
+            return True
         case ast.If(body=[ast.Raise()], orelse=[]):
             return True
     return False

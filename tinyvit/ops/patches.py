@@ -51,9 +51,9 @@ def patches_backward(dpatches, image_shape):
     ndarray of shape (B, R, C)
         Gradient of the images.
     """
-    require_arrays("dpatches (B, N, S)", dpatches)
-    if len(image_shape) != 3:
-        raise ValueError(f"image_shape must be (B, R, C), not {image_shape}")
+    dpatches = as_array("dpatches", dpatches)
+    if dpatches.ndim != 3 or dpatches.shape[-1] == 0 or len(image_shape) != 3:
+        raise ValueError(f"dpatches must be (B, N, P * P) for an image_shape (B, R, C), not {dpatches.shape}")
     batch, rows, columns = image_shape
     patch_size = round(dpatches.shape[-1] ** 0.5)
     down, across = rows // patch_size, columns // patch_size
