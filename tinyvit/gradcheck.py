@@ -218,6 +218,9 @@ def analytical_gradients(
     before = _contents(watched)
     out, cache = _run(forward, inputs)
     _assert_same(before, watched, "forward")
+    if getattr(out, "dtype", None) != np.float64:
+        name = getattr(out, "dtype", type(out).__name__)
+        raise TypeError(f"out must be a float64 array or a number, not {name}: let forward compute in float64")
     first = np.array(to_host(out))
     second = to_host(_run(forward, inputs)[0])
     if first.shape != second.shape or not np.allclose(first, second, rtol=1e-9, atol=1e-12, equal_nan=True):
@@ -276,11 +279,7 @@ def _run(forward, inputs):
     if not isinstance(result, tuple | list) or len(result) != 2:
         raise TypeError(f"forward must return (out, cache), not {type(result).__name__}")
     out, cache = result
-    out = np.asarray(out, np.float64) if isinstance(out, int | float) else out
-    if getattr(out, "dtype", None) != np.float64:
-        name = getattr(out, "dtype", type(out).__name__)
-        raise TypeError(f"out must be a float64 array or a number, not {name}: let forward compute in float64")
-    return out, cache
+    return np.asarray(out, np.float64) if isinstance(out, int | float) else out, cache
 
 
 def _generator(rng: int | np.random.Generator) -> np.random.Generator:

@@ -156,10 +156,12 @@ def adam_step(flat, gradient, m, v, beta1, rest1, beta2, rest2, rate, scale, eps
     """
     overflow = False
     for i in range(flat.shape[0]):
-        square = gradient[i] * gradient[i]
-        overflow |= (square > LARGEST) & (abs(gradient[i]) <= LARGEST)
-        m[i] = beta1 * m[i] + rest1 * gradient[i]
-        v[i] = beta2 * v[i] + rest2 * square
+        g = gradient[i]
+        too_large = (g * g > LARGEST) & (abs(g) <= LARGEST)
+        overflow |= too_large
+        g = ZERO if too_large else g  # an infinite v would stay infinite
+        m[i] = beta1 * m[i] + rest1 * g
+        v[i] = beta2 * v[i] + rest2 * (g * g)
         flat[i] -= rate * m[i] / (np.sqrt(v[i]) * scale + epsilon)
     return overflow
 

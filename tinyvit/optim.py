@@ -110,9 +110,9 @@ class Adam:
         ValueError
             If an array is of another shape, or the learning rate is negative or not finite.
         ArithmeticError
-            On a CPU, if the square of a finite element overflows. In float32 this happens from 1.8e19. With an
-            infinite second moment the parameter would never change again. On a GPU it becomes NaN instead, because
-            reading the moment would wait for the device.
+            On a CPU, if the square of a finite element overflows, which happens from 1.8e19 in float32. With an
+            infinite second moment, the parameter would never change again. Other parameters may have been updated. On
+            a GPU the parameter becomes NaN instead, because reading the moment would wait for the device.
         """
         require_arrays("first_moment (P), flat (P), gradient (P)", self.first_moment, flat, gradient)
         require_scalar("learning_rate", learning_rate, minimum=0, maximum=math.inf, below=True)
@@ -134,6 +134,16 @@ class Adam:
         xp = array_module(flat)
         flat, gradient, scratch = flat[part], gradient[part], self._scratch[part]
         m, v = self.first_moment[part], self.second_moment[part]
+        loops = loops_for(flat, gradient, m, v)
+        if not loops:
+            try:  # v = beta2 * v + (1 - beta2) * g**2, before anything else changes
+                with np.errstate(over="raise"):
+                    xp.multiply(gradient, gradient, out=scratch)
+            except FloatingPointError as error:
+                raise _too_large() from error
+            scratch *= 1 - self.beta2
+            v *= self.beta2
+            v += scratch
 
         if self.weight_decay:  # flat -= learning_rate * weight_decay * decayed * flat
             xp.multiply(flat, learning_rate * self.weight_decay, out=scratch)
@@ -144,7 +154,7 @@ class Adam:
         # The moments start at 0. `rate` and `scale` contain the corrections for that.
         rate = learning_rate / (1 - self.beta1**self.steps)
         scale = 1 / math.sqrt(1 - self.beta2**self.steps)
-        if loops := loops_for(flat, gradient, m, v):
+        if loops:
             betas = [self.beta1, 1 - self.beta1, self.beta2, 1 - self.beta2]
             numbers = np.float32([*betas, rate, scale, self.epsilon])
             if loops.adam_step(flat, gradient, m, v, *numbers):
@@ -153,14 +163,6 @@ class Adam:
 
         m *= self.beta1  # m = beta1 * m + (1 - beta1) * g
         m += xp.multiply(gradient, 1 - self.beta1, out=scratch)
-        v *= self.beta2  # v = beta2 * v + (1 - beta2) * g**2
-        try:
-            with np.errstate(over="raise"):
-                xp.multiply(gradient, gradient, out=scratch)
-        except FloatingPointError as error:
-            raise _too_large() from error
-        scratch *= 1 - self.beta2
-        v += scratch
 
         # flat -= rate * m / (scale * sqrt(v) + epsilon)
         xp.sqrt(v, out=scratch)

@@ -257,6 +257,12 @@ def test_a_gradient_that_is_missing_or_of_another_dtype_is_named(check, wrong, m
         check(product_forward, lambda dout, cache: wrong(*product_backward(dout, cache)), normal(0, (3, 4), (3, 4)))
 
 
+def test_central_differences_alone_may_be_of_float32():
+    x = normal(0, (3,), dtype=np.float32)
+    numerical = numerical_gradients(lambda x: (x**2, None), [x], np.ones(3, np.float32), step=1e-2)
+    np.testing.assert_allclose(numerical[0], 2 * x, rtol=1e-2, atol=1e-4)
+
+
 @pytest.mark.parametrize("check", CHECKS)
 @pytest.mark.parametrize("inputs", [np.ones((2, 3)), [], (), {}, None, 3.0])
 def test_inputs_are_a_list(check, inputs):

@@ -52,6 +52,8 @@ def is_check(statement):
             return name.startswith(("require_", "check_"))
         case ast.Assign([ast.Name("form")]) | ast.AugAssign(ast.Name("form")):
             return True
+        case ast.Assign(value=ast.Call(ast.Name("as_array"))):
+            return True
         case ast.If(body=[ast.Raise()], orelse=[]):
             return True
     return False
@@ -537,7 +539,8 @@ def error_of_adam(kind, huge=1e200):
                 overflows = True
             else:
                 overflows = False
-            if overflows != expected_to_overflow:
+            small = np.abs([adam.first_moment, adam.second_moment]).max() < 1e10
+            if overflows != expected_to_overflow or small != expected_to_overflow:
                 errors.append(math.inf)
     return max(errors)
 

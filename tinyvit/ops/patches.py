@@ -51,13 +51,15 @@ def patches_backward(dpatches, image_shape, patch_size):
         Gradient of the images.
     """
     batch, down, height, across, width, *channels = _grid(image_shape, patch_size)
-    require_arrays("dpatches (B, N, L)", dpatches)
-    expected = (batch, down * across, height * width * math.prod(channels))
-    if dpatches.shape != expected:
-        raise ValueError(
-            f"dpatches must have the shape {expected} for images of shape {tuple(image_shape)}, not {dpatches.shape}"
-        )
+    require_patches(dpatches, (batch, down * across, height * width * math.prod(channels)), image_shape)
     return dpatches.reshape(batch, down, across, height, width, *channels).swapaxes(2, 3).reshape(image_shape)
+
+
+def require_patches(dpatches, shape, image_shape):
+    """Check that gradients of patches are floats and have the shape for images of `image_shape`."""
+    require_arrays("dpatches (B, N, L)", dpatches)
+    if dpatches.shape != shape:
+        raise ValueError(f"dpatches must have the shape {shape} for an image_shape {image_shape}, not {dpatches.shape}")
 
 
 def as_pair(size):
