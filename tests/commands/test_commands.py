@@ -107,8 +107,9 @@ def test_a_run_leaves_everything(whole):
 def test_without_a_terminal_there_is_a_line_an_epoch_and_no_bar(whole):
     _, done = whole
     lines = done.stdout.splitlines()
-    assert len(lines) == 9
-    assert [line[:10] for line in lines[4:7]] == ["epoch  1/3", "epoch  2/3", "epoch  3/3"]
+    assert len(lines) == 10
+    assert lines[1] == "data set: MNIST, 10 classes 0 to 9"
+    assert [line[:10] for line in lines[5:8]] == ["epoch  1/3", "epoch  2/3", "epoch  3/3"]
     assert max(map(len, lines)) <= 80
     assert done.stderr == ""
 
