@@ -156,6 +156,9 @@ def test_values_that_are_not_finite_are_neither_saved_nor_loaded(model, tmp_path
     model.parameters["norm.bias"][3] = value
     with pytest.raises(ValueError, match=expected + "only finite values can be saved"):
         model.save(path)
+    for dtype in (np.float16, np.float64):
+        with pytest.raises(ValueError, match="b contains 2 values that are NaN or infinite"):
+            save_arrays(path, {"a": np.arange(3), "b": np.array([value, 1, value], dtype)}, {})
     assert path.read_bytes() == before
     assert os.listdir(tmp_path) == ["m"]
 
