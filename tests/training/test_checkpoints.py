@@ -297,7 +297,7 @@ def test_a_checkpoint_in_mid_epoch_that_fails_is_a_note(tmp_path, disk, monkeypa
     np.testing.assert_array_equal(run.state.parameters.flat, whole.state.parameters.flat)
     path = tmp_path / CHECKPOINT
     assert [record.getMessage() for record in caplog.records] == [
-        f"note: no checkpoint after step 2 of epoch {epoch}, the next follows in 0 s ({path}: {error.strerror})"
+        f"note: no checkpoint after step 2 of epoch {epoch}, the next follows in 0 s ({error}: '{path}')"
         for epoch in (1, 2, 3)
     ]
     assert {record.levelno for record in caplog.records} == {logging.WARNING}
