@@ -5,6 +5,7 @@ import json
 import logging
 import math
 import os
+import shlex
 import stat
 import struct
 import textwrap
@@ -24,18 +25,16 @@ MODEL = "model.safetensors"  # the model in the folder of a run
 CHECKPOINT = "checkpoint.safetensors"
 LATER_SETTINGS = {"channels", "class_names"}  # missing in files of version 0.1, where the defaults apply
 NO_CHECKSUM = "0" * 64  # stands in the place of the checksum until it is known
+ADVICE = "give a file that `tinyvit train` or `VisionTransformer.save` wrote"
 
-# How files of other formats begin.
-FOREIGN = {
-    b"\x93NUMPY": "a NumPy array",
-    b"\x89HDF": "an HDF5 file, such as Keras writes",
-    b"\x89PNG": "a picture, which `tinyvit predict` reads",
-    b"\xff\xd8\xff": "a picture, which `tinyvit predict` reads",
-    b"\x1f\x8b": "a file compressed with gzip",
+FOREIGN = {  # how files of other formats begin, in lower case
+    b"\x80": "a pickle, such as PyTorch writes",
+    b"pk": "a zip archive, such as PyTorch writes",
+    b"\x93numpy": "a NumPy array",
+    b"\x89hdf": "an HDF5 file, such as Keras writes",
     b"<!doctype html": "a web page, because a download failed",
     b"<html": "a web page, because a download failed",
     b"version https://git-lfs": "a pointer to a file in Git LFS, which `git lfs pull` fetches",
-    **{bytes([0x80, version]): "a pickle, such as PyTorch writes" for version in range(2, 6)},
 }
 
 
@@ -116,10 +115,8 @@ def load_arrays(path):
                 raise ValueError("its content does not match its checksum")
         arrays = safetensors.numpy.load(content)
         if not {"checksum", "info"} & set(metadata):
-            raise CheckpointError(
-                f"{path}: a safetensors file of another program, with arrays such as {min(arrays, default='none')}: "
-                "give a file that `tinyvit train` or `VisionTransformer.save` wrote"
-            )
+            kind = f"a safetensors file of another program, with arrays such as {min(arrays, default='none')}"
+            raise CheckpointError(f"{path}: {kind}: {ADVICE}")
         if set(metadata) not in ({"checksum", "info"}, {"info"}):
             raise ValueError("its metadata is not that of tinyvit")
         info = json.loads(metadata["info"])
@@ -170,14 +167,11 @@ def _read(path):
         link = f" (a link to {os.readlink(path)})" if os.path.islink(path) else ""
         raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}{link}") from error
     text = start.lstrip().lower()
-    kinds = (kind for beginning, kind in FOREIGN.items() if text.startswith(beginning.lower()))
+    kinds = (kind for beginning, kind in FOREIGN.items() if text.startswith(beginning))
     kind = next(kinds, "of an unknown format") if start else "empty"
-    if start.startswith(b"PK"):  # the name of the first member follows
-        kind = "a NumPy archive (.npz)" if b".npy" in start else "a zip archive, such as PyTorch writes"
-    raise CheckpointError(
-        f"{path}: not a complete tinyvit file, but {kind}: give a file that `tinyvit train` or "
-        "`VisionTransformer.save` wrote"
-    )
+    if text.startswith(b"pk") and b".npy" in text:  # the name of the first member
+        kind = "a NumPy archive (.npz)"
+    raise CheckpointError(f"{path}: not a complete tinyvit file, but {kind}: {ADVICE}")
 
 
 def _advice_on_folder(folder):
@@ -185,7 +179,8 @@ def _advice_on_folder(folder):
     if (folder / MODEL).exists():
         return f"load {folder / MODEL}"
     if (folder / CHECKPOINT).exists():
-        return f"its run has no {MODEL} before its end: continue it with tinyvit train --resume {folder}"
+        command = f"tinyvit train --resume {shlex.quote(str(folder))}"
+        return f"its run has no {MODEL} before its end: continue it with {command}"
     return "give a model file"
 
 

@@ -49,7 +49,7 @@ def write_atomically(path, content):
     except OSError as error:
         if error.errno is None:
             raise OSError(f"{path}: {error}") from error
-        missing = error.errno in (errno.ENOENT, errno.ENOTDIR)
+        missing = error.errno in (errno.ENOENT, errno.ENOTDIR) and not target.parent.is_dir()
         reason = f"{target.parent} is not a folder" if missing else error.strerror
         raise OSError(error.errno, reason, os.fspath(path)) from error
 

@@ -85,11 +85,19 @@ WRONG = [
     *[(("training",), value) for value in (None, [], "x", {})],
     *[(("format",), value) for value in (0, 2, None, "1")],
 ]
+WRONG = [(0, *pair) for pair in WRONG]
+WRONG += [
+    (1, ("place",), 8),  # the run is finished
+    (2, (*RECORD, "validation_loss"), 1.0),  # the run has no validation images
+    (2, (*RECORD, "validation_accuracy"), 1.0),
+    (3, ("training", "validation"), 30),  # no image is left for training
+]
+NAMES = [f"{index}-{'.'.join(map(str, entry))}={value!r}"[:60] for index, entry, value in WRONG]
 
 
-@pytest.mark.parametrize(("entry", "value"), WRONG, ids=[f"{'.'.join(map(str, e))}={v!r}"[:60] for e, v in WRONG])
-def test_a_wrong_entry_is_one_quick_error_that_names_the_file(originals, tmp_path, entry, value):
-    header, info, data = damage.opened(originals[0])
+@pytest.mark.parametrize(("index", "entry", "value"), WRONG, ids=NAMES)
+def test_a_wrong_entry_is_one_quick_error_that_names_the_file(originals, tmp_path, index, entry, value):
+    header, info, data = damage.opened(originals[index])
     *parents, name = entry
     container = info
     for parent in parents:
@@ -105,6 +113,14 @@ def test_a_wrong_entry_is_one_quick_error_that_names_the_file(originals, tmp_pat
         seconds.append(time.process_time() - began)
     assert min(seconds) <= damage.LIMIT
     assert "\n" not in str(caught.value)
+
+
+def test_a_checkpoint_without_its_run_is_checked_too(originals, tmp_path):
+    header, info, data = damage.opened(originals[0])
+    info["data"] = 2**32
+    (tmp_path / CHECKPOINT).write_bytes(damage.sealed(header, info, data, None))
+    with pytest.raises(CheckpointError, match="data must be an integer from 0 to below 4,294,967,296"):
+        read_checkpoint(tmp_path)
 
 
 def test_each_missing_entry_is_one_error(originals, tmp_path):
@@ -282,7 +298,7 @@ def test_a_checkpoint_in_mid_epoch_that_fails_is_a_note(tmp_path, disk, monkeypa
     np.testing.assert_array_equal(run.state.parameters.flat, whole.state.parameters.flat)
     path = tmp_path / CHECKPOINT
     assert [record.getMessage() for record in caplog.records] == [
-        f"note: no checkpoint after step 2 of epoch {epoch}, the next follows in 0 s ({path}: {error.strerror})"
+        f"note: no checkpoint after step 2 of epoch {epoch}, the next follows in 0 s ({error}: '{path}')"
         for epoch in (1, 2, 3)
     ]
     assert {record.levelno for record in caplog.records} == {logging.WARNING}

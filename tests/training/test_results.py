@@ -145,25 +145,30 @@ def test_the_line_below_the_augmentation_is_true_for_the_run(augmentation, expec
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
-        (b"[]", "not the metrics of a run: give the folder of another run"),
-        (b'{"origin": null}', "not the metrics of a run: give the folder of another run"),
-        (b"{", r"not a JSON file \(.*\): give the folder of another run"),
-        (b"\xff", r"not a JSON file \(.*\): give the folder of another run"),
-        (b"[" * 100_000, r"not a JSON file \(.*\): give the folder of another run"),
-        (b'{"origin": {"test_limit": "10"}}', "test_limit must be an integer from 1 to .*, not '10': give"),
-        (b'{"origin": {"data_dir": 5}}', "data_dir must be a text, not 5: give the folder of another run"),
+        (b"[]", "no JSON object"),
+        (b'{"origin": null}', "no JSON object, or its origin is none"),
+        (b"{", "Expecting"),
+        (b"\xff", "'utf-8' codec"),
+        (b"[" * 100_000, "maximum recursion"),
+        (b'{"origin": {"test_limit": "10"}}', "test_limit must be an integer from 1 to .*, not '10'"),
+        (b'{"origin": {"data_dir": 5}}', "data_dir must be a text, not 5"),
     ],
 )
 def test_damaged_metrics_are_one_error_that_names_the_file(tmp_path, content, expected):
     (tmp_path / "metrics.json").write_bytes(content)
-    with pytest.raises(CheckpointError, match=f"^{re.escape(str(tmp_path))}/metrics.json: {expected}"):
+    with pytest.raises(CheckpointError, match=pattern(tmp_path, expected)):
         read_metrics(tmp_path)
+
+
+def pattern(folder, reason):
+    path = re.escape(str(folder / "metrics.json"))
+    return rf"^{path}: not the metrics of a run \({reason}.*\): give the folder of another run$"
 
 
 def test_metrics_that_cannot_be_read_are_named(tmp_path):
     assert read_metrics(tmp_path) == {}
     (tmp_path / "metrics.json").mkdir()
-    with pytest.raises(CheckpointError, match=r"metrics.json: cannot be read \(Is a directory\): give the folder"):
+    with pytest.raises(CheckpointError, match=pattern(tmp_path, r".*Is a directory")):
         read_metrics(tmp_path)
 
 

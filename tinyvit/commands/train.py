@@ -170,10 +170,11 @@ def run_in_folder(options, locks):
         raise ValueError(with_flag(str(error))) from error
     options.batch_size = training.config.batch_size  # for `memory_advice`
     state, epochs = training.state, training.config.epochs
-    restart = shlex.join(["tinyvit", "train", "--resume", str(folder)])
+    restart = f"tinyvit train --resume {shlex.quote(str(folder))}"
     if training.finished and (folder / results.METRICS).exists():
-        print(f"all {epochs} epochs in {folder} are done\nto test the model again: {evaluation_of(folder)}\n"
-              f"to train longer: {restart} --epochs {2 * epochs}")  # fmt: skip
+        print(f"all {epochs} epochs in {folder} are done")
+        print(f"to test the model again: tinyvit evaluate {shlex.quote(str(folder))}")
+        print(f"to train longer: {restart} --epochs {2 * epochs}")
         return
     console.require_memory(memory_needed(training))
     print(f"model: {state.parameters.flat.size:,} parameters")
@@ -209,11 +210,6 @@ def run_in_folder(options, locks):
         if error.filename is None or not (folder / CHECKPOINT).exists():
             raise
         raise CommandError(f"error: {in_words(error)}; to continue from the last checkpoint: {restart}", 2) from error
-
-
-def evaluation_of(folder):
-    """Return the command that tests the model of a finished run again."""
-    return shlex.join(["tinyvit", "evaluate", str(folder)])
 
 
 def memory_needed(training):
@@ -280,7 +276,7 @@ def start(options, backend, locks):
     if (options.out / CHECKPOINT).exists():
         other = f"continue it with --resume {shlex.quote(str(options.out))}"
         if (options.out / results.METRICS).exists():
-            other = f"test it with {evaluation_of(options.out)}"
+            other = f"test it with tinyvit evaluate {shlex.quote(str(options.out))}"
         raise ValueError(f"--out {options.out}: this folder contains a run: {other}, or give another folder")
     return training, data, options.out
 

@@ -292,14 +292,9 @@ class Training:
         except OSError as error:
             if self.stop_requested:
                 raise
-            logging.getLogger("tinyvit").warning(
-                "note: no checkpoint after step %d of epoch %d, the next follows in %d s (%s: %s)",
-                self.state.done,
-                self.state.epoch + 1,
-                CHECKPOINT_SECONDS,
-                error.filename,
-                error.strerror,
-            )
+            text = f"no checkpoint after step {self.state.done} of epoch {self.state.epoch + 1}"
+            text += f", the next follows in {CHECKPOINT_SECONDS} s"
+            logging.getLogger("tinyvit").warning("note: %s (%s)", text, error)
 
     @classmethod
     def resume(cls, folder, images, labels, backend, *, epochs=None, make_step=make_step, **options):

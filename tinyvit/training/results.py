@@ -95,16 +95,12 @@ def read_metrics(folder):
         return {}
     try:
         metrics = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: not a JSON file ({error}): give the folder of another run") from error
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read ({error.strerror}): give the folder of another run") from error
-    if not isinstance(metrics, dict) or not isinstance(metrics.get("origin", {}), dict):
-        raise CheckpointError(f"{path}: not the metrics of a run: give the folder of another run")
-    try:
+        if not isinstance(metrics, dict) or not isinstance(metrics.get("origin", {}), dict):
+            raise ValueError("no JSON object, or its origin is none")
         require_origin(metrics.get("origin", {}))
-    except ValueError as error:
-        raise CheckpointError(f"{path}: {in_short(error)}: give the folder of another run") from error
+    except (OSError, ValueError, RecursionError) as error:
+        text = f"not the metrics of a run ({in_short(error)})"
+        raise CheckpointError(f"{path}: {text}: give the folder of another run") from error
     return metrics
 
 
