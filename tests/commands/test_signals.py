@@ -159,19 +159,21 @@ try:
     with console.cleanup_after_signals():
         {}
 except KeyboardInterrupt:
-    print(console.interrupted_status(), flush=True)
+    print(*console.interruption(), flush=True)
 """
 
 
 @pytest.mark.parametrize("name", LOST)
 def test_an_interrupt_that_a_library_loses_ends_the_command(tmp_path, name):
-    status, out, err = in_a_command(INSIDE.format(LOST[name]) + "os._exit(0)", tmp_path)
-    assert (status, out, err) in [(0, "130\n", ""), (130, "", "interrupted\n")]
+    for number, word in ((2, "interrupted"), (15, "terminated")):
+        program = INSIDE.format(LOST[name]).replace("raise_signal(2)", f"raise_signal({number})")
+        found = in_a_command(f"{program}os._exit(0)", tmp_path)
+        assert found in [(0, f"{word} {128 + number}\n", ""), (128 + number, "", f"{word}\n")]
 
 
 def test_the_context_cleans_up_and_a_second_interrupt_ends_at_once(tmp_path):
     statements = INSIDE.format("signal.raise_signal(15)") + "signal.raise_signal(2)"
-    assert in_a_command(statements, tmp_path) == (130, "143\n", "interrupted\n")
+    assert in_a_command(statements, tmp_path) == (130, "terminated 143\n", "interrupted\n")
 
 
 def test_a_signal_that_the_shell_ignores_stays_ignored(tmp_path):

@@ -19,6 +19,7 @@ FILES = sorted(LIBRARY.rglob("*.py"))
 
 # What each file of the library may import from the library. A new file needs a line: what does it stand on?
 MAY_IMPORT = {
+    "console": set(),
     "reference": set(),
     "checks": set(),
     "backend": {"loops"},  # only where loops are asked for
@@ -55,7 +56,7 @@ MAY_IMPORT = {
     "training": {"backend", "training"},
     "training.settings": {"checks", "data.augment", "optim"},
     "training.state": {"backend", "checkpoint", "model", "optim", "parameters", "training.settings"},
-    "training.workers": {"backend", "data.augment", "memory", "model", "parameters"},
+    "training.workers": {"backend", "console", "data.augment", "memory", "model", "parameters"},
     "training.step": {"backend", "data.batches", "kernels", "optim", "training.state", "training.workers"},
     "training.loop": {"backend", "checkpoint", "evaluate", "model", "training.settings", "training.state",
                       "training.step"},
@@ -66,8 +67,8 @@ MAY_IMPORT = {
                    "training"},
     "doctor": {"backend", "gpu", "data", "memory", "model", "training"},
     "server": {"backend", "ops", "model", "evaluate", "pretrained", "server"},
-    "commands": {"backend", "gpu", "kernels", "data", "model", "evaluate", "plots", "pretrained", "training",
-                 "classifier", "doctor", "server", "commands"},
+    "commands": {"backend", "console", "gpu", "kernels", "data", "model", "evaluate", "plots", "pretrained",
+                 "training", "classifier", "doctor", "server", "commands"},
     "__main__": {"commands"},
 }  # fmt: skip
 ONLY_FILE_WITH = {"cupy": "gpu.device", "cupyx": "backend", "joblib": "backend", "numba": "loops"}

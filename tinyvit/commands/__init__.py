@@ -77,7 +77,7 @@ def run(arguments):
             import sklearn.metrics  # needed at the end; too little memory must show before hours of training
         return command.run(options) or 0
     except KeyboardInterrupt:
-        return report("interrupted", console.interrupted_status())
+        return report(*console.interruption())
     except CommandError as error:
         return report(str(error), error.status)
     except (DeviceError, ArithmeticError, ValueError) as error:
