@@ -1,6 +1,7 @@
 """Ctrl-C, SIGTERM, closed streams, encodings and little memory: a command ends with one line and its own status."""
 
 import contextlib
+import json
 import os
 import random
 import shutil
@@ -298,3 +299,15 @@ def test_whatever_the_limit_a_run_ends_well_or_with_one_line_before_its_first_st
             assert "epoch" not in out
     assert outcomes == sorted(outcomes, reverse=True)  # more memory never makes it worse
     assert (outcomes[0], outcomes[-1]) == (1, 0)
+
+
+@extended
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="finds processes in /proc")
+def test_ten_kills_lose_nothing(tmp_path):
+    script, record = ROOT / "benchmarks" / "kills.py", tmp_path / "kills.json"
+    process = start([sys.executable, str(script), "--count", "10", "--json", str(record)], tmp_path)
+    out, err = process.communicate(timeout=600)
+    assert process.returncode == 0, out + err
+    counts = json.loads(record.read_text())["counts"]
+    assert sum(row["count"] for row in counts) == 10
+    assert {row["outcome"] for row in counts} == {"same bits"}
