@@ -30,8 +30,27 @@ from turns import conditions
 
 PHASES = ("start", "steps", "checkpoint", "validation", "final files", "resume")
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
-RUN = "--width 32 --depth 2 --heads 2 --mlp-width 64 --train-limit 1320 --test-limit 500 --workers 2"
-RUN = [*RUN.split(), "--epochs", "3"]
+MODEL = ["--width", "32", "--depth", "2", "--heads", "2", "--mlp-width", "64"]
+RUN = [*MODEL, "--train-limit", "1320", "--test-limit", "500", "--workers", "2", "--epochs", "3"]
+LONGEST = {  # seconds that a kill waits after the beginning of a phase
+    "start": 1.5,
+    "steps": 0.1,
+    "checkpoint": 0.02,
+    "validation": 0.05,
+    "final files": 1.5,
+    "resume": 1.0,
+}
+RESULTS = {
+    "augmentation.png",
+    "checkpoint.safetensors",
+    "classification_report.txt",
+    "confusion_matrix.png",
+    "history.csv",
+    "metrics.json",
+    "misclassified.png",
+    "model.safetensors",
+    "training_curves.png",
+}
 LIMIT = 300  # seconds for one command
 PROGRAM = """
 import os, sys
@@ -68,11 +87,12 @@ sys.exit(commands.main())
 
 def start(folder, *flags):
     """Start the command `train` in `folder`. Its standard error has one line per phase that begins."""
+    (folder / "temporary").mkdir(exist_ok=True)
     program = PROGRAM.format(root=str(ROOT))
     return subprocess.Popen(
         [sys.executable, "-c", program, "train", *flags],
         cwd=folder,
-        env=environment(),
+        env=environment() | {"TMPDIR": str(folder / "temporary")},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
@@ -112,11 +132,11 @@ def alive(pid):
 
 
 def leftovers(folder):
-    """Return the temporary files in the folder of a run, and those of tinyvit where shared memory may be."""
-    places = [folder, Path("/dev/shm"), Path(tempfile.gettempdir())]
-    return [str(path) for path in places[0].rglob("*") if path.name.endswith(".part")] + [
-        str(path) for place in places[1:] if place.is_dir() for path in place.glob("*tinyvit*")
-    ]
+    """Return the files in the folder of a run that are no results, and the files of the shared memory."""
+    files = (folder / "run").iterdir()
+    strange = [path.name for path in files if path.name not in RESULTS]
+    strange += [path.name for path in (folder / "temporary").iterdir()]
+    return strange + [path.name for path in Path("/dev/shm").glob("tmp*")]  # as `tempfile` names them
 
 
 def kill(template, phase, number, rng):
@@ -128,22 +148,18 @@ def kill(template, phase, number, rng):
             shutil.copytree(template / "stopped", folder / "run")
         process = start(folder, *(["--resume", "run"] if phase == "resume" else [*RUN, "--out", "run"]))
         met = "start"
-        if phase == "start":
-            time.sleep(rng.uniform(0.05, 1.5))
-        else:
-            skipped = rng.randrange(1, 4) if phase in ("steps", "checkpoint") else rng.randrange(0, 2)
+        if phase != "start":
+            times = {"steps": 6, "checkpoint": 30, "validation": 3}.get(phase, 1)  # it begins at least so often
+            waits = rng.randrange(times)
             for line in process.stderr:
                 met = line.strip() if line.strip() in PHASES else met
-                skipped -= met == phase
-                if met == phase and (skipped < 0 or phase in ("final files", "resume")):
+                if met == phase and (waits := waits - 1) < 0:
                     break
-            longest = {"steps": 0.1, "checkpoint": 0.02, "validation": 0.05, "final files": 1.5, "resume": 1.0}
-            time.sleep(rng.uniform(0, longest[phase]))
+        time.sleep(rng.uniform(0.05 if phase == "start" else 0, LONGEST[phase]))  # Python itself needs 0.05 s
         workers = children(process.pid)
         process.send_signal(number)
         err = process.communicate(timeout=LIMIT)[1]
-        for line in err.splitlines():
-            met = line if line in PHASES and number == signal.SIGKILL else met
+        met = next((line for line in reversed(err.splitlines()) if line in PHASES), met)
         wrong = []
         if process.returncode == 0:
             met = "ended before"

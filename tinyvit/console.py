@@ -15,6 +15,7 @@ from types import SimpleNamespace
 # Megabytes of address space, without which libraries fail or hang while they are imported.
 NEEDED_MEGABYTES = {"train": 700, "evaluate": 700, "doctor": 700, "predict": 350, "serve": 350}
 
+_WORDS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
 _process = SimpleNamespace(taken_over=False, raising=False, received=None, status=None, limited=False)
 
 
@@ -100,7 +101,7 @@ def _on_signal(number, frame):
 def _on_unraisable(unraisable):
     """End the process if an interrupt was raised where Python ignores exceptions, as in a destructor."""
     if issubclass(unraisable.exc_type, KeyboardInterrupt):
-        _leave(signal.SIGINT)
+        _leave(_process.received or signal.SIGINT)
     sys.__unraisablehook__(unraisable)
 
 
@@ -109,7 +110,7 @@ def _leave(number):
     with contextlib.suppress(Exception):  # the signal may have come while the stream was in use
         sys.stdout.flush()
     with contextlib.suppress(OSError):
-        os.write(2, b"interrupted\n" if number == signal.SIGINT else b"terminated\n")
+        os.write(2, _WORDS[number].encode() + b"\n")
     os._exit(128 + number)
 
 
@@ -128,9 +129,10 @@ def cleanup_after_signals():
             raise KeyboardInterrupt
 
 
-def interrupted_status():
-    """Return the exit status after `KeyboardInterrupt`: 143 if SIGTERM was its cause, and otherwise 130."""
-    return 128 + (_process.received or signal.SIGINT)
+def interruption():
+    """Return the word for the cause of a `KeyboardInterrupt` and the exit status: 143 for SIGTERM, otherwise 130."""
+    number = _process.received or signal.SIGINT
+    return _WORDS[number], 128 + number
 
 
 def end_with(status):

@@ -1,6 +1,7 @@
 """Ctrl-C, SIGTERM, closed streams, encodings and little memory: a command ends with one line and its own status."""
 
 import contextlib
+import json
 import os
 import random
 import shutil
@@ -159,19 +160,21 @@ try:
     with console.cleanup_after_signals():
         {}
 except KeyboardInterrupt:
-    print(console.interrupted_status(), flush=True)
+    print(*console.interruption(), flush=True)
 """
 
 
 @pytest.mark.parametrize("name", LOST)
 def test_an_interrupt_that_a_library_loses_ends_the_command(tmp_path, name):
-    status, out, err = in_a_command(INSIDE.format(LOST[name]) + "os._exit(0)", tmp_path)
-    assert (status, out, err) in [(0, "130\n", ""), (130, "", "interrupted\n")]
+    for number, word in ((2, "interrupted"), (15, "terminated")):
+        program = INSIDE.format(LOST[name]).replace("raise_signal(2)", f"raise_signal({number})")
+        found = in_a_command(f"{program}os._exit(0)", tmp_path)
+        assert found in [(0, f"{word} {128 + number}\n", ""), (128 + number, "", f"{word}\n")]
 
 
 def test_the_context_cleans_up_and_a_second_interrupt_ends_at_once(tmp_path):
     statements = INSIDE.format("signal.raise_signal(15)") + "signal.raise_signal(2)"
-    assert in_a_command(statements, tmp_path) == (130, "143\n", "interrupted\n")
+    assert in_a_command(statements, tmp_path) == (130, "terminated 143\n", "interrupted\n")
 
 
 def test_a_signal_that_the_shell_ignores_stays_ignored(tmp_path):
@@ -296,3 +299,15 @@ def test_whatever_the_limit_a_run_ends_well_or_with_one_line_before_its_first_st
             assert "epoch" not in out
     assert outcomes == sorted(outcomes, reverse=True)  # more memory never makes it worse
     assert (outcomes[0], outcomes[-1]) == (1, 0)
+
+
+@extended
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="finds processes in /proc")
+def test_ten_kills_lose_nothing(tmp_path):
+    script, record = ROOT / "benchmarks" / "kills.py", tmp_path / "kills.json"
+    process = start([sys.executable, str(script), "--count", "10", "--json", str(record)], tmp_path)
+    out, err = process.communicate(timeout=600)
+    assert process.returncode == 0, out + err
+    counts = json.loads(record.read_text())["counts"]
+    assert sum(row["count"] for row in counts) == 10
+    assert {row["outcome"] for row in counts} == {"same bits"}

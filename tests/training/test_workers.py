@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import io
 import os
 import signal
 import subprocess
@@ -284,15 +285,11 @@ def test_a_worker_that_closes_its_output_without_ending_is_killed(monkeypatch, t
 
 def test_a_helper_without_memory_is_an_error_about_memory():
     with ParallelGradient(CONFIG, 2) as parallel:
-        parallel(parameters(), *batch())
-        parallel._helpers[0].send({})
-        with pytest.raises(WorkerError, match="KeyError"):
-            parallel._helpers[0].receive()
-        huge = {name: (shape, dtype) for name, (shape, dtype) in parallel._layout.items()}
-        huge["images"] = ((2**40, 2**10), "<f8")  # mapped memory of this size does not exist
-        parallel._helpers[0].send({"layout": huge, "first": 0, "last": 1, "batch_size": 2})
-        with pytest.raises((WorkerError, MemoryError)):
-            parallel._helpers[0].receive()
+        helper = parallel._helpers[0]
+        helper._answers.close()
+        helper._answers = io.BytesIO(workers._ANSWER + b'{"no_memory": "Unable to allocate 1 TiB"}\n')
+        with pytest.raises(MemoryError, match="worker 2 of 2: Unable to allocate 1 TiB"):
+            helper.receive()
 
 
 def test_a_program_that_cannot_be_read_by_python_is_told(monkeypatch):

@@ -81,7 +81,7 @@ def run(arguments):
         print(end="", flush=True)  # an error of the standard output is reported here, not when Python ends
         return status
     except KeyboardInterrupt:
-        return report("interrupted", console.interrupted_status())
+        return report(*console.interruption())
     except CommandError as error:
         return report(str(error), error.status)
     except (DeviceError, ArithmeticError, ValueError) as error:

@@ -56,7 +56,7 @@ def run(options):
     if other or not metrics:
         metrics = {"run": str(options.model), "parameters": int(model.parameters.flat.size)}
     make_folder("--out", folder)
-    console.require_memory(100e6 + 100e6 * (options.workers or available_cores()))
+    console.require_memory(200e6 + 110e6 * (options.workers or available_cores()))
     with console.cleanup_after_signals():
         evaluation = write_evaluation(
             folder,

@@ -197,8 +197,8 @@ def run_in_folder(options, locks):
         status = 128 + (error.signal or signal.SIGINT)
         raise CommandError(f"stopped {place}; nothing is lost; to continue: {restart}", status) from error
     except KeyboardInterrupt as error:
-        text = f"interrupted; to continue from the last checkpoint: {restart}"
-        raise CommandError(text, console.interrupted_status()) from error
+        word, status = console.interruption()
+        raise CommandError(f"{word}; to continue from the last checkpoint: {restart}", status) from error
     except TrainingDiverged as error:
         kept = (folder / CHECKPOINT).exists()
         good = f"the last good checkpoint is {folder / CHECKPOINT}" if kept else "there is no checkpoint"
@@ -216,7 +216,7 @@ def memory_needed(training):
     """Return about how many bytes a run will still take: threads, pictures, copies of the weights, activations."""
     config, size = training.model_config, training.state.parameters.flat.size
     per_token = config.depth * (16 * config.width + 4 * config.mlp_width + config.heads * config.tokens)
-    return 120e6 + 100e6 * training.step.workers + 64 * size + 4 * CHUNK_TOKENS * per_token
+    return 200e6 + 110e6 * training.step.workers + 64 * size + 4 * CHUNK_TOKENS * per_token
 
 
 def describe(step):
