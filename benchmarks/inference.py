@@ -1,6 +1,6 @@
 """Measure the time to classify the 10,000 test images of MNIST, for tinyvit, PyTorch, JAX and ONNX Runtime.
 
-    python benchmarks/inference.py                                    the default model, in about six minutes
+    python benchmarks/inference.py                                    the default model, in less than ten minutes
     python benchmarks/inference.py --mlp 512 3072 --json FILE         two MLP widths
 
 A step classifies all images from memory in float32. tinyvit receives uint8 images in `evaluate`, and also
@@ -191,7 +191,7 @@ def main():
     add("--mlp", nargs="+", type=int, default=[512], metavar="F", help="widths of the MLP (512)")
     add("--images", type=int, default=10_000, metavar="N", help="use the first N test images (10000)")
     add("--threads", type=int, default=available_cores(), metavar="N", help="number of threads (one per core)")
-    add("--rounds", type=int, default=9, metavar="N", help="rounds after the warm-up (9)")
+    add("--rounds", type=int, default=5, metavar="N", help="rounds after the warm-up (5)")
     add("--seconds", type=float, default=2, metavar="S", help="length of a turn (2)")
     add("--only", nargs="+", choices=list(NAMES), metavar="NAME", help=f"contestants: {', '.join(NAMES)}")
     add("--json", type=Path, metavar="FILE", help="also write the results to FILE")

@@ -1,12 +1,15 @@
 """Measure the seconds of training until the test accuracy first reaches a target.
 
-    python benchmarks/time_to_accuracy.py --epochs 1 3 10 --json FILE --picture FILE.png
+    python benchmarks/time_to_accuracy.py --json FILE --picture FILE.png               one short recipe per target
+    python benchmarks/time_to_accuracy.py --recipe tuned --epochs 1 3 10               one recipe, several lengths
     python benchmarks/time_to_accuracy.py --recipe note --epochs 10 --seeds 0          another recipe, one seed
     python benchmarks/time_to_accuracy.py --recorded FILE --picture FILE.png           draw a recorded result again
 
-The recipe trains on its 55,000 images for every length in epochs and every seed. After every hundred steps and every
-epoch, the current model classifies the test set, with averaged weights if the recipe averages. The seconds are those
-of training steps with augmentation (`State.seconds`), without tests and validation.
+By default each target has a recipe of its own, `SHORT`. It was chosen by its accuracy on the validation images
+(`NOTES.md`). A recipe of the library trains on its 55,000 images for every length in epochs. Both train with every
+seed. After every hundred steps and every epoch, the current model classifies the test set, with averaged weights if
+the recipe averages. The seconds are those of training steps with augmentation (`State.seconds`), without tests and
+validation.
 
 The time of a run is that of the first test at or above the target, even if a later test is below it. The time of a
 length is the median over its seeds, where a run that misses the target counts as infinite. A schedule ends with its
@@ -23,24 +26,42 @@ import statistics
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 from turns import conditions
 
 from tinyvit.classifier import VisionTransformer
 from tinyvit.data import load_mnist
+from tinyvit.data.augment import Augmentation
 from tinyvit.gpu import get_backend
 from tinyvit.model import ViTConfig
 from tinyvit.training import RECIPES, Training, available_cores
 
 NOTE_ACCURACY, NOTE_SECONDS = 97.77, 20 * 60
+LITTLE = Augmentation(rotation=5, scale=0.05, shift=1)
+QUICK = replace(RECIPES["tuned"], learning_rate=2e-3, warmup_steps=100, average=0.99)
+SHORT = {  # for each target the settings of the training and the number of its first training images
+    NOTE_ACCURACY: (
+        replace(QUICK, epochs=1, learning_rate=1.5e-3, smoothing=0.0, average=0.0, augmentation=LITTLE),
+        30_000,
+    ),
+    99: (replace(QUICK, epochs=4), 55_000),
+    99.3: (replace(QUICK, epochs=8), 55_000),
+}
 
 
-def train(config, data, every, workers):
-    """Train once and return the record. Its curve is a list of (seconds, epochs, test accuracy in percent)."""
+def train(config, data, every, workers, count):
+    """Train on the first `count` training images and return the record.
+
+    Its curve is a list of (seconds, epochs, test accuracy in percent). An epoch is one pass over all training images
+    that are not for validation.
+    """
+    whole = len(data.train_images) - config.validation
+    chosen = np.r_[:count, whole : len(data.train_images)]
     run = Training(
         ViTConfig(),
         config,
-        data.train_images,
-        data.train_labels,
+        data.train_images[chosen],
+        data.train_labels[chosen],
         get_backend("cpu"),
         workers=workers,
     )
@@ -50,21 +71,23 @@ def train(config, data, every, workers):
         if state.adam.steps % every == 0 or run.images_done == run.train_images:
             model = VisionTransformer(run.model_config, state.weights)
             result = model.evaluate(data.test_images, data.test_labels, workers=run.step.workers)
-            epochs = state.epoch + run.images_done / run.train_images
+            epochs = (state.epoch * count + run.images_done) / whole
             curve.append((round(state.seconds, 3), round(epochs, 4), round(100 * result.accuracy, 6)))
 
     def on_epoch(run):
         seconds, _, accuracy = curve[-1]
         print(
-            f"{config.epochs} epochs, seed {config.seed}: epoch {state.epoch} done, {seconds:.1f} s of steps,"
-            f" test accuracy {accuracy:.2f} %",
+            f"{config.epochs} epochs of {count:,} images, seed {config.seed}: epoch {state.epoch} done, "
+            f"{seconds:.1f} s of steps, test accuracy {accuracy:.2f} %",
             flush=True,
         )
 
     run.run(on_step=on_step, on_epoch=on_epoch)
     return {
-        "epochs": config.epochs,
+        "epochs": round(config.epochs * count / whole, 2),
         "seed": config.seed,
+        "settings": config.as_dict(),
+        "validation_accuracy": state.history[-1]["validation_accuracy"],
         "steps": state.adam.steps,
         "seconds": state.seconds,
         "curve": curve,
@@ -110,7 +133,7 @@ def show(found):
             median = "never" if length["median"] is None else f"{length['median']:.1f}"
             best = " *" if length["epochs"] == target["best_epochs"] else "  "
             taken = f"{median} {between}".strip()
-            print(f"{target['target']:>12g} % {length['epochs']:11} {taken:>26}{best}   {each}")
+            print(f"{target['target']:>12g} % {length['epochs']:11g} {taken:>26}{best}   {each}")
     print("* the best length for this target", end="")
     note = next((target for target in found["summary"] if target["target"] == NOTE_ACCURACY), None)
     if note and note["best_epochs"] is not None:
@@ -148,7 +171,7 @@ def draw(found, path):
         x = [reading[0] for reading in run["curve"]]
         y = [max(least / 2, 100 - reading[2]) for reading in run["curve"]]
         first = run is next(other for other in found["runs"] if other["epochs"] == run["epochs"])
-        label = f"{run['epochs']} epoch{'s' if run['epochs'] > 1 else ''}, one line per seed" if first else None
+        label = f"{run['epochs']:g} epoch{'s' if run['epochs'] != 1 else ''}, one line per seed" if first else None
         axes.plot(x, y, color=colours[rank % len(colours)], linewidth=1.1, alpha=0.85, label=label)
         seconds, errors = seconds + x, errors + y
 
@@ -189,7 +212,7 @@ def draw(found, path):
     for name, side in axes.spines.items():
         side.set_visible(name == "bottom")
         side.set_color(MUTED)
-    title = f"Seconds of training to a test accuracy (recipe '{found['recipe']}', {found['workers']} workers)"
+    title = f"Seconds of training to a test accuracy (recipe: {found['recipe']}, {found['workers']} workers)"
     axes.set_title(title, fontsize=TEXT + 1, color=INK, loc="left")
     axes.legend(fontsize=SMALL, labelcolor=INK, loc="upper right", frameon=True, edgecolor="none", framealpha=0.9)
     figure.savefig(path)
@@ -204,8 +227,8 @@ def as_text(found):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--recipe", choices=list(RECIPES), default="tuned", help="recipe of the training (tuned)")
-    add("--epochs", nargs="+", type=int, default=[10], metavar="N", help="lengths of the runs (10)")
+    add("--recipe", choices=list(RECIPES), help="recipe of all runs (by default one per target)")
+    add("--epochs", nargs="+", type=int, default=[10], metavar="N", help="lengths of the runs of --recipe (10)")
     add("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="N", help="seeds of every length (0 1 2)")
     add("--every", type=int, default=100, metavar="N", help="steps between two tests (100)")
     targets = [NOTE_ACCURACY, 99, 99.3]
@@ -225,18 +248,22 @@ def main():
             data = replace(data, **{name: getattr(data, name)[: options.limit] for name in names})
         found = {
             "conditions": conditions(),
-            "recipe": options.recipe,
+            "recipe": options.recipe or "one per target",
             "workers": options.workers,
             "every": options.every,
             "test_images": len(data.test_images),
             "runs": [],
         }
-        recipe = RECIPES[options.recipe]
-        held_back = min(recipe.validation, len(data.train_images) // 12)
-        for epochs in options.epochs:
+        if options.recipe:
+            lengths = [(replace(RECIPES[options.recipe], epochs=epochs), 55_000) for epochs in options.epochs]
+        else:
+            lengths = [SHORT[target] for target in options.targets if target in SHORT]
+        for config, count in lengths:
+            validation = min(config.validation, len(data.train_images) // 12)
+            count = min(count, len(data.train_images) - validation)
             for seed in options.seeds:
-                config = replace(recipe, epochs=epochs, seed=seed, validation=held_back)
-                found["runs"].append(train(config, data, options.every, options.workers))
+                config = replace(config, seed=seed, validation=validation)
+                found["runs"].append(train(config, data, options.every, options.workers, count))
                 found["summary"] = summary(found["runs"], options.targets)
                 if options.json:
                     options.json.write_text(as_text(found))

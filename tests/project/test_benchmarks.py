@@ -141,8 +141,9 @@ def test_scaling(tmp_path):
 def test_time_to_accuracy(tmp_path):
     path, picture = tmp_path / "found.json", tmp_path / "found.png"
     quick = ("--limit", 600, "--every", 4, "--workers", 1, "--json", path, "--picture", picture)
-    done = run("time_to_accuracy", *quick, "--epochs", 1, 2, "--seeds", 0, "--targets", 1, 99.99)
-    assert "2 epochs, seed 0: epoch 1 done" in done.stdout
+    recipe = ("--recipe", "tuned", "--epochs", 1, 2)
+    done = run("time_to_accuracy", *quick, *recipe, "--seeds", 0, "--targets", 1, 99.99)
+    assert "2 epochs of 550 images, seed 0: epoch 1 done" in done.stdout
     found = json.loads(path.read_text())
     short, long = found["runs"]
     assert (short["steps"], long["steps"]) == (9, 18)  # 550 images in batches of 64
@@ -155,6 +156,19 @@ def test_time_to_accuracy(tmp_path):
     assert impossible["best_epochs"] is None
     assert easy["lengths"][0]["seconds"] == [short["curve"][0][0]]
     assert picture.read_bytes().startswith(PNG)
+
+
+def test_each_target_has_a_short_recipe_and_its_number_of_images(monkeypatch, tmp_path):
+    assert set(time_to_accuracy.SHORT) == {97.77, 99, 99.3}
+    monkeypatch.setitem(time_to_accuracy.SHORT, 97.77, (time_to_accuracy.SHORT[97.77][0], 200))
+    path = tmp_path / "found.json"
+    quick = ["--limit", "600", "--workers", "1", "--seeds", "3", "--targets", "97.77", "--json", str(path)]
+    monkeypatch.setattr(sys, "argv", ["time_to_accuracy.py", *quick])
+    time_to_accuracy.main()
+    (only,) = json.loads(path.read_text())["runs"]
+    assert (only["seed"], only["steps"], only["epochs"]) == (3, 4, round(200 / 550, 2))  # 200 images in batches of 64
+    assert only["curve"][-1][1] == pytest.approx(200 / 550, abs=1e-4)
+    assert only["settings"]["learning_rate"] == 1.5e-3
 
 
 def test_time_to_accuracy_takes_the_median_of_the_seeds_and_the_best_of_the_lengths():
