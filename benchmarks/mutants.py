@@ -167,12 +167,13 @@ class Copy:
         self._python(["-c", compile_loops], limit=600, numba=self._numba)  # a first use prints a note
 
     def seconds(self, tests):
-        """Run the tests on the original, and return the time. Raise `BrokenTests` if they fail."""
-        began = time.perf_counter()
-        status, output = self._python(["-c", PYTEST, *OPTIONS, *tests], limit=3600, numba=self._numba)
-        if status != 0:
-            raise BrokenTests(f"pytest {' '.join(tests)} ended with {status} although nothing was changed:\n{output}")
-        return time.perf_counter() - began
+        """Run the tests on the original, and return the time. Raise `BrokenTests` if they fail twice."""
+        for _ in range(2):
+            began = time.perf_counter()
+            status, output = self._python(["-c", PYTEST, *OPTIONS, *tests], limit=3600, numba=self._numba)
+            if status == 0:
+                return time.perf_counter() - began
+        raise BrokenTests(f"pytest {' '.join(tests)} ended with {status} although nothing was changed:\n{output}")
 
     def outcome(self, mutant, tests, limit):
         """Return "killed", "timeout" or "survived", and the last line that the tests printed."""
@@ -329,7 +330,13 @@ def run(mutants, record, jobs, again=False):
             tests = tests_of(mutant.file)
             with locks[tests]:
                 if tests not in usual:
-                    usual[tests] = copy.seconds(tests)
+                    try:
+                        usual[tests] = copy.seconds(tests)
+                    except BrokenTests as error:
+                        usual[tests] = None
+                        print(error, file=sys.stderr)
+            if usual[tests] is None:
+                return mutant, "no result"
             began = time.perf_counter()
             outcome, seen_by = copy.outcome(mutant, tests, limit=max(LEAST_SECONDS, PATIENCE * usual[tests]))
             if not stopping.is_set():  # otherwise its tests were ended
@@ -381,11 +388,8 @@ def main():
     settings = {"count": options.count, "seed": options.seed, "conditions": conditions()}
     record = Record(options.json, drawn, **settings)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # it also ends the tests that run
-    try:
-        for number, (mutant, outcome) in enumerate(run(mutants, record, options.jobs, options.again), 1):
-            print(f"{number:4}  {outcome:<9} {describe(mutant)}", flush=True)
-    except BrokenTests as error:
-        raise SystemExit(str(error)) from None
+    for number, (mutant, outcome) in enumerate(run(mutants, record, options.jobs, options.again), 1):
+        print(f"{number:4}  {outcome:<9} {describe(mutant)}", flush=True)
     print(json.dumps(summary(record.entries()), indent=1))
 
 

@@ -59,7 +59,7 @@ def require_patches(dpatches, shape, image_shape):
     """Check that gradients of patches are floats and have the shape for images of `image_shape`."""
     require_arrays("dpatches (B, N, L)", dpatches)
     if dpatches.shape != shape:
-        raise ValueError(f"dpatches must have the shape {shape} for an image_shape {image_shape}, not {dpatches.shape}")
+        raise ValueError(f"dpatches must have the shape {shape} for images of {image_shape}, not {dpatches.shape}")
 
 
 def as_pair(size):
