@@ -30,6 +30,13 @@ class VisionTransformer:
     parameters : Parameters
         The weights, on the CPU or on a GPU.
 
+    Raises
+    ------
+    TypeError
+        If an argument is of another class.
+    ValueError
+        If the parameters do not have the shapes of the model.
+
     Notes
     -----
     All methods take images on the CPU or on the model's device and return NumPy arrays. Lists are converted. Another
@@ -37,13 +44,6 @@ class VisionTransformer:
     `ArithmeticError`.
 
     A copy has its own parameters, so training it leaves the original unchanged. A model equals only itself.
-
-    Raises
-    ------
-    TypeError
-        If an argument is of another class.
-    ValueError
-        If the parameters do not have the shapes of the model.
     """
 
     config: ViTConfig

@@ -22,7 +22,6 @@ def linear_forward(x, w, b):
         Output.
     cache : tuple
         Input of `linear_backward`.
-
     """
     require_arrays("x (..., I), w (I, O), b (O)", x, w, b)
     rows = x.reshape(-1, x.shape[-1])  # (N, I): one large matrix product is faster than many small ones
