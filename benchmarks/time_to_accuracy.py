@@ -6,10 +6,10 @@
     python benchmarks/time_to_accuracy.py --recorded FILE --picture FILE.png           draw a recorded result again
 
 By default each target has a recipe of its own, `SHORT`. That for 97.77 % was chosen by its accuracy on the validation
-images, and the others are extrapolated (`NOTES.md`). A recipe of the library trains on its 55,000 images for every length in epochs. Both train with every
-seed. After every hundred steps and every epoch, the current model classifies the test set, with averaged weights if
-the recipe averages. The seconds are those of training steps with augmentation (`State.seconds`), without tests and
-validation.
+images, and the others are extrapolated (`NOTES.md`). A recipe of the library trains on its 55,000 images for every
+length in epochs. Both train with every seed. After every hundred steps and every epoch, the current model classifies
+the test set, with averaged weights if the recipe averages. The seconds are those of training steps with augmentation
+(`State.seconds`), without tests and validation.
 
 The time of a run is that of the first test at or above the target, even if a later test is below it. The time of a
 length is the median over its seeds, where a run that misses the target counts as infinite. A schedule ends with its
