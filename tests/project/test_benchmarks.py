@@ -141,10 +141,10 @@ def test_scaling(tmp_path):
 def test_time_to_accuracy(tmp_path):
     path, picture = tmp_path / "found.json", tmp_path / "found.png"
     quick = ("--limit", 600, "--every", 4, "--workers", 1, "--json", path, "--picture", picture)
-    recipe = ("--recipe", "tuned", "--epochs", 1, 2)
-    done = run("time_to_accuracy", *quick, *recipe, "--seeds", 0, "--targets", 1, 99.99)
+    done = run("time_to_accuracy", *quick, "--epochs", 1, 2, "--seeds", 0, "--targets", 1, 99.99)
     assert "2 epochs of 550 images, seed 0: epoch 1 done" in done.stdout
     found = json.loads(path.read_text())
+    assert found["recipe"] == "tuned"
     short, long = found["runs"]
     assert (short["steps"], long["steps"]) == (9, 18)  # 550 images in batches of 64
     assert [epochs for _, epochs, _ in short["curve"]] == pytest.approx([4 * 64 / 550, 8 * 64 / 550, 1], abs=1e-4)
