@@ -123,7 +123,7 @@ def _tiles(count, size):
 
 def _gather(config, batch, embedding, augmented):
     pixels = config.patch_length * (config.tokens - 1)
-    image = pixels + 1 + NUMBER + (6 * NUMBER if augmented else 0)  # pixels, label, place, map
+    image = pixels + (8 if augmented else 2) * NUMBER  # pixels, label, place, map
     written = NUMBER * (config.tokens * embedding + 1)
     bytes_moved = batch * (image + written) + NUMBER * (1 + 2 * config.channels)  # the counter, means and deviations
     return Launch("gather_patches", "batch", (batch,), 256, bytes=bytes_moved)

@@ -334,7 +334,7 @@ def gather_patches(config, seed=0, images=9, batch=4, step=1, augmented=True, au
     rng = np.random.default_rng(seed)
     length, tokens = config.patch_length, config.tokens
     stored = rng.integers(0, 256, (images, *config.image_shape, config.channels), dtype=np.uint8)
-    labels = rng.integers(0, config.classes, images, dtype=np.uint8)
+    labels = rng.integers(0, 1000, images, dtype=np.int32)  # more than a byte can count
     order = rng.permutation(images).astype(np.int32)
     maps = augmentation.draw(rng, images)
     places = slice(step * batch, (step + 1) * batch)

@@ -43,7 +43,8 @@ extern "C" __global__ void __launch_bounds__(256) cross_entropy(const float* __r
         float log_sum = logf(sum);
         bool known = label >= 0 && label < classes;
         float at_label = known ? row[label] - largest - log_sum : nanf(""), at_all = total - classes * log_sum;
-        loss_sum -= (double)((1.0f - smoothing) * at_label + smoothing / classes * at_all);
+        float smoothed = smoothing > 0.0f ? smoothing / classes * at_all : 0.0f;  // 0 * -inf would be NaN
+        loss_sum -= (double)((1.0f - smoothing) * at_label + smoothed);
         correct += first == label;
         for (int c = lane; c < classes; c += 32) {
             float target = (c == label ? 1.0f - smoothing : 0.0f) + smoothing / classes;

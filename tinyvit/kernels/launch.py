@@ -40,7 +40,7 @@ TABLE = {
         float64 np.deg2rad(augmentation.rotation), np.log1p(augmentation.scale), np.deg2rad(augmentation.shear)
         float64 augmentation.shift, augmentation.flip""",
     "gather_patches": """patches.cu; threads 256; grid batch
-        images: uint8 (stored, R, C, channels); labels: uint8 (stored); order: int32 (count)
+        images: uint8 (stored, R, C, channels); labels: int32 (stored); order: int32 (count)
         maps: (count, 2, 3) or None; scales: (channels, 2)
         counter: int32 (1); rows: (batch, T, L + 2 + T); batch_labels: int32 (batch)
         int32 batch_size, R, C, channels, config.patch_shape[0], config.patch_shape[1]""",
@@ -118,11 +118,6 @@ def unsupported_reason(config, precision="float32", capability=None):
         return (
             f"the attention kernel needs {needed:,} bytes of shared memory for a head of {tokens} tokens of width "
             f"{head_width}, and a block has {SHARED_MEMORY:,}: use larger patches or more heads"
-        )
-    if config.classes > 256:
-        return (
-            f"the kernels read labels of one byte, which allow 256 classes, and the model has {config.classes}: "
-            "plain operations (--kernels off) can compute it"
         )
     if config.width > 2048:
         return (

@@ -76,7 +76,7 @@ __device__ __forceinline__ float pixel_at(
 // maps[i] is for image order[i], or null for no augmentation. scales: (channels, 2), the mean and the deviation of each
 // channel. counter: (1,), the number of steps taken in this epoch. grid: one block per image of the batch.
 extern "C" __global__ void __launch_bounds__(256) gather_patches(
-    const unsigned char* __restrict__ images, const unsigned char* __restrict__ labels, const int* __restrict__ order,
+    const unsigned char* __restrict__ images, const int* __restrict__ labels, const int* __restrict__ order,
     const float* __restrict__ maps, const float* __restrict__ scales, const int* __restrict__ counter,
     float* __restrict__ rows, int* __restrict__ batch_labels, int batch_size, int height, int width, int channels,
     int patch_height, int patch_width) {

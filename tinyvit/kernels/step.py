@@ -52,7 +52,7 @@ class KernelStep:
         self.kernels, self.state, self.config = kernels, state, config
         self.model_config, self.precision = kernels.config, kernels.precision
         self.images = to_device(images).reshape(-1, *self.model_config.image_shape, self.model_config.channels)
-        self.labels = to_device(labels).astype(np.uint8)
+        self.labels = to_device(labels).astype(np.int32)
         self.mode = "graph" if graph else "launches"
         self.workers, self.loops, self.record = 1, "off", {"workers": 1, "loops": "auto"}
         self.steps = -(-len(images) // config.batch_size)  # per epoch
