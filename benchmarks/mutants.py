@@ -73,7 +73,7 @@ TESTS = {  # the tests of each file, the quickest first; the first pattern that 
     "tinyvit/kernels/launch.py": ("tests/kernels/test_kernels.py",),
     "tinyvit/kernels/*": ("tests/kernels/test_kernel_step.py", "tests/kernels/test_kernels.py"),
     "tinyvit/loops.py": ("tests/heart/test_loops.py", "tests/heart/test_mutation.py"),
-    "tinyvit/memory.py": ("tests/heart/test_parameters.py", *OPERATIONS),
+    "tinyvit/memory.py": ("tests/heart/test_parameters.py", "tests/heart/test_backend.py", *OPERATIONS),
     "tinyvit/model.py": ("tests/heart/test_model.py", "tests/heart/test_reference.py"),
     "tinyvit/ops/attention.py": ("tests/heart/test_attention.py", *OPERATIONS),
     "tinyvit/ops/class_attention.py": ("tests/heart/test_attention.py", *OPERATIONS),

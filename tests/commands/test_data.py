@@ -72,17 +72,24 @@ def test_the_digits_of_scikit_learn_train(tmp_path, monkeypatch, capsys):
     assert "data set: scikit-learn's digits" in run(capsys, "evaluate", "run")
 
 
-def test_shapes_that_the_model_does_not_take(tmp_path, monkeypatch, capsys, digits):
+def test_colour_and_rectangles_train_and_do_not_fit_other_models(tmp_path, monkeypatch, capsys, digits):
     monkeypatch.chdir(tmp_path)
     colour = [np.repeat(a[..., None], 3, axis=3) if a.ndim == 3 else a for a in digits]
     wide = [a[:, :20] if a.ndim == 3 else a for a in digits]
-    for name, arrays, size in (("colour", colour, "28 x 28 x 3"), ("wide", wide, "20 x 28")):
+    save_model(tmp_path / "grey.safetensors", initialise(ViTConfig()), ViTConfig())
+    for name, arrays, size, patch in (
+        ("colour", colour, "28 x 28 pixels of 3 numbers", (7, 7)),
+        ("wide", wide, "20 x 28 pixels", (5, 7)),
+    ):
         publishers.write_keras(tmp_path / name, arrays)
-        assert f"takes square grey images, found {size}: convert them" in error_of(capsys, "train", "--data", name)
-        save_model(tmp_path / "m.safetensors", initialise(ViTConfig()), ViTConfig())
-        error = error_of(capsys, "evaluate", "m.safetensors", "--data", name)
-        assert f"the model expects images of 28 x 28 pixels, found {size}" in error
-    assert os.listdir(tmp_path / "wide") == ["mnist.npz"]
+        error = error_of(capsys, "evaluate", "grey.safetensors", "--data", name)
+        assert f"mnist.npz: the model expects images of 28 x 28 pixels, found {size}\n" in error
+        run(capsys, "train", *TINY, "--data", name, "--out", f"run-{name}")
+        config = load_model(tmp_path / f"run-{name}" / "model.safetensors")[1]
+        assert (config.image_shape, config.channels) == (arrays[0].shape[1:3], 3 if name == "colour" else 1)
+        assert config.patch_shape == patch
+        assert "data set: " in run(capsys, "evaluate", f"run-{name}")
+        assert os.listdir(tmp_path / name) == ["mnist.npz"]
 
 
 @pytest.mark.parametrize("labelled", [False, True])

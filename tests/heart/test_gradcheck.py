@@ -200,6 +200,24 @@ def test_a_forward_that_depends_on_earlier_calls_is_named(check):
         check(forward, lambda dout, cache: dout, [normal(0, (3,))])
 
 
+@pytest.mark.parametrize("change", [1e-12, -1e-12, 1e-6, -1e-6])
+@pytest.mark.parametrize("size", [0.0, 1.0, 1e6])
+def test_results_that_differ_only_by_rounding_are_one_result(size, change):
+    changes = iter([0.0, change * max(size, 1e-3)])
+
+    def forward(x):
+        return np.full(3, size) + next(changes), None
+
+    def check():
+        return analytical_gradients(forward, lambda dout, cache: dout, [np.ones(3)])
+
+    if abs(change) < 1e-9:
+        check()
+    else:
+        with pytest.raises(ValueError, match="two results for the same inputs"):
+            check()
+
+
 def test_a_forward_may_fill_the_same_array_in_every_call():
     buffer = np.empty(4)
 

@@ -197,6 +197,7 @@ def accuracy_after(steps, capsys):
     return (logits.argmax(axis=1) == data.test_labels[:1000]).mean()
 
 
+@pytest.mark.extended
 def test_sixty_steps_learn_most_digits(capsys):
     assert accuracy_after(60, capsys) > 0.8  # 0.857
 

@@ -181,7 +181,7 @@ def test_outcomes(mutants, copy):
     assert copy.seconds(tests) > 0
     harmless = change(mutants, file, "data = content", "data = (content)")
     assert copy.outcome(harmless, tests, limit=100)[0] == "survived"
-    wrong = change(mutants, file, "os.replace(temporary, path)", "pass")
+    wrong = change(mutants, file, "            _rename(temporary, target)", "            pass")
     outcome, seen_by = copy.outcome(wrong, tests, limit=100)
     assert outcome == "killed"
     assert seen_by.startswith("FAILED tests/test_files.py::")

@@ -636,6 +636,7 @@ def test_a_run_that_was_on_a_gpu_has_its_workers_again(accelerator, tmp_path):
     assert resumed(tmp_path).step.workers == 3
 
 
+@pytest.mark.extended
 def test_a_short_run_on_mnist_learns():
     data = load_mnist()
     recipe = replace(TUNED, epochs=1, batch_size=32, validation=1000, average=0.0, augmentation=Augmentation())

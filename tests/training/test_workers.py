@@ -203,7 +203,7 @@ def test_an_error_while_the_others_are_at_work_reaches_the_caller_and_the_next_c
 
 def test_images_that_do_not_fit_the_model_are_an_error_and_the_next_call_is_right():
     with ParallelGradient(CONFIG, 2) as parallel:
-        with pytest.raises(ValueError, match="the model reads images of shape"):
+        with pytest.raises(ValueError, match=r"images must have the shape \(B, 8, 8\)"):
             parallel(parameters(), np.zeros((64, 7, 7)), LABELS[:64])
         _, _, gradient = parallel(parameters(), *batch(3, 68))
         np.testing.assert_allclose(gradient.flat, whole(3, 68, 0.0)[2].flat, rtol=1e-9, atol=1e-13)
@@ -213,7 +213,8 @@ def test_an_error_in_another_process_is_told(monkeypatch):
     with ParallelGradient(CONFIG, 2) as parallel:
         right = parallel(parameters(), *batch())
         monkeypatch.setattr(workers, "gradient_of_share", lambda *_, **__: right)  # the error is not found here
-        with pytest.raises(WorkerError, match=r"worker 2 of 2 failed:\n(.|\n)*the model reads images of shape"):
+        expected = r"worker 2 of 2 failed:\n(.|\n)*images must have the shape \(B, 8, 8\)"
+        with pytest.raises(WorkerError, match=expected):
             parallel(parameters(), np.zeros((64, 7, 7)), LABELS[:64])
 
 

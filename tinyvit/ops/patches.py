@@ -39,7 +39,8 @@ def patches_backward(dpatches, image_shape, patch_size):
     Parameters
     ----------
     dpatches : ndarray of shape (B, N, L)
-        Gradient of the loss with respect to the patches.
+        Gradient of the loss with respect to the patches. Patches of any dtype become the images that they were cut
+        from.
     image_shape : tuple
         Shape of the images.
     patch_size : int or tuple of int
@@ -51,15 +52,10 @@ def patches_backward(dpatches, image_shape, patch_size):
         Gradient of the images.
     """
     batch, down, height, across, width, *channels = _grid(image_shape, patch_size)
-    require_patches(dpatches, (batch, down * across, height * width * math.prod(channels)), image_shape)
-    return dpatches.reshape(batch, down, across, height, width, *channels).swapaxes(2, 3).reshape(image_shape)
-
-
-def require_patches(dpatches, shape, image_shape):
-    """Check that gradients of patches are floats and have the shape for images of `image_shape`."""
-    require_arrays("dpatches (B, N, L)", dpatches)
+    dpatches, shape = as_array("dpatches", dpatches), (batch, down * across, height * width * math.prod(channels))
     if dpatches.shape != shape:
         raise ValueError(f"dpatches must have the shape {shape} for images of {image_shape}, not {dpatches.shape}")
+    return dpatches.reshape(batch, down, across, height, width, *channels).swapaxes(2, 3).reshape(image_shape)
 
 
 def as_pair(size):
