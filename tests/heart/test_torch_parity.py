@@ -39,7 +39,7 @@ def attend(queries):
 
 def embed(images, w, b, class_token, positions, patch_size):
     """Embed patches by a convolution with a stride."""
-    mean, deviation = (torch.tensor(value) for value in pixel_scale(images))
+    mean, deviation = (torch.tensor(value, dtype=torch.float64) for value in pixel_scale(images))
     pixels = ((images - mean) / deviation).reshape(*images.shape[:3], -1).movedim(-1, 1)
     kernel = w.T.reshape(w.shape[1], *as_pair(patch_size), -1).movedim(-1, 1)
     embedded = F.conv2d(pixels, kernel, b, stride=patch_size).flatten(2).mT
