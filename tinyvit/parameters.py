@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator, Mapping
 
 import numpy as np
+import numpy.typing as npt
 
 from tinyvit.checks import as_array, by_identity
 from tinyvit.memory import empty
@@ -77,7 +78,7 @@ class Parameters(Mapping[str, np.ndarray]):
         """
         return self._views[name + ".weight"], self._views[name + ".bias"]
 
-    def set_pair(self, name: str, weight: np.ndarray, bias: np.ndarray) -> None:
+    def set_pair(self, name: str, weight: npt.ArrayLike, bias: npt.ArrayLike) -> None:
         """Copy a weight and a bias into the arrays of a layer.
 
         Parameters

@@ -176,7 +176,7 @@ def misclassified(
     _save(figure, path)
 
 
-def augmentation_sheet(rows: Sequence[npt.ArrayLike], path: str | PathLike[str], note: str = "") -> None:
+def augmentation_sheet(rows: Sequence[npt.ArrayLike] | np.ndarray, path: str | PathLike[str], note: str = "") -> None:
     """Draw images and random variants of them, one row per image, with the original in the first column.
 
     Parameters
@@ -209,7 +209,7 @@ def augmentation_sheet(rows: Sequence[npt.ArrayLike], path: str | PathLike[str],
 
 
 def explanations(
-    pictures: Sequence[np.ndarray],
+    pictures: Sequence[np.ndarray] | np.ndarray,
     images: np.ndarray,
     maps: np.ndarray,
     titles: Sequence[str],

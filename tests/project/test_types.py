@@ -141,15 +141,58 @@ def test_the_type_checker_sees_the_errors_of_a_user(tmp_path):
         assert text in found[number]
 
 
+# A program in which every line is right.
+RIGHT = """
+import gzip
+import io
+from pathlib import Path
+
+import numpy as np
+import tinyvit
+from tinyvit.data import read_idx, write_idx
+from tinyvit.evaluate import classification_report
+from tinyvit.gpu import get_backend
+from tinyvit.gradcheck import numerical_gradients
+from tinyvit.ops import cross_entropy_backward, cross_entropy_forward, softmax_forward
+from tinyvit.pretrained.pictures import prepare_strokes
+from tinyvit.training import TUNED, Training, TrainingConfig
+
+images, labels = np.zeros((8, 28, 28), np.uint8), np.zeros(8, int)
+model = tinyvit.train(images.tolist(), [0] * 8, epochs=1, recipe=TrainingConfig(), model={"depth": 2}, workers=2)
+model = tinyvit.train(images, labels, 1, recipe="note", device="auto", verbose=0)
+model.save(Path("model.safetensors"), info={"seed": 0})
+model = tinyvit.VisionTransformer.load("model.safetensors")
+classes: np.ndarray = model.predict(list(images))
+report: str = classification_report(model.evaluate(images, labels, workers=1), ["a", "b"])
+config = tinyvit.ViTConfig(image_size=[28, 28], patch_size=(7, 14), pixel_mean=(0.1,), class_names=["0"] * 10)
+rows, columns = config.grid
+parameters = tinyvit.initialise(config, dtype="float64")
+parameters.set_pair("norm", weight=1, bias=[0.0] * config.width)
+logits, cache = tinyvit.vit_forward(images, parameters, config)
+gradients = tinyvit.vit_backward(logits, cache)
+gradients.flat += tinyvit.loss_and_gradient(images, labels, parameters, config, smoothing=0.1)[2].flat
+sizes = {name: view.size for name, view in gradients.items()}
+numerical_gradients(softmax_forward, (np.ones(3),), 1.0)
+tinyvit.gradient_error(lambda x: cross_entropy_forward(x, labels), cross_entropy_backward, [logits])
+array = read_idx(gzip.open("images.gz"))
+write_idx(io.BytesIO(), read_idx(Path("labels")) + array)
+prepare_strokes(np.ones((2, 3, 2)))
+prepare_strokes([[(0.1, 0.2), (0.3, 0.4)]])
+run = Training(config, TUNED, images, labels, get_backend("cpu"), workers=1)
+run.run("folder", on_step=lambda run: print(run.images_done), stop_after=1)
+"""
+
+
 def python_blocks(page):
     return re.findall(r"^```python\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
 
 
-def test_the_type_checker_accepts_the_programs_of_the_documentation(tmp_path):
-    programs = sorted((ROOT / "examples").glob("*.py"))
+def test_the_type_checker_accepts_right_programs(tmp_path):
+    programs = [tmp_path / "right.py", *sorted((ROOT / "examples").glob("*.py"))]
+    programs[0].write_text(RIGHT, encoding="utf-8")
     for page in (ROOT / "README.md", *sorted((ROOT / "docs" / "guide").glob("*.md"))):
         for number, text in enumerate(python_blocks(page)):
             programs.append(tmp_path / f"{page.stem.lower()}_{number}.py")
             programs[-1].write_text(text, encoding="utf-8")
-    assert len(programs) > 10
+    assert len(programs) > 10  # with those of the README and of the guide
     assert check_types("--cache-dir", str(tmp_path / "cache"), "--check-untyped-defs", *map(str, programs)) == []

@@ -20,6 +20,7 @@ import os
 import struct
 import sys
 import zlib
+from io import BufferedIOBase
 from os import PathLike
 from typing import Any, BinaryIO
 
@@ -79,7 +80,7 @@ class IdxError(DataError):
     """
 
 
-def read_idx(source: str | PathLike[str] | BinaryIO, most_bytes: int = sys.maxsize) -> np.ndarray:
+def read_idx(source: str | PathLike[str] | BinaryIO | BufferedIOBase, most_bytes: int = sys.maxsize) -> np.ndarray:
     """Read the array of an idx file.
 
     Parameters
@@ -120,7 +121,7 @@ def read_idx(source: str | PathLike[str] | BinaryIO, most_bytes: int = sys.maxsi
         raise IdxError(name, "a file that can be read", error.strerror or error) from error
 
 
-def write_idx(target: str | PathLike[str] | BinaryIO, array: npt.ArrayLike) -> None:
+def write_idx(target: str | PathLike[str] | BinaryIO | BufferedIOBase, array: npt.ArrayLike) -> None:
     """Write an array as an idx file.
 
     Parameters

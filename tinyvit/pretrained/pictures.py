@@ -393,7 +393,7 @@ def thicken(ink: np.ndarray) -> np.ndarray:
     return np.maximum(ink, np.clip(reach + 0.5 - away, 0, 1)).astype(np.float32)
 
 
-def prepare_strokes(strokes: Sequence[npt.ArrayLike]) -> Prepared:
+def prepare_strokes(strokes: Sequence[npt.ArrayLike] | np.ndarray) -> Prepared:
     """Prepare pen strokes that were drawn on a square of side 1.
 
     After scaling, the pen is as thick as the strokes in MNIST for drawings of any size.
