@@ -16,7 +16,7 @@ import numpy as np
 import safetensors.numpy
 from safetensors import SafetensorError
 
-from tinyvit.backend import to_host
+from tinyvit.backend import Backend, to_host
 from tinyvit.files import write_atomically
 from tinyvit.model import ViTConfig
 from tinyvit.parameters import Parameters
@@ -217,7 +217,9 @@ def in_short(error):
     return textwrap.shorten(str(error), 300, placeholder=" ...")
 
 
-def save_model(path, parameters, config, info=None):
+def save_model(
+    path: str | os.PathLike[str], parameters: Parameters, config: ViTConfig, info: dict | None = None
+) -> None:
     """Write a model to a safetensors file.
 
     Parameters
@@ -241,7 +243,7 @@ def save_model(path, parameters, config, info=None):
     save_arrays(path, dict(parameters), {"config": config.as_dict(), **(info or {})})
 
 
-def load_model(path, backend=None):
+def load_model(path: str | os.PathLike[str], backend: Backend | None = None) -> tuple[Parameters, ViTConfig]:
     """Return the model of a file that `save_model` wrote.
 
     Parameters

@@ -8,16 +8,28 @@ import operator
 import os
 import re
 import sys
+from collections.abc import Iterator
+from typing import Any, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 
 from tinyvit.backend import to_host
 
 EXCESS = 1e-4  # pixels may leave the range from 0 to 1 by this much, by rounding or in a gradient check
+Class = TypeVar("Class", bound=Any)
 FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
 
 
-def require_number(name, value, minimum, maximum, integer=False, below=False, above=False):
+def require_number(
+    name: str,
+    value: object,
+    minimum: float,
+    maximum: float,
+    integer: bool = False,
+    below: bool = False,
+    above: bool = False,
+) -> None:
     """Check that a setting is a number within limits.
 
     Parameters
@@ -51,14 +63,14 @@ def require_number(name, value, minimum, maximum, integer=False, below=False, ab
         raise ValueError(f"{name} must be {noun}{start}{end}, not {value!r}")
 
 
-def require_scalar(name, value, minimum, maximum, **options):
+def require_scalar(name: str, value: object, minimum: float, maximum: float, **options: bool) -> None:
     """Check an argument of a computation as `require_number` does. It may also be a number of NumPy."""
     if type(value) is not float or not minimum < value < maximum or options.get("integer"):  # mostly one comparison
         value = value.item() if isinstance(value, np.generic) else value
         require_number(name, value, minimum, maximum, **options)
 
 
-def require_divisor(name, value, of, *lengths):
+def require_divisor(name: str, value: Any, of: str, *lengths: int) -> None:
     """Check that a value is an integer from 1 that divides lengths.
 
     Parameters
@@ -83,7 +95,7 @@ def require_divisor(name, value, of, *lengths):
             raise ValueError(f"{name} must be an integer that divides {of}, but {value!r} does not divide {length}")
 
 
-def require_arrays(form, *arrays):
+def require_arrays(form: str, *arrays: np.ndarray | None) -> None:
     """Check the shapes and dtypes of the arrays of an operation.
 
     Parameters
@@ -111,7 +123,7 @@ def require_arrays(form, *arrays):
 
 
 @contextlib.contextmanager
-def arguments_checked():
+def arguments_checked() -> Iterator[None]:
     """Skip `require_arrays`, which takes a microsecond, in all operations of a model with checked arguments.
 
     Yields
@@ -169,7 +181,7 @@ def _device_of(kind):
     return "GPU" if cupy is not None and issubclass(kind, cupy.ndarray) else None
 
 
-def as_array(name, value):
+def as_array(name: str, value: Any) -> np.ndarray:
     """Return an array as it is, and convert lists and other sequences of numbers to NumPy.
 
     Parameters
@@ -205,7 +217,13 @@ def as_array(name, value):
     return array
 
 
-def as_images(images, shape=None, channels=None, bytes_only=False, wait=False):
+def as_images(
+    images: npt.ArrayLike,
+    shape: tuple[int, ...] | None = None,
+    channels: int | None = None,
+    bytes_only: bool = False,
+    wait: bool = False,
+) -> np.ndarray:
     """Check images and return them as an array.
 
     Lists and other objects that NumPy converts to integers from 0 to 255 become uint8. An array of another integer
@@ -305,7 +323,7 @@ def _require_unit_range(images):
     raise ValueError(f"float images must have pixels from 0 to 1, but image {index} {problem}")
 
 
-def as_labels(labels, count, classes=None):
+def as_labels(labels: npt.ArrayLike, count: int, classes: int | None = None) -> np.ndarray:
     """Check labels and return them as a NumPy array.
 
     Parameters
@@ -345,7 +363,7 @@ def as_labels(labels, count, classes=None):
     return labels
 
 
-def by_identity(cls):
+def by_identity(cls: Class) -> Class:
     """Make the objects of a class equal only to themselves, because ``==`` of arrays has no single truth value."""
     cls.__eq__ = lambda self, other: self is other
     cls.__ne__ = lambda self, other: self is not other

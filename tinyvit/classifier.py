@@ -3,19 +3,22 @@
 import copy
 import math
 from dataclasses import dataclass, replace
+from os import PathLike
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from tinyvit.backend import array_module
+from tinyvit.backend import Backend, array_module
 from tinyvit.checkpoint import load_model, save_model
 from tinyvit.checks import as_images, as_labels
-from tinyvit.evaluate import evaluate, parallel_logits
+from tinyvit.evaluate import Evaluation, evaluate, parallel_logits
 from tinyvit.gpu import get_backend
 from tinyvit.model import ViTConfig, check_parameters
 from tinyvit.ops import softmax_forward
 from tinyvit.parameters import Parameters
 from tinyvit.pretrained import pretrained_file
-from tinyvit.training import RECIPES, Training, TrainingStopped
+from tinyvit.training import RECIPES, Training, TrainingConfig, TrainingStopped
 from tinyvit.training.progress import Progress
 
 
@@ -67,7 +70,7 @@ class VisionTransformer:
     def __copy__(self):
         return VisionTransformer(self.config, copy.copy(self.parameters))
 
-    def logits(self, images, batch_size=None):
+    def logits(self, images: npt.ArrayLike, batch_size: int | None = None) -> np.ndarray:
         """Return the logits of images.
 
         Parameters
@@ -84,7 +87,7 @@ class VisionTransformer:
         """
         return parallel_logits(images, self.parameters, self.config, batch_size=batch_size)
 
-    def predict_proba(self, images):
+    def predict_proba(self, images: npt.ArrayLike) -> np.ndarray:
         """Return the probability of each class.
 
         Parameters
@@ -99,7 +102,7 @@ class VisionTransformer:
         """
         return softmax_forward(self.logits(images).astype(np.float64))[0]
 
-    def predict(self, images):
+    def predict(self, images: npt.ArrayLike) -> np.ndarray:
         """Return the most probable class of each image.
 
         Parameters
@@ -114,7 +117,7 @@ class VisionTransformer:
         """
         return self.logits(images).argmax(axis=1)
 
-    def evaluate(self, images, labels, **options):
+    def evaluate(self, images: npt.ArrayLike, labels: npt.ArrayLike, **options: Any) -> Evaluation:
         """Classify images and compare the predictions with the labels.
 
         Parameters
@@ -140,7 +143,7 @@ class VisionTransformer:
         """
         return evaluate(images, labels, self.parameters, self.config, **options)
 
-    def save(self, path, info=None):
+    def save(self, path: str | PathLike[str], info: dict[str, Any] | None = None) -> None:
         """Write the model to a safetensors file.
 
         Parameters
@@ -153,7 +156,7 @@ class VisionTransformer:
         save_model(path, self.parameters, self.config, info)
 
     @classmethod
-    def load(cls, path, backend=None):
+    def load(cls, path: str | PathLike[str], backend: Backend | None = None) -> "VisionTransformer":
         """Return the model of a file that `save` wrote.
 
         Parameters
@@ -177,7 +180,7 @@ class VisionTransformer:
         return cls(config, parameters)
 
 
-def load_pretrained(name="mnist", backend=None):
+def load_pretrained(name: str = "mnist", backend: Backend | None = None) -> VisionTransformer:
     """Return the trained model that comes with the package.
 
     Parameters
@@ -206,7 +209,18 @@ def load_pretrained(name="mnist", backend=None):
         return VisionTransformer.load(path, backend)
 
 
-def train(images, labels, epochs=1, *, recipe="tuned", model=None, device="cpu", workers=None, seed=0, verbose=1):
+def train(
+    images: npt.ArrayLike,
+    labels: npt.ArrayLike,
+    epochs: int = 1,
+    *,
+    recipe: str | TrainingConfig = "tuned",
+    model: dict[str, Any] | None = None,
+    device: str = "cpu",
+    workers: int | None = None,
+    seed: int = 0,
+    verbose: int = 1,
+) -> VisionTransformer:
     """Train a Vision Transformer on images and labels, and return it.
 
     The image size, the number of channels and of classes, the mean and deviation of the pixels and a patch size for a
@@ -270,7 +284,7 @@ def train(images, labels, epochs=1, *, recipe="tuned", model=None, device="cpu",
     return VisionTransformer(run.model_config, run.state.weights)
 
 
-def fitting_config(images, labels, **settings):
+def fitting_config(images: npt.ArrayLike, labels: npt.ArrayLike, **settings: Any) -> ViTConfig:
     """Return the settings of a model that fits images and labels.
 
     Parameters
@@ -297,20 +311,18 @@ def fitting_config(images, labels, **settings):
     size, channels = images.shape[1:3], math.prod(images.shape[3:])
     by_channel = np.moveaxis(images.reshape(*images.shape[:3], channels), 3, 0)
     means, deviations = zip(*map(mean_and_deviation, by_channel), strict=True)
-    return ViTConfig(
-        **{
-            "image_size": size,
-            "patch_size": tuple(map(fitting_patch_size, size)),
-            "channels": channels,
-            "classes": int(labels.max()) + 1,
-            "pixel_mean": means,
-            "pixel_deviation": deviations,
-        }
-        | settings
-    )
+    fitting: dict[str, Any] = {
+        "image_size": size,
+        "patch_size": tuple(map(fitting_patch_size, size)),
+        "channels": channels,
+        "classes": int(labels.max()) + 1,
+        "pixel_mean": means,
+        "pixel_deviation": deviations,
+    }
+    return ViTConfig(**fitting | settings)
 
 
-def mean_and_deviation(images):
+def mean_and_deviation(images: np.ndarray) -> tuple[float, float]:
     """Return the mean and the standard deviation of pixels, on the scale from 0 to 1 with four decimals.
 
     Parameters
@@ -333,7 +345,7 @@ def mean_and_deviation(images):
     return round(float(mean), 4), max(round(deviation, 4), 1e-4)
 
 
-def fitting_patch_size(side):
+def fitting_patch_size(side: int) -> int:
     """Return a patch size for a side of an image: its largest divisor that is at most a quarter of it.
 
     Parameters

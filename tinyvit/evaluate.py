@@ -2,11 +2,13 @@
 
 import contextvars
 import math
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from tinyvit.backend import (
     array_module,
@@ -17,8 +19,9 @@ from tinyvit.backend import (
     use_loops_for_many,
 )
 from tinyvit.checks import as_array, as_labels, require_scalar
-from tinyvit.model import block_attention, check_inputs, vit_forward, vit_logits
+from tinyvit.model import ViTConfig, block_attention, check_inputs, vit_forward, vit_logits
 from tinyvit.ops import cross_entropy_forward, softmax_forward
+from tinyvit.parameters import Parameters
 
 CHUNK, GPU_CHUNK = 128, 500  # images that one thread computes before it takes the next ones
 
@@ -51,12 +54,20 @@ class Evaluation:
         return f"Evaluation(accuracy={self.accuracy:.4f}, loss={self.loss:.4f}, {len(self.labels):,} images)"
 
     @property
-    def confidences(self):
+    def confidences(self) -> np.ndarray:
         """The probability of each prediction, (N,) float64."""
         return self.probabilities.max(axis=1)
 
 
-def evaluate(images, labels, parameters, config, batch_size=None, workers=None, progress=None):
+def evaluate(
+    images: npt.ArrayLike,
+    labels: npt.ArrayLike,
+    parameters: Parameters,
+    config: ViTConfig,
+    batch_size: int | None = None,
+    workers: int | None = None,
+    progress: Callable[[int], object] | None = None,
+) -> Evaluation:
     """Classify images and compare the predictions with the labels.
 
     Parameters
@@ -102,7 +113,14 @@ def evaluate(images, labels, parameters, config, batch_size=None, workers=None, 
     return evaluation_of_logits(logits, labels)
 
 
-def parallel_logits(images, parameters, config, batch_size=None, workers=None, progress=None):
+def parallel_logits(
+    images: npt.ArrayLike,
+    parameters: Parameters,
+    config: ViTConfig,
+    batch_size: int | None = None,
+    workers: int | None = None,
+    progress: Callable[[int], object] | None = None,
+) -> np.ndarray:
     """Return the logits of images, computed by several threads with one BLAS thread each.
 
     From 5,000 images on, compiled loops are used if they are available (`use_loops_for_many`).
@@ -160,7 +178,7 @@ def parallel_logits(images, parameters, config, batch_size=None, workers=None, p
     return np.concatenate(chunks)
 
 
-def evaluation_of_logits(logits, labels):
+def evaluation_of_logits(logits: npt.ArrayLike, labels: npt.ArrayLike) -> Evaluation:
     """Return the evaluation of logits that are already computed. All sums are in float64.
 
     Parameters
@@ -200,7 +218,7 @@ def evaluation_of_logits(logits, labels):
     )
 
 
-def classification_report(evaluation, class_names=None):
+def classification_report(evaluation: Evaluation, class_names: Sequence[str] | None = None) -> str:
     """Return a text table with the precision, recall and F1 score of each class.
 
     Parameters
@@ -237,7 +255,7 @@ def classification_report(evaluation, class_names=None):
     )
 
 
-def confusion(evaluation):
+def confusion(evaluation: Evaluation) -> np.ndarray:
     """Return the confusion matrix.
 
     Parameters
@@ -257,7 +275,7 @@ def confusion(evaluation):
     return metrics.confusion_matrix(evaluation.labels, evaluation.predictions, labels=range(classes))
 
 
-def misclassified(evaluation, limit=None):
+def misclassified(evaluation: Evaluation, limit: int | None = None) -> np.ndarray:
     """Return the indices of the misclassified images, the most confident first.
 
     Parameters
@@ -279,7 +297,7 @@ def misclassified(evaluation, limit=None):
     return wrong[order][:limit]
 
 
-def calibration_error(evaluation, bins=15):
+def calibration_error(evaluation: Evaluation, bins: int = 15) -> float:
     """Return the expected calibration error [1]_, the mean difference between confidence and accuracy per bin.
 
     Parameters
@@ -306,7 +324,7 @@ def calibration_error(evaluation, bins=15):
     return float(np.abs(np.bincount(places, weights=surplus, minlength=bins)).sum() / len(surplus))
 
 
-def attention_rollout(images, parameters, config):
+def attention_rollout(images: npt.ArrayLike, parameters: Parameters, config: ViTConfig) -> np.ndarray:
     """Return the relevance of each patch for the class token, by attention rollout [1]_.
 
     Each block is modelled as a mixing of tokens, half from the residual branch and half from the mean attention of
@@ -346,7 +364,7 @@ def attention_rollout(images, parameters, config):
     return relevance
 
 
-def rollout_of_attention(blocks):
+def rollout_of_attention(blocks: Sequence[np.ndarray]) -> np.ndarray:
     """Return the attention rollout of attention weights that are already computed.
 
     Parameters
@@ -368,7 +386,7 @@ def rollout_of_attention(blocks):
     return row[:, 0, 1:]
 
 
-def residual_attention(weights):
+def residual_attention(weights: np.ndarray) -> np.ndarray:
     """Return half the identity plus half the mean of the attention weights over the heads.
 
     Parameters
@@ -386,7 +404,7 @@ def residual_attention(weights):
     return mean / mean.sum(axis=-1, keepdims=True)
 
 
-def patch_maps(relevance, grid=None):
+def patch_maps(relevance: np.ndarray, grid: tuple[int, int] | None = None) -> np.ndarray:
     """Return the relevance of the patches as maps.
 
     Parameters

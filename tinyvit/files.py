@@ -7,20 +7,22 @@ import secrets
 import socket
 import threading
 import time
+from collections.abc import Iterator
 from datetime import datetime
+from os import PathLike
 from pathlib import Path
 
 try:
     import fcntl
 except ImportError:  # Windows
-    fcntl = None
+    fcntl = None  # type: ignore[assignment]
 
 LOCK = ".lock"  # its text names the process that uses the folder
 RENAME_PAUSES = (0.05, 0.1, 0.2, 0.4, 0.8)  # seconds between attempts
 _held = threading.local()
 
 
-def write_atomically(path, content):
+def write_atomically(path: str | PathLike[str], content: bytes | str) -> None:
     """Replace a file as a whole.
 
     The content is written to a temporary file in the same folder and flushed to the disk. Then the temporary file
@@ -90,7 +92,7 @@ def _lock(file):
 
 
 @contextlib.contextmanager
-def locked_folder(folder):
+def locked_folder(folder: str | PathLike[str]) -> Iterator[None]:
     """Return a context manager that keeps all other runs out of a folder.
 
     The lock ends with the process, even if the process is killed. The same thread may enter a folder again. Files

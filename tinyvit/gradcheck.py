@@ -139,7 +139,7 @@ def directional_error(
 
 
 def numerical_gradients(
-    forward: Forward, inputs: Sequence[np.ndarray], dout: np.ndarray, step: float = STEP
+    forward: Forward, inputs: Sequence[np.ndarray], dout: np.ndarray | float, step: float = STEP
 ) -> list[np.ndarray]:
     """Compute the gradient of ``f = sum(out * dout)`` as ``(f(x + step) - f(x - step)) / (2 * step)``.
 

@@ -35,7 +35,7 @@ class Workspace:
         if self._active:
             raise RuntimeError("this workspace is in use already: create another one for a nested block or a thread")
         self._active = True
-        self._requested = set()
+        self._requested: set[int] = set()
         self._outer = getattr(_thread, "workspace", None)
         _thread.workspace = self
         return self

@@ -6,10 +6,12 @@ Letters in shapes are those of `tinyvit.ops`, and F is the width of the MLP.
 
 import functools
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from tinyvit.backend import array_module, to_host
 from tinyvit.checks import FLOATS, arguments_checked, as_array, as_images, by_identity, require_arrays, require_number
@@ -31,7 +33,8 @@ from tinyvit.ops import (
     patch_embedding_backward,
     patch_embedding_forward,
 )
-from tinyvit.ops.patches import as_pair
+from tinyvit.ops.layer_norm import LayerNormCache
+from tinyvit.ops.patches import PatchEmbeddingCache, as_pair
 from tinyvit.parameters import Parameters
 
 
@@ -78,8 +81,8 @@ class ViTConfig:
     A pair of equal sizes becomes a single integer, and one mean or deviation of a single channel becomes a number.
     """
 
-    image_size: int | tuple = 28
-    patch_size: int | tuple = 7
+    image_size: int | Sequence[int] = 28
+    patch_size: int | Sequence[int] = 7
     channels: int = 1
     width: int = 128
     depth: int = 4
@@ -87,10 +90,10 @@ class ViTConfig:
     mlp_width: int = 512
     classes: int = 10
     gelu: str = "erf"
-    pixel_mean: float | tuple = 0.1307
-    pixel_deviation: float | tuple = 0.3081
+    pixel_mean: float | Sequence[float] = 0.1307
+    pixel_deviation: float | Sequence[float] = 0.3081
     epsilon: float = 1e-6
-    class_names: tuple | None = None
+    class_names: Sequence[str] | None = None
 
     def __post_init__(self):
         for name in ("channels", "width", "depth", "heads", "mlp_width", "classes"):
@@ -136,36 +139,37 @@ class ViTConfig:
             object.__setattr__(self, name, value[0] if len(set(value)) == 1 else tuple(value))
 
     @property
-    def names(self):
+    def names(self) -> tuple[str, ...]:
         """The name of each class, a tuple of str."""
-        return self.class_names or tuple(map(str, range(self.classes)))
+        return tuple(self.class_names or map(str, range(self.classes)))
 
     @property
-    def image_shape(self):
+    def image_shape(self) -> tuple[int, int]:
         """Rows and columns of an image in pixels."""
         return as_pair(self.image_size)
 
     @property
-    def patch_shape(self):
+    def patch_shape(self) -> tuple[int, int]:
         """Rows and columns of a patch in pixels."""
         return as_pair(self.patch_size)
 
     @property
-    def grid(self):
+    def grid(self) -> tuple[int, int]:
         """Number of patches from top to bottom and from left to right."""
-        return tuple(size // part for size, part in zip(self.image_shape, self.patch_shape, strict=True))
+        (rows, columns), (height, width) = self.image_shape, self.patch_shape
+        return rows // height, columns // width
 
     @property
-    def patch_length(self):
+    def patch_length(self) -> int:
         """Count of numbers L in a patch."""
         return math.prod(self.patch_shape) * self.channels
 
     @property
-    def tokens(self):
+    def tokens(self) -> int:
         """Number of tokens T, which are the patches and the class token."""
         return math.prod(self.grid) + 1
 
-    def shapes(self):
+    def shapes(self) -> dict[str, tuple[int, ...]]:
         """Return the name and the shape of every parameter.
 
         Returns
@@ -196,7 +200,7 @@ class ViTConfig:
             shapes[f"{name}.bias"] = shape[-1:]
         return shapes
 
-    def as_dict(self):
+    def as_dict(self) -> dict[str, Any]:
         """Return the settings as a dict.
 
         Returns
@@ -207,7 +211,7 @@ class ViTConfig:
         return asdict(self)
 
 
-def initialise(config, seed=0, dtype=np.float32):
+def initialise(config: ViTConfig, seed: int = 0, dtype: npt.DTypeLike = np.float32) -> Parameters:
     """Draw the parameters of a new model.
 
     Matrices are Glorot-uniform, biases 0 and the factors of layer norms 1. The class token and the positions are
@@ -277,9 +281,9 @@ class ModelCache(NamedTuple):
     """
 
     parameters: Parameters
-    embedding: tuple
-    blocks: list
-    norm: tuple
+    embedding: PatchEmbeddingCache
+    blocks: list["BlockCache"]
+    norm: LayerNormCache
     head: tuple
 
 
@@ -305,16 +309,18 @@ class BlockCache(NamedTuple):
         Whether the block returned only the class token.
     """
 
-    norm1: tuple
-    attention: tuple
-    norm2: tuple
+    norm1: LayerNormCache
+    attention: Any
+    norm2: LayerNormCache
     fc1: tuple
-    gelu: Any
+    gelu: np.ndarray
     fc2: tuple
     class_only: bool
 
 
-def vit_forward(images, parameters, config, with_cache=True):
+def vit_forward(
+    images: npt.ArrayLike, parameters: Parameters, config: ViTConfig, with_cache: bool = True
+) -> tuple[np.ndarray, Any]:
     """Compute the logits of a batch of images.
 
     Parameters
@@ -381,7 +387,7 @@ def vit_forward(images, parameters, config, with_cache=True):
     )
 
 
-def vit_backward(dlogits, cache, gradients=None):
+def vit_backward(dlogits: np.ndarray, cache: ModelCache, gradients: Parameters | None = None) -> Parameters:
     """Compute the gradient of every parameter.
 
     Parameters
@@ -401,7 +407,9 @@ def vit_backward(dlogits, cache, gradients=None):
     return vit_backward_to_images(dlogits, cache, gradients)[0]
 
 
-def vit_backward_to_images(dlogits, cache, gradients=None):
+def vit_backward_to_images(
+    dlogits: np.ndarray, cache: ModelCache, gradients: Parameters | None = None
+) -> tuple[Parameters, np.ndarray]:
     """Compute the gradient of every parameter and of every pixel.
 
     Parameters
@@ -440,7 +448,15 @@ def vit_backward_to_images(dlogits, cache, gradients=None):
     return gradients, dimages
 
 
-def loss_and_gradient(images, targets, parameters, config, smoothing=0.0, weight=1.0, gradients=None):
+def loss_and_gradient(
+    images: npt.ArrayLike,
+    targets: npt.ArrayLike,
+    parameters: Parameters,
+    config: ViTConfig,
+    smoothing: float = 0.0,
+    weight: float = 1.0,
+    gradients: Parameters | None = None,
+) -> tuple[np.ndarray, np.ndarray, Parameters]:
     """Compute the loss of a batch, or of a share of a batch, and its gradient.
 
     Parameters
@@ -485,7 +501,14 @@ def loss_and_gradient(images, targets, parameters, config, smoothing=0.0, weight
     return loss * weight, correct, gradients
 
 
-def block_forward(x, parameters, name, config, class_only=False, with_cache=True):
+def block_forward(
+    x: np.ndarray,
+    parameters: Parameters,
+    name: str,
+    config: ViTConfig,
+    class_only: bool = False,
+    with_cache: bool = True,
+) -> tuple[np.ndarray, Any]:
     """Compute one block, ``x = x + attention(norm1(x))`` followed by ``out = x + fc2(gelu(fc1(norm2(x))))``.
 
     Parameters
@@ -538,7 +561,7 @@ def block_forward(x, parameters, name, config, class_only=False, with_cache=True
     )
 
 
-def block_backward(dout, cache, gradients, name):
+def block_backward(dout: np.ndarray, cache: BlockCache, gradients: Parameters, name: str) -> np.ndarray:
     """Compute the gradients of `block_forward`.
 
     Parameters
@@ -579,7 +602,7 @@ def block_backward(dout, cache, gradients, name):
     return dx
 
 
-def block_attention(cache):
+def block_attention(cache: ModelCache) -> list[np.ndarray]:
     """Return the attention weights of every block.
 
     Parameters
@@ -598,7 +621,9 @@ def block_attention(cache):
     ]
 
 
-def vit_logits(images, parameters, config, batch_size=None):
+def vit_logits(
+    images: npt.ArrayLike, parameters: Parameters, config: ViTConfig, batch_size: int | None = None
+) -> np.ndarray:
     """Compute the logits of many images, a few at a time.
 
     Parameters
@@ -634,14 +659,14 @@ def vit_logits(images, parameters, config, batch_size=None):
     chunks = (xp.asarray(images[i : i + batch_size]) for i in range(0, len(images), batch_size))
     # An overflow makes a logit infinite or NaN, which raises an error below, so NumPy's warning is not needed.
     with Workspace(), arguments_checked(), np.errstate(over="ignore", invalid="ignore"):
-        logits = [vit_forward(chunk, parameters, config, with_cache=False)[0] for chunk in chunks]
-        logits = np.concatenate([to_host(part) for part in logits])
+        parts = [vit_forward(chunk, parameters, config, with_cache=False)[0] for chunk in chunks]
+        logits = np.concatenate([to_host(part) for part in parts])
     if not np.isfinite(logits).all():
         raise ArithmeticError("the model's logits contain NaN or infinity: check its weights")
     return logits
 
 
-def check_images(images, config, wait=False):
+def check_images(images: npt.ArrayLike, config: ViTConfig, wait: bool = False) -> np.ndarray:
     """Check that a model can read images, and return them as an array.
 
     Lists are converted. Lists of integers become uint8.
@@ -673,7 +698,7 @@ def check_images(images, config, wait=False):
     return as_images(images, config.image_shape, config.channels, wait=wait)
 
 
-def check_inputs(images, parameters, config, wait=False):
+def check_inputs(images: npt.ArrayLike, parameters: Parameters, config: ViTConfig, wait: bool = False) -> np.ndarray:
     """Check images as `check_images` does, and that the parameters are those of the model. Return the images.
 
     Parameters
@@ -704,7 +729,7 @@ def check_inputs(images, parameters, config, wait=False):
     return images
 
 
-def check_parameters(name, parameters, shapes):
+def check_parameters(name: str, parameters: Parameters, shapes: dict[str, tuple[int, ...]]) -> None:
     """Check that parameters or gradients have the names and shapes of a model.
 
     Parameters

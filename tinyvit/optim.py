@@ -10,6 +10,7 @@ import numpy as np
 
 from tinyvit.backend import array_module, loops_for
 from tinyvit.checks import require_arrays, require_number, require_scalar
+from tinyvit.parameters import Parameters
 
 
 class Adam:
@@ -47,7 +48,16 @@ class Adam:
     Loshchilov and Hutter 2019, "Decoupled Weight Decay Regularization", algorithm 2.
     """
 
-    def __init__(self, flat, beta1=0.9, beta2=0.999, epsilon=1e-8, weight_decay=0.0, decayed=None, threads=1):
+    def __init__(
+        self,
+        flat: np.ndarray,
+        beta1: float = 0.9,
+        beta2: float = 0.999,
+        epsilon: float = 1e-8,
+        weight_decay: float = 0.0,
+        decayed: np.ndarray | None = None,
+        threads: int = 1,
+    ) -> None:
         require_arrays("flat (P), decayed (P) or None", flat, decayed)
         require_scalar("beta1", beta1, minimum=0, maximum=1, below=True)
         require_scalar("beta2", beta2, minimum=0, maximum=1, below=True)
@@ -72,7 +82,7 @@ class Adam:
         self.__dict__.update(state)
         self.use_threads(len(self._parts))
 
-    def use_threads(self, threads):
+    def use_threads(self, threads: int) -> None:
         """Set the number of threads.
 
         Parameters
@@ -91,7 +101,7 @@ class Adam:
         self._parts = [slice(start, stop) for start, stop in itertools.pairwise(edges)]
         self._pool = ThreadPoolExecutor(threads) if threads > 1 else None
 
-    def step(self, flat, gradient, learning_rate):
+    def step(self, flat: np.ndarray, gradient: np.ndarray, learning_rate: float) -> None:
         """Update the parameters in place.
 
         Parameters
@@ -179,7 +189,7 @@ def _too_large():
     return ArithmeticError("the gradient became too large for Adam's second moments, which contain its squares")
 
 
-def matrices_only(parameters):
+def matrices_only(parameters: Parameters) -> np.ndarray:
     """Return a mask of the weights of linear layers, on which weight decay usually acts.
 
     Biases, layer norms, the class token and the positions are excluded.
@@ -201,7 +211,7 @@ def matrices_only(parameters):
     return mask.flat
 
 
-def clip_by_global_norm(gradient, limit):
+def clip_by_global_norm(gradient: np.ndarray, limit: float) -> np.ndarray:
     """Scale a gradient in place so that its Euclidean norm is at most a limit.
 
     If the norm is not finite, every element becomes NaN, so that training can report the failure.
@@ -256,7 +266,7 @@ class ExponentialMovingAverage:
     if it is smaller than `decay`. So the average begins with the parameters of the first step and soon forgets them.
     """
 
-    def __init__(self, flat, decay=0.999):
+    def __init__(self, flat: np.ndarray, decay: float = 0.999) -> None:
         require_arrays("flat (P)", flat)
         require_scalar("decay", decay, minimum=0, maximum=1, below=True)
         self.decay = decay
@@ -267,7 +277,7 @@ class ExponentialMovingAverage:
     def __copy__(self):
         return copy.deepcopy(self)
 
-    def step(self, flat):
+    def step(self, flat: np.ndarray) -> None:
         """Add the parameters of one more step to the average.
 
         Parameters
@@ -281,7 +291,7 @@ class ExponentialMovingAverage:
         self._scratch *= self.share(self.steps)
         self.average += self._scratch
 
-    def share(self, update):
+    def share(self, update: int) -> float:
         """Return the factor of the new parameters in the average, which is 1 minus the decay.
 
         Parameters
@@ -298,7 +308,7 @@ class ExponentialMovingAverage:
         return 1 - min(self.decay, (update - 1) / (update + 8))
 
 
-def constant(step, total_steps, peak, warmup_steps=0):
+def constant(step: int, total_steps: int, peak: float, warmup_steps: int = 0) -> float:
     """Return a learning rate that rises linearly and then stays constant.
 
     Parameters
@@ -321,7 +331,7 @@ def constant(step, total_steps, peak, warmup_steps=0):
     return peak * min(1.0, (step + 1) / max(1, warmup_steps))
 
 
-def warmup_cosine(step, total_steps, peak, warmup_steps=0, final=0.0):
+def warmup_cosine(step: int, total_steps: int, peak: float, warmup_steps: int = 0, final: float = 0.0) -> float:
     """Return a learning rate that rises linearly and then falls as half a period of a cosine.
 
     The first step has the rate ``peak / warmup_steps``, and the last one a rate slightly above `final`.

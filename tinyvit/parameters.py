@@ -1,14 +1,17 @@
 """One flat array with named views, for the parameters of a model and for their gradients."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+import numpy.typing as npt
 
 from tinyvit.checks import as_array, by_identity
 from tinyvit.memory import empty
 
 
 @by_identity
-class Parameters(Mapping):
+class Parameters(Mapping[str, np.ndarray]):
     """A mapping from names to arrays, which are views of one flat array.
 
     Parameters
@@ -29,7 +32,7 @@ class Parameters(Mapping):
     equals only itself. To compare values, compare the flat arrays.
     """
 
-    def __init__(self, shapes, flat):
+    def __init__(self, shapes: Mapping[str, tuple[int, ...]], flat: np.ndarray) -> None:
         flat = as_array("flat", flat)
         shapes = {name: tuple(shape) for name, shape in shapes.items()}
         sizes = [math.prod(shape) for shape in shapes.values()]
@@ -49,16 +52,16 @@ class Parameters(Mapping):
     def __copy__(self):
         return self.with_flat(self.flat.copy())
 
-    def __getitem__(self, name):
+    def __getitem__(self, name: str) -> np.ndarray:
         return self._views[name]
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[str]:
         return iter(self._views)
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self._views)
 
-    def pair(self, name):
+    def pair(self, name: str) -> tuple[np.ndarray, np.ndarray]:
         """Return the weight and the bias of a layer.
 
         Parameters
@@ -75,7 +78,7 @@ class Parameters(Mapping):
         """
         return self._views[name + ".weight"], self._views[name + ".bias"]
 
-    def set_pair(self, name, weight, bias):
+    def set_pair(self, name: str, weight: npt.ArrayLike, bias: npt.ArrayLike) -> None:
         """Copy a weight and a bias into the arrays of a layer.
 
         Parameters
@@ -93,7 +96,7 @@ class Parameters(Mapping):
     def __repr__(self):
         return f"Parameters({self.flat.size:,} {self.flat.dtype} in {len(self)} arrays)"
 
-    def with_flat(self, flat):
+    def with_flat(self, flat: np.ndarray) -> "Parameters":
         """Return the same names as views of another flat array.
 
         Parameters
@@ -108,7 +111,7 @@ class Parameters(Mapping):
         """
         return Parameters(self.shapes, flat)
 
-    def empty_like(self):
+    def empty_like(self) -> "Parameters":
         """Return the same names with uninitialised values.
 
         Returns

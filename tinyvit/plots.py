@@ -6,8 +6,12 @@ and may run in any thread. Each PNG is replaced as a whole, and the same data gi
 
 import io
 import math
+from collections.abc import Sequence
+from os import PathLike
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from matplotlib import colormaps
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LinearSegmentedColormap, LogNorm, Normalize, to_rgb
@@ -31,7 +35,7 @@ MISTAKES = LinearSegmentedColormap.from_list("mistakes", colormaps["YlOrBr"](np.
 LEAST_ERROR = 0.01  # percent, one image of 10,000, since a logarithmic axis has no zero
 
 
-def training_curves(history, path, note=""):
+def training_curves(history: list[dict[str, Any]], path: str | PathLike[str], note: str = "") -> None:
     """Draw loss and error per epoch, both on logarithmic axes, where 98 % and 99.5 % are far apart.
 
     A run of one epoch is a point with its value beside it. An error below 0.01 % is drawn at 0.01 %.
@@ -62,7 +66,9 @@ def training_curves(history, path, note=""):
     _save(figure, path)
 
 
-def confusion_matrix(counts, path, class_names=None):
+def confusion_matrix(
+    counts: npt.ArrayLike, path: str | PathLike[str], class_names: Sequence[str] | None = None
+) -> None:
     """Draw a confusion matrix with the number of images in each cell.
 
     Only mistakes are coloured. The diagonal is grey. The right margin gives the recall of each class in percent.
@@ -111,7 +117,16 @@ def confusion_matrix(counts, path, class_names=None):
     _save(figure, path)
 
 
-def misclassified(images, labels, predictions, confidences, wrong, path, limit=36, class_names=None):
+def misclassified(
+    images: np.ndarray,
+    labels: np.ndarray,
+    predictions: np.ndarray,
+    confidences: np.ndarray,
+    wrong: Sequence[int] | np.ndarray,
+    path: str | PathLike[str],
+    limit: int = 36,
+    class_names: Sequence[str] | None = None,
+) -> None:
     """Draw misclassified images, each with its true class, its predicted class and the confidence.
 
     If nothing is misclassified, the picture says so.
@@ -161,7 +176,7 @@ def misclassified(images, labels, predictions, confidences, wrong, path, limit=3
     _save(figure, path)
 
 
-def augmentation_sheet(rows, path, note=""):
+def augmentation_sheet(rows: Sequence[npt.ArrayLike] | np.ndarray, path: str | PathLike[str], note: str = "") -> None:
     """Draw images and random variants of them, one row per image, with the original in the first column.
 
     Parameters
@@ -180,12 +195,12 @@ def augmentation_sheet(rows, path, note=""):
     """
     if not len(rows) or len({np.shape(row) for row in rows}) > 1 or not np.size(rows[0]):
         raise ValueError(f"give rows of equally many images, at least one, not {[np.shape(row) for row in rows]}")
-    rows = np.asarray([_unit(row) for row in rows])  # (rows, n, R, C)
-    count, columns = rows.shape[:2]
+    images = np.asarray([_unit(row) for row in rows])  # (rows, n, R, C)
+    count, columns = images.shape[:2]
     figure = _figure(WIDTH, 0.85 + count * WIDTH / columns)
     _write_title_and_note(figure, "Augmentation: original training images and random variants", note)
     grid = figure.subplots(count, columns, squeeze=False)
-    for axes, image in zip(grid.flat, rows.reshape(-1, *rows.shape[2:]), strict=True):
+    for axes, image in zip(grid.flat, images.reshape(-1, *images.shape[2:]), strict=True):
         _show_digit(axes, image)
     for column, axes in enumerate(grid[0]):
         heading = f"variant {column}" if column else "original"
@@ -193,7 +208,13 @@ def augmentation_sheet(rows, path, note=""):
     _save(figure, path)
 
 
-def explanations(pictures, images, maps, titles, path):
+def explanations(
+    pictures: Sequence[np.ndarray] | np.ndarray,
+    images: np.ndarray,
+    maps: np.ndarray,
+    titles: Sequence[str],
+    path: str | PathLike[str],
+) -> None:
     """Draw one row per picture: the picture, the model's input, and the relevance of each patch.
 
     All rows share one colour scale, which begins at zero.
@@ -233,7 +254,7 @@ def explanations(pictures, images, maps, titles, path):
     _save(figure, path)
 
 
-def hero(history, images, maps, path):
+def hero(history: list[dict[str, Any]], images: np.ndarray, maps: np.ndarray, path: str | PathLike[str]) -> None:
     """Draw the picture of the README: the error per epoch beside attention maps.
 
     Parameters

@@ -46,7 +46,7 @@ class Augmentation:
     def __bool__(self):
         return any(asdict(self).values())
 
-    def draw(self, rng, count):
+    def draw(self, rng: np.random.Generator, count: int) -> np.ndarray:
         """Draw random maps for `warp`.
 
         Parameters
@@ -88,7 +88,7 @@ class Augmentation:
         return maps
 
 
-def warp(images, maps):
+def warp(images: np.ndarray, maps: np.ndarray) -> np.ndarray:
     """Transform each image by its map with bilinear interpolation. Pixels outside the image are black.
 
     Parameters

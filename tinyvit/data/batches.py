@@ -4,11 +4,12 @@ import math
 
 import numpy as np
 
+from tinyvit.backend import Backend
 from tinyvit.checks import as_array, require_scalar
 from tinyvit.data.augment import Augmentation, warp
 
 
-def draw_order(count, seed, number):
+def draw_order(count: int, seed: int, number: int) -> tuple[np.ndarray, np.random.Generator]:
     """Draw the order of the images in an epoch.
 
     Parameters
@@ -33,7 +34,7 @@ def draw_order(count, seed, number):
     return rng.permutation(count), rng
 
 
-def stream_of(rng):
+def stream_of(rng: np.random.Generator) -> tuple[tuple[int, ...], int]:
     """Return the state of a Philox generator in the form that a CUDA kernel needs to draw the same numbers.
 
     Parameters
@@ -88,7 +89,15 @@ class Epoch:
     training needs only the number of the epoch and the number of images that it has used.
     """
 
-    def __init__(self, images, labels, augmentation, seed, number, backend):
+    def __init__(
+        self,
+        images: np.ndarray,
+        labels: np.ndarray,
+        augmentation: Augmentation | None,
+        seed: int,
+        number: int,
+        backend: Backend,
+    ) -> None:
         images, labels = as_array("images", images), as_array("labels", labels)
         if not isinstance(augmentation, Augmentation | None):
             raise TypeError(f"augmentation must be an Augmentation or None, not {type(augmentation).__name__}")
@@ -99,7 +108,7 @@ class Epoch:
         self._order = backend.asarray(order)
         self._maps = backend.asarray(augmentation.draw(rng, len(images))) if augmentation else None
 
-    def batch(self, start, stop):
+    def batch(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
         """Return a batch without applying the maps.
 
         Parameters
@@ -130,7 +139,7 @@ class Epoch:
         maps = None if self._maps is None else self._maps[start:stop]
         return self.images[chosen], self.labels[chosen], maps
 
-    def load(self, start, stop):
+    def load(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
         """Return a batch with the maps applied.
 
         Parameters

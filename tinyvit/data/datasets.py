@@ -21,7 +21,9 @@ DIGITS = "sklearn:digits"
 SUPPORTED = "idx, npz, CSV or CIFAR's .bin files, or one sub-folder of pictures per class"
 
 
-def load_dataset(path=None, classes=None, seed=0):
+def load_dataset(
+    path: str | os.PathLike[str] | None = None, classes: int | None = None, seed: int = 0
+) -> ImageDataset:
     """Load a data set of any supported form, which is recognised by its files.
 
     Parameters

@@ -20,13 +20,17 @@ import os
 import struct
 import sys
 import zlib
+from io import BufferedIOBase
+from os import PathLike
+from typing import Any, BinaryIO
 
 import numpy as np
+import numpy.typing as npt
 
 from tinyvit.data.signatures import name_content
 from tinyvit.files import write_atomically
 
-TYPES = {
+TYPES: dict[int, np.dtype] = {
     0x08: np.dtype("u1"),
     0x09: np.dtype("i1"),
     0x0B: np.dtype(">i2"),
@@ -54,7 +58,7 @@ class DataError(ValueError):
         Description of what was found.
     """
 
-    def __init__(self, file, expected, found):
+    def __init__(self, file: str | PathLike[str], expected: object, found: object) -> None:
         # pickle calls the class with these arguments when the error is sent to another process
         super().__init__(str(file), *(" ".join(str(text).split()) for text in (expected, found)))
 
@@ -76,7 +80,7 @@ class IdxError(DataError):
     """
 
 
-def read_idx(source, most_bytes=sys.maxsize):
+def read_idx(source: str | PathLike[str] | BinaryIO | BufferedIOBase, most_bytes: int = sys.maxsize) -> np.ndarray:
     """Read the array of an idx file.
 
     Parameters
@@ -102,14 +106,14 @@ def read_idx(source, most_bytes=sys.maxsize):
     Files from unknown sources are safe to read. Memory grows only with the bytes that are present, whatever size the
     header states, and at most one buffer is decompressed beyond that size.
     """
-    is_stream = hasattr(source, "read")
     name = _name(source)
     try:
-        with contextlib.nullcontext(source) if is_stream else open(source, "rb") as stream:
+        with contextlib.nullcontext(source) if hasattr(source, "read") else open(source, "rb") as stream:
             start = read_at_most(stream, 4)
             if start[:2] != GZIP_MAGIC:
                 return _parse(start, stream, name, most_bytes)
-            with gzip.GzipFile(fileobj=_Prepended(start, stream), mode="rb") as unpacked:
+            prepended: Any = _Prepended(start, stream)
+            with gzip.GzipFile(fileobj=prepended, mode="rb") as unpacked:
                 return _parse(read_at_most(unpacked, 4), unpacked, name, most_bytes)
     except (gzip.BadGzipFile, zlib.error, EOFError) as error:
         raise IdxError(name, "one intact gzip stream and nothing after it", error) from error
@@ -117,7 +121,7 @@ def read_idx(source, most_bytes=sys.maxsize):
         raise IdxError(name, "a file that can be read", error.strerror or error) from error
 
 
-def write_idx(target, array):
+def write_idx(target: str | PathLike[str] | BinaryIO | BufferedIOBase, array: npt.ArrayLike) -> None:
     """Write an array as an idx file.
 
     Parameters
@@ -197,7 +201,7 @@ def _parse(start, stream, name, most_bytes):
     return array if dtype.isnative else array.byteswap(inplace=True).view(dtype.newbyteorder())
 
 
-def read_at_most(stream, size):
+def read_at_most(stream: Any, size: int) -> bytearray:
     """Read `size` bytes, or fewer at the end. The memory grows with the bytes that are present, not with `size`."""
     data = bytearray()
     while len(data) < size and (chunk := stream.read(min(CHUNK, size - len(data)))):

@@ -9,6 +9,8 @@ import importlib.resources
 import io
 import os
 from dataclasses import dataclass
+from os import PathLike
+from typing import Any
 
 import numpy as np
 
@@ -70,7 +72,7 @@ class ImageDataset:
     classes: int
     name: str
     source: str
-    class_names: tuple | None = None
+    class_names: tuple[str, ...] | None = None
     description: str = ""
 
     def __repr__(self):
@@ -83,7 +85,7 @@ class ImageDataset:
         )
 
 
-def load_mnist(data_dir=None, classes=10):
+def load_mnist(data_dir: str | PathLike[str] | None = None, classes: int = 10) -> ImageDataset:
     """Load MNIST, or a data set in the same format such as Fashion-MNIST or KMNIST.
 
     Parameters
@@ -113,7 +115,7 @@ def load_mnist(data_dir=None, classes=10):
     ``train-images.idx3-ubyte.gz``.
     """
     if data_dir is None:
-        folder = importlib.resources.files("tinyvit.data") / "mnist"
+        folder: Any = importlib.resources.files("tinyvit.data") / "mnist"
         name, load = "MNIST", _load_embedded
     else:
         folder = os.path.abspath(os.fsdecode(data_dir))

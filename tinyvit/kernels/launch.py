@@ -8,10 +8,17 @@ import re
 from functools import cached_property
 from math import ceil  # noqa: F401  TABLE uses it
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tinyvit.backend import Backend
 from tinyvit.checks import require_scalar
+
+if TYPE_CHECKING:
+    from tinyvit.data.augment import Augmentation
+    from tinyvit.model import ViTConfig
+    from tinyvit.optim import Adam
 
 FOLDER = Path(__file__).parent
 PRECISIONS = ("float32", "tf32", "bfloat16")  # of the operands of matrix products; everything else is float32
@@ -83,7 +90,7 @@ TABLE = {
 }
 
 
-def unsupported_reason(config, precision="float32", capability=None):
+def unsupported_reason(config: "ViTConfig", precision: str = "float32", capability: int | None = None) -> str | None:
     """Return the reason why the kernels cannot compute a model, in one line, or None if they can.
 
     Parameters
@@ -127,7 +134,7 @@ def unsupported_reason(config, precision="float32", capability=None):
     return None
 
 
-def source(name):
+def source(name: str) -> str:
     """Return the text of `name`.cu in which every #include line of a `.cuh` file is replaced by that file.
 
     CuPy's cache of compiled kernels compares this text only, so that it must contain the headers.
@@ -147,7 +154,7 @@ def _with_headers(text, seen):
     return re.sub(r'^#include "(\w+\.cuh)"$', header, text, flags=re.MULTILINE)
 
 
-def macros(config, precision):
+def macros(config: "ViTConfig", precision: str) -> tuple[str, ...]:
     """Return the compiler options that define the sizes of a model and the precision of its products."""
     options = [
         f"-DPRECISION={PRECISIONS.index(precision)}",
@@ -265,7 +272,7 @@ def _evaluate(code, sizes, label=None):
 
 
 SIGNATURES = {kernel: _Signature(kernel, text) for kernel, text in TABLE.items()}
-FUNCTIONS = {}  # name of a .cu file: the names of its kernels
+FUNCTIONS: dict[str, list[str]] = {}  # name of a .cu file: the names of its kernels
 for _kernel, _signature in SIGNATURES.items():
     FUNCTIONS.setdefault(_signature.file, []).append(_kernel)
 
@@ -294,25 +301,35 @@ class Kernels:
         If a method receives an array of another dtype, or one that is not on the GPU.
     """
 
-    def __init__(self, backend, config, precision="float32"):
+    def __init__(self, backend: Backend, config: "ViTConfig", precision: str = "float32") -> None:
         reason = unsupported_reason(config, precision, backend.compute_capability())
         if reason is not None:
             raise ValueError(reason)
         self.backend, self.config, self.precision = backend, config, precision
         options = ("--std=c++17", *macros(config, precision))
-        self._functions = {}
+        self._functions: dict[str, Any] = {}
         for file, kernels in FUNCTIONS.items():
             module = backend.xp.RawModule(code=source(file), options=options, backend="nvrtc")
             self._functions |= {name: module.get_function(name) for name in kernels}
 
-    def draw_maps(self, maps, key, first, augmentation):
+    def draw_maps(self, maps: np.ndarray, key: tuple[int, ...], first: int, augmentation: "Augmentation") -> None:
         """Fill maps with the affine maps that `augmentation.draw` returns for a Philox generator.
 
         key: the generator's key, two integers below 2**64; first: the index of the next 64-bit word of its stream.
         """
         self._launch("draw_maps", locals())
 
-    def gather_patches(self, images, labels, order, maps, counter, batch_size, rows, batch_labels):
+    def gather_patches(
+        self,
+        images: np.ndarray,
+        labels: np.ndarray,
+        order: np.ndarray,
+        maps: np.ndarray | None,
+        counter: np.ndarray,
+        batch_size: int,
+        rows: np.ndarray,
+        batch_labels: np.ndarray,
+    ) -> None:
         """Fill rows and batch_labels with the batch that begins at position counter * batch_size of the order.
 
         maps[i] is for the image at position i of the order; with maps=None no image is augmented. The values of
@@ -320,57 +337,88 @@ class Kernels:
         """
         self._launch("gather_patches", locals())
 
-    def linear_forward(self, x, w, b, out, residual=None, residual_every=1):
+    def linear_forward(
+        self,
+        x: np.ndarray,
+        w: np.ndarray,
+        b: np.ndarray | None,
+        out: np.ndarray,
+        residual: np.ndarray | None = None,
+        residual_every: int = 1,
+    ) -> None:
         """out = x @ w + b + residual[::residual_every]"""
         self._launch("linear_forward", locals())
 
-    def linear_gelu_forward(self, x, w, b, out, derivative):
+    def linear_gelu_forward(
+        self, x: np.ndarray, w: np.ndarray, b: np.ndarray, out: np.ndarray, derivative: np.ndarray
+    ) -> None:
         """out = gelu(x @ w + b), and derivative = gelu'(x @ w + b)"""
         self._launch("linear_gelu_forward", locals())
 
-    def linear_backward(self, dout, x, w, dx, dw, db, partials, partial_step, derivative=None):
+    def linear_backward(
+        self,
+        dout: np.ndarray,
+        x: np.ndarray,
+        w: np.ndarray,
+        dx: np.ndarray | None,
+        dw: np.ndarray,
+        db: np.ndarray | None,
+        partials: int,
+        partial_step: int,
+        derivative: np.ndarray | None = None,
+    ) -> None:
         """dx = dout @ w.T * derivative, and dw = x.T @ dout and db = dout.sum(axis=0) for each part of the rows
 
         dw and db are the first of `partials` partial gradients, which begin partial_step numbers apart.
         """
         self._launch("linear_backward", locals())
 
-    def layer_norm_forward(self, x, w, b, out, normalised, inverse_deviation):
+    def layer_norm_forward(
+        self,
+        x: np.ndarray,
+        w: np.ndarray,
+        b: np.ndarray,
+        out: np.ndarray,
+        normalised: np.ndarray,
+        inverse_deviation: np.ndarray,
+    ) -> None:
         """out = normalised * w + b, where normalised = (x - mean) * inverse_deviation"""
         self._launch("layer_norm_forward", locals())
 
     def layer_norm_backward(
         self,
-        dout,
-        normalised,
-        inverse_deviation,
-        w,
-        dx,
-        dw,
-        db,
-        partials,
-        partial_step,
-        residual=None,
-        residual_every=1,
-    ):
+        dout: np.ndarray,
+        normalised: np.ndarray,
+        inverse_deviation: np.ndarray,
+        w: np.ndarray,
+        dx: np.ndarray,
+        dw: np.ndarray,
+        db: np.ndarray,
+        partials: int,
+        partial_step: int,
+        residual: np.ndarray | None = None,
+        residual_every: int = 1,
+    ) -> None:
         """Fill dx, fill dw and db for each part of the rows, and add residual to dx[::residual_every].
 
         residual is the gradient that reaches x through the residual branch. dw and db are as in `linear_backward`.
         """
         self._launch("layer_norm_backward", locals())
 
-    def attention_forward(self, qkv, out, weights):
+    def attention_forward(self, qkv: np.ndarray, out: np.ndarray, weights: np.ndarray) -> None:
         """weights = softmax(q @ k.T / sqrt(K)) and out = weights @ v for each head
 
         The queries are all tokens, or the class token only, as the shape of out says.
         """
         self._launch("attention_forward", locals())
 
-    def attention_backward(self, dout, qkv, weights, dqkv):
+    def attention_backward(self, dout: np.ndarray, qkv: np.ndarray, weights: np.ndarray, dqkv: np.ndarray) -> None:
         """Fill dqkv, given dout, the gradient with respect to the out of `attention_forward`."""
         self._launch("attention_backward", locals())
 
-    def cross_entropy(self, logits, labels, dlogits, totals, smoothing):
+    def cross_entropy(
+        self, logits: np.ndarray, labels: np.ndarray, dlogits: np.ndarray, totals: np.ndarray, smoothing: float
+    ) -> None:
         """Fill dlogits, and add the sum of the losses and the number of correct images to totals.
 
         A label that is not a class makes its row of dlogits and the sum of the losses NaN.
@@ -378,11 +426,23 @@ class Kernels:
         require_scalar("cross_entropy: smoothing", smoothing, minimum=0, maximum=1, below=True)
         self._launch("cross_entropy", locals())
 
-    def sum_partials(self, partial_gradients, gradient, squares, counter):
+    def sum_partials(
+        self, partial_gradients: np.ndarray, gradient: np.ndarray, squares: np.ndarray, counter: np.ndarray
+    ) -> None:
         """gradient = partial_gradients.sum(axis=0), squares = its squared norm over each block, and counter += 1"""
         self._launch("sum_partials", locals())
 
-    def adam_step(self, weights, gradient, adam, average, squares, schedule, counter, clip):
+    def adam_step(
+        self,
+        weights: np.ndarray,
+        gradient: np.ndarray,
+        adam: "Adam",
+        average: np.ndarray | None,
+        squares: np.ndarray,
+        schedule: np.ndarray,
+        counter: np.ndarray,
+        clip: float,
+    ) -> None:
         """Update weights, the moments of `adam` and average in place.
 
         squares is the output of `sum_partials`. Row counter - 1 of the schedule applies. clip=0 means no clipping.

@@ -10,12 +10,17 @@
 """
 
 import math
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from tinyvit.backend import to_host
 from tinyvit.data.batches import draw_order, stream_of
-from tinyvit.kernels.launch import ADAM_NUMBERS
+from tinyvit.kernels.launch import ADAM_NUMBERS, Kernels
+
+if TYPE_CHECKING:
+    from tinyvit.training.settings import TrainingConfig
+    from tinyvit.training.state import State
 
 PARTIALS = 8  # partial gradients per weight
 LINE = 32  # numbers in 128 bytes; each partial gradient begins at a multiple
@@ -46,7 +51,15 @@ class KernelStep:
     asynchronous = True  # `totals` waits for the device
     compile_seconds = 0.0
 
-    def __init__(self, kernels, state, images, labels, config, graph=True):
+    def __init__(
+        self,
+        kernels: Kernels,
+        state: "State",
+        images: np.ndarray,
+        labels: np.ndarray,
+        config: "TrainingConfig",
+        graph: bool = True,
+    ) -> None:
         xp = self.xp = kernels.backend.xp
         to_device = kernels.backend.asarray
         self.kernels, self.state, self.config = kernels, state, config
@@ -57,7 +70,8 @@ class KernelStep:
         self.workers, self.loops, self.record = 1, "off", {"workers": 1, "loops": "auto"}
         self.steps = -(-len(images) // config.batch_size)  # per epoch
         self.stream = xp.cuda.Stream()  # this stream and the legacy default stream wait for each other
-        self._graphs, self._buffers = {}, {}  # keys: numbers of images in a batch
+        self._graphs: dict[int, Any] = {}  # keys: numbers of images in a batch
+        self._buffers: dict[int, _Buffers] = {}
 
         parameters = self.parameters = state.parameters
         count = parameters.flat.size
@@ -75,13 +89,13 @@ class KernelStep:
         self._done = self.steps  # no epoch has begun
         kernels.backend.synchronise()  # `self.stream` reads these arrays: they must be complete
 
-    def __enter__(self):
+    def __enter__(self) -> "KernelStep":
         return self
 
-    def __exit__(self, *exception):
+    def __exit__(self, *exception: object) -> None:
         pass
 
-    def begin_epoch(self, epoch, done=0, totals=(0.0, 0)):
+    def begin_epoch(self, epoch: int, done: int = 0, totals: tuple[float, int] = (0.0, 0)) -> None:
         """Begin or resume an epoch: copy its order, its learning rates and its totals to the GPU.
 
         Parameters
@@ -124,7 +138,7 @@ class KernelStep:
                 rows[i, 3] = average.share(averaged)
         return rows.astype(np.float32)
 
-    def __call__(self):
+    def __call__(self) -> int:
         """Take the next step and return its number of images. Raise `IndexError` if the epoch has no step left."""
         if self._done == self.steps:
             raise IndexError("the epoch has no step left: call begin_epoch first")
@@ -132,12 +146,12 @@ class KernelStep:
         count = min(batch_size, len(self.images) - self._done * batch_size)
         self._launch_or_replay(count)
         self.state.adam.steps += 1
-        if self._averages_after[self._done]:
+        if self.state.average is not None and self._averages_after[self._done]:
             self.state.average.steps += 1
         self._done += 1
         return count
 
-    def totals(self):
+    def totals(self) -> tuple[float, int]:
         """Return the sum of the losses and the number of images classified correctly in this epoch so far.
 
         It waits for the GPU. Afterwards, the arrays of the state are up to date.
@@ -207,7 +221,7 @@ class KernelStep:
             clip=config.clip,
         )
 
-    def forward(self, buffers):
+    def forward(self, buffers: "_Buffers") -> None:
         """Launch the forward pass from `buffers.pixels` to `buffers.logits`."""
         kernels, config = self.kernels, self.model_config
 
@@ -247,10 +261,10 @@ class KernelStep:
         norm("norm", x, buffers.norm)
         linear("head", buffers.norm.out, buffers.logits)
 
-    def backward(self, buffers):
+    def backward(self, buffers: "_Buffers") -> None:
         """Launch the backward pass from `buffers.dlogits` to all partial gradients."""
         kernels, config, first = self.kernels, self.model_config, self._first_partial
-        partials = {"partials": PARTIALS, "partial_step": self.partial_step}
+        partials: dict[str, Any] = {"partials": PARTIALS, "partial_step": self.partial_step}
 
         def linear(name, dout, x, dx, derivative=None):
             w, _ = self.parameters.pair(name)

@@ -3,6 +3,8 @@
 import math
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from tinyvit.checks import by_identity, require_arrays, require_divisor, require_scalar
 from tinyvit.memory import empty, empty_like, matmul
 from tinyvit.ops.linear import linear_backward, linear_forward
@@ -20,7 +22,9 @@ class AttentionCache(NamedTuple):
     scale: float
 
 
-def attention_forward(q, k, v, scale=None, out=None):
+def attention_forward(
+    q: np.ndarray, k: np.ndarray, v: np.ndarray, scale: float | None = None, out: np.ndarray | None = None
+) -> tuple[np.ndarray, AttentionCache]:
     """Compute a weighted mean of the values for each query.
 
     The weights of a query are the softmax of its scaled dot products with the keys.
@@ -58,7 +62,13 @@ def attention_forward(q, k, v, scale=None, out=None):
     return matmul(weights, v, out=out), AttentionCache(weights=weights, q=q, k=k, v=v, scale=scale)
 
 
-def attention_backward(dout, cache, dq=None, dk=None, dv=None):
+def attention_backward(
+    dout: np.ndarray,
+    cache: AttentionCache,
+    dq: np.ndarray | None = None,
+    dk: np.ndarray | None = None,
+    dv: np.ndarray | None = None,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Compute the gradients of `attention_forward`.
 
     Parameters
@@ -99,7 +109,7 @@ def attention_backward(dout, cache, dq=None, dk=None, dv=None):
     return dq, dk, dv
 
 
-def empty_scores(q, k):
+def empty_scores(q: np.ndarray, k: np.ndarray) -> np.ndarray:
     """Return an uninitialised array (..., S, T) whose last axis is the outermost in memory.
 
     NumPy then sums over the T keys by adding T long vectors, which is ten times as fast as many sums of T neighbours.
@@ -119,7 +129,9 @@ class MultiHeadAttentionCache(NamedTuple):
     heads: int
 
 
-def multi_head_attention_forward(x, w_qkv, b_qkv, w_out, b_out, heads):
+def multi_head_attention_forward(
+    x: np.ndarray, w_qkv: np.ndarray, b_qkv: np.ndarray, w_out: np.ndarray, b_out: np.ndarray, heads: int
+) -> tuple[np.ndarray, MultiHeadAttentionCache]:
     """Project each token to a query, a key and a value, apply attention in each head, and project the result.
 
     Parameters
@@ -162,7 +174,14 @@ def multi_head_attention_forward(x, w_qkv, b_qkv, w_out, b_out, heads):
     return out, MultiHeadAttentionCache(qkv=qkv_cache, attention=attention_cache, out=out_cache, heads=heads)
 
 
-def multi_head_attention_backward(dout, cache, dw_qkv=None, db_qkv=None, dw_out=None, db_out=None):
+def multi_head_attention_backward(
+    dout: np.ndarray,
+    cache: MultiHeadAttentionCache,
+    dw_qkv: np.ndarray | None = None,
+    db_qkv: np.ndarray | None = None,
+    dw_out: np.ndarray | None = None,
+    db_out: np.ndarray | None = None,
+) -> tuple[np.ndarray, ...]:
     """Compute the gradients of `multi_head_attention_forward`.
 
     Parameters
@@ -208,19 +227,21 @@ def multi_head_attention_backward(dout, cache, dw_qkv=None, db_qkv=None, dw_out=
     return dx, dw_qkv, db_qkv, dw_out, db_out
 
 
-def split_heads(x, heads):
+def split_heads(x: np.ndarray, heads: int) -> np.ndarray:
     """Return a view of `x` (..., T, D) as (..., H, T, K). Head h has the columns ``h * K`` to ``(h + 1) * K``."""
     *leading, tokens, width = x.shape
     return x.reshape(*leading, tokens, heads, width // heads).swapaxes(-3, -2)
 
 
-def thirds(x):
+def thirds(x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return views of the three equal parts of the last axis: queries, keys and values."""
     width = x.shape[-1] // 3
     return x[..., :width], x[..., width : 2 * width], x[..., 2 * width :]
 
 
-def check_projections(x, w_qkv, b_qkv, w_out, b_out, heads):
+def check_projections(
+    x: np.ndarray, w_qkv: np.ndarray, b_qkv: np.ndarray, w_out: np.ndarray, b_out: np.ndarray, heads: int
+) -> None:
     """Raise an error unless the arrays fit each other and `heads` divides the width of `x`."""
     form = "x (B, T, D), w_qkv (D, 3 * D), b_qkv (3 * D), w_out (D, D), b_out (D)"
     require_arrays(form, x, w_qkv, b_qkv, w_out, b_out)

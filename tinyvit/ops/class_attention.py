@@ -3,6 +3,8 @@
 import math
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from tinyvit.checks import by_identity, require_arrays
 from tinyvit.memory import empty, empty_like, matmul, ones
 from tinyvit.ops.attention import (
@@ -29,7 +31,9 @@ class ClassAttentionCache(NamedTuple):
     heads: int
 
 
-def class_attention_forward(x, w_qkv, b_qkv, w_out, b_out, heads):
+def class_attention_forward(
+    x: np.ndarray, w_qkv: np.ndarray, b_qkv: np.ndarray, w_out: np.ndarray, b_out: np.ndarray, heads: int
+) -> tuple[np.ndarray, ClassAttentionCache]:
     """Compute ``multi_head_attention_forward(...)[:, :1]`` with a tenth of the work.
 
     Parameters
@@ -92,7 +96,14 @@ def class_attention_forward(x, w_qkv, b_qkv, w_out, b_out, heads):
     )
 
 
-def class_attention_backward(dout, cache, dw_qkv=None, db_qkv=None, dw_out=None, db_out=None):
+def class_attention_backward(
+    dout: np.ndarray,
+    cache: ClassAttentionCache,
+    dw_qkv: np.ndarray | None = None,
+    db_qkv: np.ndarray | None = None,
+    dw_out: np.ndarray | None = None,
+    db_out: np.ndarray | None = None,
+) -> tuple[np.ndarray, ...]:
     """Compute the gradients of `class_attention_forward`.
 
     Parameters

@@ -6,7 +6,9 @@ from tinyvit.backend import array_module
 from tinyvit.checks import as_array, require_arrays, require_scalar
 
 
-def cross_entropy_forward(logits, targets, smoothing=0.0):
+def cross_entropy_forward(
+    logits: np.ndarray, targets: np.ndarray, smoothing: float = 0.0
+) -> tuple[np.ndarray, tuple]:
     """Compute the mean cross-entropy between ``softmax(logits)`` and the targets.
 
     Parameters
@@ -64,7 +66,7 @@ def cross_entropy_forward(logits, targets, smoothing=0.0):
     return loss, (xp.exp(log_probabilities), target)
 
 
-def cross_entropy_backward(dloss, cache):
+def cross_entropy_backward(dloss: float | np.ndarray, cache: tuple) -> np.ndarray:
     """Compute the gradient of `cross_entropy_forward`.
 
     Parameters
@@ -88,7 +90,7 @@ def cross_entropy_backward(dloss, cache):
     return dlogits
 
 
-def one_hot(labels, logits):
+def one_hot(labels: np.ndarray, logits: np.ndarray) -> np.ndarray:
     """Return an array (B, classes) with 1 at each label and 0 elsewhere, or NaN for a label that is out of range."""
     xp = array_module(logits)
     classes = logits.shape[1]
@@ -103,7 +105,7 @@ def one_hot(labels, logits):
     return target
 
 
-def checked_probabilities(targets, logits):
+def checked_probabilities(targets: np.ndarray, logits: np.ndarray) -> np.ndarray:
     """Return `targets` in the dtype of `logits`. On a CPU, raise `ValueError` unless they are probabilities."""
     if targets.dtype.kind == "c":
         raise TypeError(f"target probabilities must be real, not {targets.dtype}")

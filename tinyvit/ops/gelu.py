@@ -1,6 +1,7 @@
 """The Gaussian error linear unit, ``out = x * cdf(x)``, and its approximation by tanh."""
 
 import math
+from typing import Any
 
 import numpy as np
 
@@ -9,7 +10,7 @@ from tinyvit.checks import require_arrays
 from tinyvit.memory import empty_like
 
 
-def gelu_forward(x, with_cache=True):
+def gelu_forward(x: np.ndarray, with_cache: bool = True) -> tuple[np.ndarray, Any]:
     """Multiply each element by the probability that a standard normal variable is below it.
 
     Parameters
@@ -32,7 +33,8 @@ def gelu_forward(x, with_cache=True):
     """
     require_arrays("x (...)", x)
     if loops := loops_for(x):
-        out, derivative = empty_like(x), empty_like(x) if with_cache else None
+        out = empty_like(x)
+        derivative: Any = empty_like(x) if with_cache else None
         if with_cache:
             loops.gelu_forward(x.ravel(), out.ravel(), derivative.ravel())
         else:
@@ -56,7 +58,7 @@ def gelu_forward(x, with_cache=True):
     return out, derivative if with_cache else None
 
 
-def gelu_backward(dout, cache):
+def gelu_backward(dout: np.ndarray, cache: np.ndarray) -> np.ndarray:
     """Compute the gradient of `gelu_forward` or of `gelu_tanh_forward`.
 
     Parameters
@@ -76,7 +78,7 @@ def gelu_backward(dout, cache):
     return array_module(dout).multiply(dout, derivative, out=empty_like(dout))
 
 
-def gelu_tanh_forward(x, with_cache=True):
+def gelu_tanh_forward(x: np.ndarray, with_cache: bool = True) -> tuple[np.ndarray, Any]:
     """Compute GELU with an approximate `cdf`, as some published models do.
 
     The approximation is ``cdf(x) = (1 + tanh(u)) / 2`` with ``u = sqrt(2 / pi) * (x + 0.044715 * x**3)``.
@@ -123,7 +125,7 @@ def gelu_tanh_forward(x, with_cache=True):
     return out, derivative if with_cache else None
 
 
-def normal_cdf(x, square):
+def normal_cdf(x: np.ndarray, square: np.ndarray) -> np.ndarray:
     """Return the standard normal distribution function ``(1 + erf(x / sqrt(2))) / 2``.
 
     It overwrites `square`, which is ``x * x``. In float32 on a CPU, `_TANH_SERIES` replaces `erf`. This is several

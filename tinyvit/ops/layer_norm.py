@@ -19,7 +19,9 @@ class LayerNormCache(NamedTuple):
     w: Any  # (D,)
 
 
-def layer_norm_forward(x, w, b, epsilon=1e-6):
+def layer_norm_forward(
+    x: np.ndarray, w: np.ndarray, b: np.ndarray, epsilon: float = 1e-6
+) -> tuple[np.ndarray, LayerNormCache]:
     """Shift and scale each vector to mean 0 and variance 1, then multiply by `w` and add `b`.
 
     Parameters
@@ -62,7 +64,9 @@ def layer_norm_forward(x, w, b, epsilon=1e-6):
     return out.reshape(x.shape), LayerNormCache(normalised, inverse_deviation, w)
 
 
-def layer_norm_backward(dout, cache, dw=None, db=None):
+def layer_norm_backward(
+    dout: np.ndarray, cache: LayerNormCache, dw: np.ndarray | None = None, db: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Compute the gradients of `layer_norm_forward`.
 
     Parameters
@@ -119,7 +123,7 @@ def layer_norm_backward(dout, cache, dw=None, db=None):
     return dx.reshape(dout.shape), dw, db
 
 
-def row_means(x, w=None):
+def row_means(x: np.ndarray, w: np.ndarray | None = None) -> np.ndarray:
     """Return the means (N, 1) of the rows of `x` (N, D), or of ``x * w``. A matrix product is faster than `mean`."""
     w = ones(x.shape[-1], like=x) if w is None else w
     sums = matmul(x, w[:, None])

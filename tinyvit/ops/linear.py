@@ -1,10 +1,12 @@
 """The linear layer, ``out = x @ w + b``."""
 
+import numpy as np
+
 from tinyvit.checks import require_arrays
 from tinyvit.memory import matmul, ones
 
 
-def linear_forward(x, w, b):
+def linear_forward(x: np.ndarray, w: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, tuple]:
     """Compute ``out = x @ w + b``.
 
     Parameters
@@ -30,7 +32,9 @@ def linear_forward(x, w, b):
     return out.reshape(*x.shape[:-1], w.shape[1]), (x, w)
 
 
-def linear_backward(dout, cache, dw=None, db=None):
+def linear_backward(
+    dout: np.ndarray, cache: tuple, dw: np.ndarray | None = None, db: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Compute the gradients of `linear_forward`.
 
     Parameters

@@ -1,6 +1,7 @@
 """From images to tokens: ``tokens = [class_token, patches @ w + b] + positions``."""
 
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,7 +12,7 @@ from tinyvit.memory import empty
 from tinyvit.ops.linear import linear_backward, linear_forward
 
 
-def patches_forward(images, patch_size):
+def patches_forward(images: np.ndarray, patch_size: int | Sequence[int]) -> np.ndarray:
     """Cut images into patches, row by row.
 
     Parameters
@@ -33,7 +34,9 @@ def patches_forward(images, patch_size):
     return grid.swapaxes(2, 3).reshape(batch, down * across, height * width * math.prod(channels))
 
 
-def patches_backward(dpatches, image_shape, patch_size):
+def patches_backward(
+    dpatches: np.ndarray, image_shape: tuple[int, ...], patch_size: int | Sequence[int]
+) -> np.ndarray:
     """Compute the gradient of `patches_forward`, which moves every pixel back to its place.
 
     Parameters
@@ -58,7 +61,7 @@ def patches_backward(dpatches, image_shape, patch_size):
     return dpatches.reshape(batch, down, across, height, width, *channels).swapaxes(2, 3).reshape(image_shape)
 
 
-def as_pair(size):
+def as_pair(size: Any) -> tuple[int, int]:
     """Return the rows and columns of a size, which is a pair or the side of a square."""
     return tuple(size) if isinstance(size, tuple | list) and len(size) == 2 else (size, size)
 
@@ -80,11 +83,20 @@ class PatchEmbeddingCache(NamedTuple):
 
     linear: tuple
     image_shape: tuple
-    patch_size: Any
+    patch_size: int | Sequence[int]
     pixel_scales: list
 
 
-def patch_embedding_forward(images, w, b, class_token, positions, patch_size, mean=0.0, deviation=1.0):
+def patch_embedding_forward(
+    images: np.ndarray,
+    w: np.ndarray,
+    b: np.ndarray,
+    class_token: np.ndarray,
+    positions: np.ndarray,
+    patch_size: int | Sequence[int],
+    mean: float | Sequence[float] = 0.0,
+    deviation: float | Sequence[float] = 1.0,
+) -> tuple[np.ndarray, PatchEmbeddingCache]:
     """Normalise the pixels, project each patch, put the class token first and add the positions.
 
     Parameters
@@ -133,8 +145,8 @@ def patch_embedding_forward(images, w, b, class_token, positions, patch_size, me
     pixels[...] = patches
     by_channel = pixels.reshape(-1, channels)  # shares the memory of `pixels`
     scales = [1 / (deviation * unit) for deviation in deviations]
-    for channel, (mean, scale) in enumerate(zip(means, scales, strict=True)):
-        by_channel[:, channel] -= mean * unit
+    for channel, (shift, scale) in enumerate(zip(means, scales, strict=True)):
+        by_channel[:, channel] -= shift * unit
         by_channel[:, channel] *= scale
 
     embedded, linear_cache = linear_forward(pixels, w, b)  # (B, N, D)
@@ -154,7 +166,14 @@ def _per_channel(name, value, channels, **limits):
     return values
 
 
-def patch_embedding_backward(dtokens, cache, dw=None, db=None, dclass_token=None, dpositions=None):
+def patch_embedding_backward(
+    dtokens: np.ndarray,
+    cache: PatchEmbeddingCache,
+    dw: np.ndarray | None = None,
+    db: np.ndarray | None = None,
+    dclass_token: np.ndarray | None = None,
+    dpositions: np.ndarray | None = None,
+) -> tuple[np.ndarray, ...]:
     """Compute the gradients of `patch_embedding_forward`.
 
     Parameters

@@ -1,11 +1,13 @@
 """Softmax, ``weights = exp(x) / sum(exp(x))`` over the last axis."""
 
+import numpy as np
+
 from tinyvit.backend import array_module
 from tinyvit.checks import require_arrays
 from tinyvit.memory import empty_like
 
 
-def softmax_forward(x):
+def softmax_forward(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Turn the last axis into positive weights that sum to 1.
 
     Parameters
@@ -29,7 +31,7 @@ def softmax_forward(x):
     return weights, weights
 
 
-def softmax_backward(dweights, cache):
+def softmax_backward(dweights: np.ndarray, cache: np.ndarray) -> np.ndarray:
     """Compute the gradient of `softmax_forward`.
 
     Parameters

@@ -1,7 +1,9 @@
 """The trained model that comes with the package, its card, and the preparation of pictures for it."""
 
 import importlib.resources
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from pathlib import Path
 
 from tinyvit.checkpoint import CheckpointError, load_arrays
 
@@ -52,12 +54,12 @@ class ModelCard:
     test_accuracy: float
     test_loss: float
     test_images: int
-    misread: list
-    barely_read: list
-    versions: dict
+    misread: list[int]
+    barely_read: list[int]
+    versions: dict[str, str]
 
 
-def pretrained_card():
+def pretrained_card() -> ModelCard:
     """Return the card of the trained model. `tinyvit/pretrained/README.md` gives the same facts in words.
 
     Returns
@@ -78,7 +80,7 @@ def pretrained_card():
             raise CheckpointError(f"{path}: has no card of a trained model ({error}): reinstall tinyvit") from error
 
 
-def pretrained_file():
+def pretrained_file() -> AbstractContextManager[Path]:
     """Return a context manager that provides the path of the file with the weights.
 
     If the package is in a zip archive, the file is unpacked for the duration of the context.

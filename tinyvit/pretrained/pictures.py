@@ -14,10 +14,13 @@ import io
 import os
 import stat
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
+from os import PathLike
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageOps
 
 SIDE, INK_SIDE = 28, 20  # pixels, the sides of an image and of the box around its ink
@@ -50,10 +53,10 @@ class Prepared:
     """
 
     image: np.ndarray
-    frame: tuple
+    frame: tuple[float, float, float]
 
 
-def load_picture(path):
+def load_picture(path: str | PathLike[str]) -> np.ndarray:
     """Return the grey levels of a picture file.
 
     The picture is rotated by its EXIF orientation, a transparent one gets a background, and a large one is reduced
@@ -172,7 +175,7 @@ def _on_background(image):
     return light + (1 - opacity) * np.float32(background)
 
 
-def find_ink(grey):
+def find_ink(grey: np.ndarray) -> np.ndarray:
     """Return the amount of ink in each pixel of a grey picture.
 
     Uneven light is removed first. Ink is what differs from the background in the rarer direction, dark or light, by
@@ -284,7 +287,7 @@ def _grown(mask):
     return across[:-2] | across[1:-1] | across[2:]
 
 
-def centre(ink, size=None):
+def centre(ink: np.ndarray, size: float | None = None) -> Prepared:
     """Scale ink to fit 20 x 20 pixels, and centre its mass in an image of 28 x 28 pixels.
 
     Scaling and shifting are one resampling, so the position is exact to a fraction of a pixel. If centring would
@@ -326,16 +329,16 @@ def centre(ink, size=None):
     before = [int(np.ceil(gap)) for gap in (top - frame_top, left - frame_left)]
     after = [int(np.ceil(gap)) for gap in (frame_top + side - bottom, frame_left + side - right)]
     padded = np.pad(ink, list(zip(before, after, strict=True)))
-    padded = Image.fromarray((padded * 255).round().astype(np.uint8))
+    image = Image.fromarray((padded * 255).round().astype(np.uint8))
     x0, y0 = frame_left - left + before[1], frame_top - top + before[0]
-    box = x0, y0, min(x0 + side, padded.width), min(y0 + side, padded.height)  # a rounding error may exceed the size
-    small = padded.resize((SIDE, SIDE), Image.Resampling.HAMMING, box=box)
-    image = np.asarray(small, np.float64)
-    image *= 255 / image.max()  # reducing makes thin lines grey, but the brightest pixels of MNIST are white
-    return Prepared(image.round().astype(np.uint8), (float(frame_left), float(frame_top), float(side)))
+    box = x0, y0, min(x0 + side, image.width), min(y0 + side, image.height)  # a rounding error may exceed the size
+    small = image.resize((SIDE, SIDE), Image.Resampling.HAMMING, box=box)
+    digit = np.asarray(small, np.float64)
+    digit *= 255 / digit.max()  # reducing makes thin lines grey, but the brightest pixels of MNIST are white
+    return Prepared(digit.round().astype(np.uint8), (float(frame_left), float(frame_top), float(side)))
 
 
-def prepare_picture(grey):
+def prepare_picture(grey: np.ndarray) -> Prepared:
     """Prepare the digit in a grey picture with `find_ink`, `thicken` and `centre`.
 
     Parameters
@@ -356,7 +359,7 @@ def prepare_picture(grey):
     return centre(thicken(find_ink(grey)))
 
 
-def thicken(ink):
+def thicken(ink: np.ndarray) -> np.ndarray:
     """Thicken strokes that are as thin as those of a ballpoint pen.
 
     The strokes in MNIST are about an eighth of the digit wide. Those of a ballpoint pen would be half a pixel wide in
@@ -390,7 +393,7 @@ def thicken(ink):
     return np.maximum(ink, np.clip(reach + 0.5 - away, 0, 1)).astype(np.float32)
 
 
-def prepare_strokes(strokes):
+def prepare_strokes(strokes: Sequence[npt.ArrayLike] | np.ndarray) -> Prepared:
     """Prepare pen strokes that were drawn on a square of side 1.
 
     After scaling, the pen is as thick as the strokes in MNIST for drawings of any size.
@@ -432,8 +435,8 @@ def prepare_strokes(strokes):
         _draw_stroke(draw, (line - start) * scale + margin, pen)
     prepared = centre(np.asarray(canvas, np.float32) / 255, size=INK_SIDE * OVERSAMPLING)
     left, top, side = prepared.frame
-    frame = (left - margin) / scale + start[0], (top - margin) / scale + start[1], side / scale
-    return Prepared(prepared.image, tuple(float(value) for value in frame))
+    frame = float((left - margin) / scale + start[0]), float((top - margin) / scale + start[1]), float(side / scale)
+    return Prepared(prepared.image, frame)
 
 
 def _draw_stroke(draw, points, pen):

@@ -6,11 +6,15 @@ import signal
 import threading
 import time
 import zlib
+from collections.abc import Callable
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from os import PathLike
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from tinyvit.backend import Backend, compiled_loops, use_loops
 from tinyvit.checkpoint import CheckpointError
@@ -41,7 +45,7 @@ class TrainingStopped(Exception):
         Number of the signal that requested the stop.
     """
 
-    def __init__(self, signal=None):
+    def __init__(self, signal: int | None = None) -> None:
         super().__init__(signal)
         self.signal = signal
 
@@ -78,7 +82,17 @@ class Training:
     run gives the same bits as an uninterrupted one on the same machine with the same `workers` and `loops`.
     """
 
-    def __init__(self, model_config, config, images, labels, backend, *, make_step=make_step, **options):
+    def __init__(
+        self,
+        model_config: ViTConfig,
+        config: TrainingConfig,
+        images: np.ndarray,
+        labels: np.ndarray,
+        backend: Backend,
+        *,
+        make_step: Callable[..., Any] = make_step,
+        **options: Any,
+    ) -> None:
         if not isinstance(backend, Backend):
             text = f"backend must be a Backend, not {backend!r}"
             raise TypeError(f"{text}: give tinyvit.gpu.get_backend('cpu'), or another device in place of 'cpu'")
@@ -87,7 +101,8 @@ class Training:
         if count < 1:
             raise ValueError(f"validation must be below the number of images, {len(images)}, not {config.validation}")
         self.model_config, self.config = model_config, config
-        self.fingerprint = zlib.crc32(np.ascontiguousarray(labels), zlib.crc32(np.ascontiguousarray(images)))
+        of_images = zlib.crc32(np.ascontiguousarray(images).data)
+        self.fingerprint = zlib.crc32(np.ascontiguousarray(labels).data, of_images)
         self.train_images = count
         self.validation = backend.asarray(images[count:]), labels[count:]
         self.state = new_state(model_config, config, backend)
@@ -107,21 +122,27 @@ class Training:
         return f"Training({self.state.epoch} of {self.config.epochs} epochs on {self.train_images:,} images)"
 
     @property
-    def finished(self):
+    def finished(self) -> bool:
         """Whether all epochs are finished."""
         return self.state.epoch >= self.config.epochs
 
     @property
-    def steps_per_epoch(self):
+    def steps_per_epoch(self) -> int:
         """The number of batches in an epoch; the last may be smaller."""
         return -(-self.train_images // self.config.batch_size)
 
     @property
-    def images_done(self):
+    def images_done(self) -> int:
         """The number of images of the current epoch that are used."""
         return min(self.state.done * self.config.batch_size, self.train_images)
 
-    def run(self, folder=None, on_step=None, on_epoch=None, stop_after=None):
+    def run(
+        self,
+        folder: str | PathLike[str] | None = None,
+        on_step: Callable[["Training"], object] | None = None,
+        on_epoch: Callable[["Training"], object] | None = None,
+        stop_after: int | None = None,
+    ) -> None:
         """Train to the last epoch, and keep `folder`/checkpoint.safetensors up to date.
 
         Parameters
@@ -227,7 +248,7 @@ class Training:
         state.epoch, state.done, state.loss_sum, state.correct = epoch, 0, 0.0, 0
         self._in_epoch = False
 
-    def no_learning(self):
+    def no_learning(self) -> str | None:
         """Compare the last epoch with guessing.
 
         Returns
@@ -259,7 +280,7 @@ class Training:
         epochs = f"{record['epoch']} epoch{'s' * (record['epoch'] > 1)}"
         return f"the model has not learned in {epochs}: {found}: {advice}"
 
-    def save(self, folder):
+    def save(self, folder: str | PathLike[str] | None) -> None:
         """Write the state to `folder`/checkpoint.safetensors.
 
         Parameters
@@ -297,7 +318,17 @@ class Training:
             logging.getLogger("tinyvit").warning("note: %s (%s)", text, error)
 
     @classmethod
-    def resume(cls, folder, images, labels, backend, *, epochs=None, make_step=make_step, **options):
+    def resume(
+        cls,
+        folder: str | PathLike[str],
+        images: np.ndarray,
+        labels: np.ndarray,
+        backend: Backend,
+        *,
+        epochs: int | None = None,
+        make_step: Callable[..., Any] = make_step,
+        **options: Any,
+    ) -> "Training":
         """Return the run of `folder`/checkpoint.safetensors, ready to resume.
 
         Parameters
@@ -404,7 +435,9 @@ class Training:
                 signal.signal(number, handler)
 
 
-def check_dataset(images, labels, model_config):
+def check_dataset(
+    images: npt.ArrayLike, labels: npt.ArrayLike, model_config: ViTConfig
+) -> tuple[np.ndarray, np.ndarray]:
     """Check that images and labels fit the model and each other, and return them as arrays.
 
     Parameters

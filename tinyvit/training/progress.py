@@ -4,9 +4,13 @@ import contextlib
 import logging
 import sys
 import time
+from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
+
+if TYPE_CHECKING:
+    from tinyvit.training.loop import Training
 
 
 class Progress:
@@ -22,7 +26,7 @@ class Progress:
         If true, nothing is shown.
     """
 
-    def __init__(self, run, silent=False):
+    def __init__(self, run: "Training", silent: bool = False) -> None:
         self.silent = silent
         self.bar = tqdm(
             total=run.config.epochs * run.train_images,
@@ -34,17 +38,17 @@ class Progress:
         )
         self.shown = time.monotonic()
 
-    def __enter__(self):
+    def __enter__(self) -> "Progress":
         self._resources = contextlib.ExitStack()
         self._resources.callback(self.bar.close)
         if not self.bar.disable:  # notes go above the bar
             self._resources.enter_context(logging_redirect_tqdm([logging.getLogger("tinyvit")]))
         return self
 
-    def __exit__(self, *exception):
+    def __exit__(self, *exception: Any) -> None:
         self._resources.__exit__(*exception)
 
-    def on_step(self, run):
+    def on_step(self, run: "Training") -> None:
         """Update the bar, at most four times per second.
 
         Parameters
@@ -61,7 +65,7 @@ class Progress:
             self.bar.set_postfix_str(f"loss {loss_sum / run.images_done:.3f}", refresh=False)
         self.bar.update(run.state.epoch * run.train_images + run.images_done - self.bar.n)
 
-    def on_epoch(self, run):
+    def on_epoch(self, run: "Training") -> None:
         """Print the line of the last epoch.
 
         Parameters
@@ -77,7 +81,7 @@ class Progress:
         self.bar.refresh()
 
 
-def epoch_line(run):
+def epoch_line(run: "Training") -> str:
     """Return the losses, accuracies and seconds of the last epoch in one line.
 
     Parameters

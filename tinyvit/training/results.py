@@ -6,18 +6,24 @@ import json
 import os
 import platform
 from importlib.metadata import PackageNotFoundError, version
+from os import PathLike
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from threadpoolctl import threadpool_info
 
 from tinyvit import plots
 from tinyvit.checkpoint import CheckpointError, in_short
-from tinyvit.data.augment import warp
-from tinyvit.evaluate import classification_report, confusion, misclassified
+from tinyvit.data.augment import Augmentation, warp
+from tinyvit.evaluate import Evaluation, classification_report, confusion, misclassified
 from tinyvit.files import write_atomically
 from tinyvit.training.settings import TrainingConfig
 from tinyvit.training.state import read_checkpoint, require_origin
+
+if TYPE_CHECKING:
+    from tinyvit.backend import Backend
+    from tinyvit.classifier import VisionTransformer
 
 METRICS = "metrics.json"
 GPU_METRICS = ("precision", "kernels", "compile_seconds")  # they describe a GPU's kernels
@@ -33,7 +39,7 @@ HISTORY_FORMATS = {  # the columns of history.csv
 }
 
 
-def versions(backend):
+def versions(backend: "Backend") -> dict[str, str]:
     """Return the versions and the machine that a result depends on.
 
     Parameters
@@ -72,7 +78,7 @@ def _processor():
     return f"{name}, {os.cpu_count()} cores"
 
 
-def read_metrics(folder):
+def read_metrics(folder: str | PathLike[str]) -> dict[str, Any]:
     """Return the metrics in `folder`/metrics.json.
 
     Parameters
@@ -104,7 +110,7 @@ def read_metrics(folder):
     return metrics
 
 
-def write_metrics(folder, metrics):
+def write_metrics(folder: str | PathLike[str], metrics: dict[str, Any]) -> None:
     """Write `folder`/metrics.json.
 
     Metrics of a run on a CPU are written without the entries that describe a GPU's kernels.
@@ -124,7 +130,9 @@ def write_metrics(folder, metrics):
     write_atomically(Path(folder) / METRICS, json.dumps(metrics, indent=2) + "\n")
 
 
-def write_history(folder, history, config=None):
+def write_history(
+    folder: str | PathLike[str], history: list[dict[str, Any]], config: TrainingConfig | None = None
+) -> None:
     """Write `folder`/history.csv and `folder`/training_curves.png.
 
     The table has the first and the last learning rate of each epoch, and the training time since the start of the
@@ -152,7 +160,7 @@ def write_history(folder, history, config=None):
     plots.training_curves(history, folder / "training_curves.png", note=describe_losses(history, config))
 
 
-def describe_losses(history, config):
+def describe_losses(history: list[dict[str, Any]], config: TrainingConfig) -> str:
     """Describe in one line the conditions under which training and validation loss are measured.
 
     Parameters
@@ -181,7 +189,13 @@ def describe_losses(history, config):
     return f"The training loss is {training}. The validation loss {validation}."
 
 
-def write_evaluation(folder, model, images, labels, workers=None):
+def write_evaluation(
+    folder: str | PathLike[str],
+    model: "VisionTransformer",
+    images: np.ndarray,
+    labels: np.ndarray,
+    workers: int | None = None,
+) -> Evaluation:
     """Evaluate a model, and write the classification report, the confusion matrix and the mistakes.
 
     Parameters
@@ -218,7 +232,9 @@ def write_evaluation(folder, model, images, labels, workers=None):
     return evaluation
 
 
-def write_augmentation_sheet(folder, images, augmentation, seed=0, variants=9):
+def write_augmentation_sheet(
+    folder: str | PathLike[str], images: np.ndarray, augmentation: Augmentation, seed: int = 0, variants: int = 9
+) -> None:
     """Write `folder`/augmentation.png: one row per image, with the original and random variants of it.
 
     Parameters
@@ -242,7 +258,7 @@ def write_augmentation_sheet(folder, images, augmentation, seed=0, variants=9):
     plots.augmentation_sheet(rows, Path(folder) / "augmentation.png", note=describe_augmentation(augmentation))
 
 
-def describe_augmentation(augmentation):
+def describe_augmentation(augmentation: Augmentation) -> str:
     """Describe in one line the columns of the augmentation sheet.
 
     Parameters

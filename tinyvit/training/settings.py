@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -81,7 +82,7 @@ class TrainingConfig:
         if self.schedule not in ("constant", "cosine"):
             raise ValueError(f"schedule must be 'constant' or 'cosine', not {self.schedule!r}")
 
-    def learning_rates(self, epoch, steps):
+    def learning_rates(self, epoch: int, steps: int) -> list[float]:
         """Return the learning rate of each step of an epoch.
 
         Parameters
@@ -102,7 +103,7 @@ class TrainingConfig:
         first = epoch * steps
         return [schedule(first + i, total, self.learning_rate, warmup_steps) for i in range(steps)]
 
-    def averages_after(self, epoch, steps):
+    def averages_after(self, epoch: int, steps: int) -> np.ndarray:
         """Return the steps of an epoch after which the moving average is updated.
 
         Parameters
@@ -121,7 +122,7 @@ class TrainingConfig:
         count = epoch * steps + np.arange(1, steps + 1)
         return (self.average > 0) & ((count % AVERAGE_EVERY == 0) | (count == (epoch + 1) * steps))
 
-    def as_dict(self):
+    def as_dict(self) -> dict[str, Any]:
         """Return the settings as a nested dict, which JSON can represent.
 
         Returns
@@ -132,7 +133,7 @@ class TrainingConfig:
         return asdict(self)
 
     @classmethod
-    def from_dict(cls, settings):
+    def from_dict(cls, settings: dict[str, Any]) -> "TrainingConfig":
         """Return the settings from a dict that `as_dict` returned.
 
         Parameters

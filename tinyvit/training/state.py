@@ -3,11 +3,13 @@
 import copy
 import math
 from dataclasses import dataclass, field
+from os import PathLike
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from tinyvit.backend import LOOPS, array_module
+from tinyvit.backend import LOOPS, Backend, array_module
 from tinyvit.checkpoint import (
     CHECKPOINT,
     CheckpointError,
@@ -67,8 +69,8 @@ class State:
     loss_sum: float = 0.0
     correct: int = 0
     seconds: float = 0.0
-    history: list = field(default_factory=list)
-    origin: dict = field(default_factory=dict)
+    history: list[dict[str, Any]] = field(default_factory=list)
+    origin: dict[str, Any] = field(default_factory=dict)
 
     def __copy__(self):
         return copy.deepcopy(self)
@@ -77,11 +79,11 @@ class State:
         return f"State({self.parameters!r}, {self.epoch} epochs and {self.done} steps)"
 
     @property
-    def weights(self):
+    def weights(self) -> Parameters:
         """The weights for validation and for the trained model: the moving average, if the settings have one."""
         return self.parameters if self.average is None else self.parameters.with_flat(self.average.average)
 
-    def arrays(self):
+    def arrays(self) -> dict[str, np.ndarray]:
         """Return the arrays that a checkpoint contains.
 
         Returns
@@ -96,7 +98,7 @@ class State:
         }
         return arrays if self.average is None else {**arrays, "average": self.average.average}
 
-    def require_finite(self):
+    def require_finite(self) -> None:
         """Check that the loss, the weights and the moments are finite.
 
         Raises
@@ -111,7 +113,7 @@ class State:
             require_finite("sum of Adam's second moments", self.adam.second_moment.sum())
 
 
-def require_finite(name, value):
+def require_finite(name: str, value: float | np.ndarray) -> None:
     """Check that a number is finite.
 
     Parameters
@@ -130,7 +132,7 @@ def require_finite(name, value):
         raise ArithmeticError(f"the {name} became {float(value)}")
 
 
-def new_state(model_config, config, backend):
+def new_state(model_config: ViTConfig, config: TrainingConfig, backend: Backend) -> State:
     """Return the state at the start of a run.
 
     Parameters
@@ -160,7 +162,7 @@ def new_state(model_config, config, backend):
     return State(parameters, adam, average)
 
 
-def save_state(folder, state, settings, place):
+def save_state(folder: str | PathLike[str], state: State, settings: dict[str, Any], place: int) -> None:
     """Write `folder`/checkpoint.safetensors.
 
     Parameters
@@ -195,7 +197,7 @@ def save_state(folder, state, settings, place):
     save_arrays(Path(folder) / CHECKPOINT, state.arrays(), info)
 
 
-def require_place(path, info, batch_size, images):
+def require_place(path: str | PathLike[str], info: dict[str, Any], batch_size: int, images: int) -> None:
     """Check that the progress in a checkpoint is possible for a number of training images.
 
     Parameters
@@ -225,7 +227,7 @@ def require_place(path, info, batch_size, images):
             raise CheckpointError(f"{path}: {name} is {info[name]}, but the run has taken {steps} steps")
 
 
-def restore_state(state, arrays, info, batch_size):
+def restore_state(state: State, arrays: dict[str, np.ndarray], info: dict[str, Any], batch_size: int) -> None:
     """Copy a checkpoint into a new state of the same settings.
 
     Parameters
@@ -249,7 +251,7 @@ def restore_state(state, arrays, info, batch_size):
         setattr(state, name, info[name])
 
 
-def read_checkpoint(folder):
+def read_checkpoint(folder: str | PathLike[str]) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Return the contents of `folder`/checkpoint.safetensors.
 
     Parameters
@@ -290,7 +292,7 @@ def read_checkpoint(folder):
     return arrays, info
 
 
-def require_origin(origin):
+def require_origin(origin: dict[str, Any]) -> None:
     """Check the origin of a run, from a file.
 
     Parameters

@@ -17,15 +17,20 @@ the same with CUDA kernels. Both update the arrays of a `State` in place.
 
 import logging
 import time
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tinyvit.backend import LOOPS, available_cores, loops_choice, use_loops
+from tinyvit.backend import LOOPS, Backend, available_cores, loops_choice, use_loops
 from tinyvit.data.batches import Epoch
 from tinyvit.kernels import Kernels, KernelStep, unsupported_reason
 from tinyvit.optim import clip_by_global_norm
-from tinyvit.training.state import require_finite
+from tinyvit.training.state import State, require_finite
 from tinyvit.training.workers import ParallelGradient
+
+if TYPE_CHECKING:
+    from tinyvit.model import ViTConfig
+    from tinyvit.training.settings import TrainingConfig
 
 KERNELS = ("graph", "launches", "off")  # a step on a GPU is one graph of kernels, single kernels or plain operations
 IMAGES_PER_WORKER = 8  # the smallest share of a batch, by default; a smaller one does not justify a process
@@ -58,7 +63,17 @@ class PlainStep:
     precision = "float32"
     compile_seconds = 0.0
 
-    def __init__(self, state, images, labels, model_config, config, backend, workers=1, loops="off"):
+    def __init__(
+        self,
+        state: State,
+        images: np.ndarray,
+        labels: np.ndarray,
+        model_config: "ViTConfig",
+        config: "TrainingConfig",
+        backend: Backend,
+        workers: int = 1,
+        loops: str = "off",
+    ) -> None:
         self.state, self.config, self.backend, self.workers = state, config, backend, workers
         self.asynchronous = backend.device != "cpu"  # whether `totals` waits for a device
         self.images, self.labels = backend.asarray(images), backend.asarray(labels)
@@ -70,17 +85,18 @@ class PlainStep:
             self.loops = "on" if used else "off"
         self.record = {"workers": workers, "loops": loops if self.asynchronous else self.loops}
         self._done = self.steps  # no epoch has begun
-        self._loss_sum, self._correct = 0.0, 0
+        self._loss_sum: Any = 0.0  # after a step, both are arrays on the device
+        self._correct: Any = 0
 
-    def __enter__(self):
+    def __enter__(self) -> "PlainStep":
         with use_loops(self.loops):
             self._gradient.__enter__()
         return self
 
-    def __exit__(self, *exception):
+    def __exit__(self, *exception: Any) -> None:
         self._gradient.__exit__(*exception)
 
-    def begin_epoch(self, epoch, done=0, totals=(0.0, 0)):
+    def begin_epoch(self, epoch: int, done: int = 0, totals: tuple[float, int] = (0.0, 0)) -> None:
         """Begin or resume an epoch.
 
         Parameters
@@ -105,7 +121,7 @@ class PlainStep:
         self._averages_after = config.averages_after(epoch, self.steps)
         self._done, (self._loss_sum, self._correct) = done, totals
 
-    def __call__(self):
+    def __call__(self) -> int:
         """Take the next step.
 
         Returns
@@ -138,14 +154,14 @@ class PlainStep:
                     require_finite("norm of the gradient", norm)
             with use_loops(self.loops):
                 state.adam.step(state.parameters.flat, gradients.flat, self._learning_rates[self._done])
-        if self._averages_after[self._done]:
+        if state.average is not None and self._averages_after[self._done]:
             state.average.step(state.parameters.flat)
         self._loss_sum = self._loss_sum + loss.astype(np.float64) * len(images)
         self._correct = self._correct + correct
         self._done += 1
         return len(images)
 
-    def totals(self):
+    def totals(self) -> tuple[float, int]:
         """Return the totals of the current epoch. On a GPU, this waits for the device.
 
         Returns
@@ -160,8 +176,17 @@ class PlainStep:
 
 
 def make_step(
-    state, images, labels, model_config, config, backend, workers=None, precision="float32", kernels=None, loops=None
-):
+    state: State,
+    images: np.ndarray,
+    labels: np.ndarray,
+    model_config: "ViTConfig",
+    config: "TrainingConfig",
+    backend: Backend,
+    workers: int | None = None,
+    precision: str = "float32",
+    kernels: str | None = None,
+    loops: str | None = None,
+) -> PlainStep | KernelStep:
     """Return the step for a backend: `KernelStep` on a GPU with kernels for the model, and otherwise `PlainStep`.
 
     Parameters
@@ -207,6 +232,7 @@ def make_step(
     if loops not in LOOPS:
         raise ValueError(f"loops {loops!r} is unknown: give {', '.join(map(repr, LOOPS))}")
     kernels = choose_kernels(backend, model_config, precision, kernels)
+    step: PlainStep | KernelStep
     if kernels == "off":
         workers_here = workers if backend.device == "cpu" else 1
         step = PlainStep(
@@ -235,7 +261,9 @@ def make_step(
     return step
 
 
-def choose_kernels(backend, model_config, precision="float32", kernels=None):
+def choose_kernels(
+    backend: Backend, model_config: "ViTConfig", precision: str = "float32", kernels: str | None = None
+) -> str:
     """Choose between a graph, kernel launches and plain operations. On a CPU the choice is always "off".
 
     Parameters

@@ -26,6 +26,7 @@ import tempfile
 import threading
 import traceback
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -71,7 +72,9 @@ class ParallelGradient:
         On entering the context, if the memory cannot be shared.
     """
 
-    def __init__(self, config, workers=None, smoothing=0.0, chunk_size=None):
+    def __init__(
+        self, config: ViTConfig, workers: int | None = None, smoothing: float = 0.0, chunk_size: int | None = None
+    ) -> None:
         self.config, self.smoothing = config, float(smoothing)
         self.chunk_size = max(1, CHUNK_TOKENS // config.tokens) if chunk_size is None else chunk_size
         self.workers = available_cores() if workers is None else workers
@@ -80,16 +83,18 @@ class ParallelGradient:
         if self.chunk_size < 1:
             raise ValueError(f"chunk_size must be at least 1, not {self.chunk_size}")
         self._turn = threading.Lock()
-        self._resources = None
+        self._resources: Any = None
+        self._workspace: Any  # in the context, a `Workspace`
 
-    def __enter__(self):
+    def __enter__(self) -> "ParallelGradient":
         if self._resources is not None:
             raise RuntimeError("this parallel gradient is already in use: make another one")
         with contextlib.ExitStack() as stack:
             stack.enter_context(one_blas_thread())
             self._workspace, self._process = Workspace(), os.getpid()
             self._loops = "on" if loops_choice() == "on" else "off"
-            self._helpers, self._layout, self._shared = [], None, None
+            self._helpers: list[_Helper] = []
+            self._layout = self._shared = None
             if self.workers > 1:
                 weights = sum(math.prod(shape) for shape in self.config.shapes().values())
                 with _standard_descriptors():
@@ -99,7 +104,7 @@ class ParallelGradient:
             self._resources = stack.pop_all()
         return self
 
-    def __exit__(self, *exception):
+    def __exit__(self, *exception: Any) -> None:
         resources, self._resources = self._resources, None
         self._workspace = self._shared = None  # releases their memory
         resources.__exit__(*exception)
@@ -126,7 +131,9 @@ class ParallelGradient:
         while self._helpers:
             self._helpers.pop().stop()
 
-    def __call__(self, parameters, images, labels, maps=None):
+    def __call__(
+        self, parameters: Parameters, images: np.ndarray, labels: np.ndarray, maps: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray, Parameters]:
         """Compute the loss and the gradient of a batch. After an error, the next call starts new helpers.
 
         Parameters
@@ -221,8 +228,16 @@ class ParallelGradient:
 
 
 def gradient_of_share(
-    images, labels, maps, parameters, config, smoothing, chunk_size, batch_size, gradients=None
-):
+    images: np.ndarray,
+    labels: np.ndarray,
+    maps: np.ndarray | None,
+    parameters: Parameters,
+    config: ViTConfig,
+    smoothing: float,
+    chunk_size: int,
+    batch_size: int,
+    gradients: Parameters | None = None,
+) -> tuple[np.ndarray, np.ndarray, Parameters]:
     """Compute the loss and the gradient of a share of a batch, one chunk at a time.
 
     Parameters
@@ -255,7 +270,9 @@ def gradient_of_share(
     gradients : Parameters
         The share's part of the gradient.
     """
-    total_loss, total_correct, total = 0, 0, None
+    total_loss: Any = 0
+    total_correct: Any = 0
+    total: Any = None
     for start, stop in split(len(images), -(-len(images) // chunk_size)):
         chunk = images[start:stop]
         if maps is not None:
@@ -279,7 +296,7 @@ def gradient_of_share(
     return total_loss, total_correct, total
 
 
-def split(count, parts):
+def split(count: int, parts: int) -> list[tuple[int, int]]:
     """Divide a range into parts whose sizes differ by at most one.
 
     Parameters
@@ -378,7 +395,7 @@ _PR_SET_PDEATHSIG = 1
 _ANSWER = b"\x02tinyvit "  # the beginning of an answer, which no library prints
 
 
-def serve():
+def serve() -> None:
     """Read requests from standard input, compute, and write answers to standard output, until the input ends."""
     requests = sys.stdin.buffer
     answers = os.dup(1)
