@@ -42,7 +42,7 @@ def measured(conditions, *libraries):
     names |= {"cupy": "CuPy", "fastapi": "FastAPI", "uvicorn": "Uvicorn"}
     found = [f"Python {conditions['python']}"]
     for library in ("numpy", "numba", *libraries):
-        if conditions.get(library):
+        if _has(conditions, library):
             blas = f" ({conditions['blas']})" if library == "numpy" and conditions.get("blas") else ""
             found.append(f"{names[library]} {conditions[library]}{blas}")
     command = f"Command:\n\n    {conditions['command']}\n\n" if "command" in conditions else ""
@@ -163,7 +163,7 @@ def goals_table():
     rows = []
     for path in sorted(RESULTS.glob("train_step-*.json")):
         cpu = record(path.stem)["conditions"]["cpu"]
-        if record(path.stem)["conditions"].get("numba") in (None, "not installed"):
+        if not _has(record(path.stem)["conditions"], "numba"):
             continue  # the goals are for the compiled loops
         processor = path.stem.removeprefix("train_step-")
         for kind, batch, name, least, aim in GOALS[next(vendor for vendor in GOALS if vendor in cpu)]:
@@ -364,8 +364,8 @@ def numbers():
         found = record(path.stem)
         case = next(case for case in found["records"] if (case["batch"], case["mlp_width"]) == (64, 512))
         milliseconds = case["contestants"]["tinyvit"]["milliseconds"][1]
-        cpu = found["conditions"]["cpu"]
-        steps.append((f"{milliseconds:.1f} ms; PyTorch takes {times_tinyvit(case['contestants']['torch'])}", cpu))
+        text = f"{milliseconds:.1f} ms; PyTorch takes {times_tinyvit(case['contestants']['torch'])}"
+        steps.append((text, processor(found["conditions"])))
     rows = [
         [
             "[Test accuracy](docs/results/accuracy.md) of the default recipe, ten epochs",
@@ -375,9 +375,9 @@ def numbers():
         [
             f"[Training time](docs/results/accuracy.md#time-to-an-accuracy) to {first['target']:g} % test accuracy",
             f"**{best['median']:.0f} s** ({low:.0f}-{high:.0f})",
-            timed["conditions"]["cpu"],
+            processor(timed["conditions"]),
         ],
-        *(["[A training step](docs/results/speed.md) of 64 images", text, cpu] for text, cpu in steps),
+        *(["[A training step](docs/results/speed.md) of 64 images", text, where] for text, where in steps),
     ]
     return table(["what", "result", "measured with"], rows, left=3)
 
@@ -500,6 +500,15 @@ def mean_and_spread(values):
     """Return the mean of percentages with their standard deviation, and all of them, as texts."""
     spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
     return f"{statistics.mean(values):.2f}{spread}", ", ".join(f"{value:.2f}" for value in values)
+
+
+def processor(conditions):
+    """Return the processor of a measurement, and whether the extra `fast` was installed."""
+    return f"{conditions['cpu']}, {'extra `fast`' if _has(conditions, 'numba') else 'no extra'}"
+
+
+def _has(conditions, library):
+    return conditions.get(library) not in (None, "not installed")
 
 
 # ---- maps of the code ----
