@@ -116,7 +116,7 @@ def test_the_guide_quotes_the_descriptions_of_data(tmp_path):
     few = [array[:60] for array in ARRAYS]
     colours = [np.pad(array, ((0, 0), (2, 2), (2, 2))) if array.ndim == 3 else array for array in few]
     colours = [np.stack([array] * 3, axis=3) if array.ndim == 3 else array for array in colours]
-    names = "zero one two three four five six seven eight nine".split()
+    names = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
     publishers.write_mnist(tmp_path / "fashion", ARRAYS)
     publishers.write_emnist(tmp_path / "letters", letters, "letters")
     publishers.write_qmnist(tmp_path / "qmnist", ARRAYS)
