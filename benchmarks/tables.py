@@ -352,7 +352,7 @@ def _missing(figures):
 
 
 def numbers():
-    """Return the README's table of three numbers, each with a link to the page of its results."""
+    """Return the README's table of numbers, each with a link to the page of its results."""
     figures = record("accuracy")["tuned"]
     accuracy, deviation = 100 * figures["test_accuracy_mean"], 100 * figures["test_accuracy_deviation"]
     timed = record("time_to_accuracy")
@@ -364,7 +364,7 @@ def numbers():
         found = record(path.stem)
         case = next(case for case in found["records"] if (case["batch"], case["mlp_width"]) == (64, 512))
         milliseconds = case["contestants"]["tinyvit"]["milliseconds"][1]
-        text = f"{milliseconds:.1f} ms; PyTorch takes {times_tinyvit(case['contestants']['torch'])}"
+        text = f"{milliseconds:.1f} ms; PyTorch (eager) takes {times_tinyvit(case['contestants']['torch'])}"
         steps.append((text, processor(found["conditions"])))
     rows = [
         [
