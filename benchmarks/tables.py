@@ -405,7 +405,10 @@ def kills_table():
     rows = [[phase, *(count(phase, name) for name in signals)] for phase in phases]
     wrong = [row for row in found["counts"] if row["outcome"] != "same bits"]
     good = found["kills"] - sum(row["count"] for row in wrong)
-    text = f"{good:,} of {found['kills']:,} runs ended with the same bits as a run that was never killed."
+    text = (
+        f"{good:,} of {found['kills']:,} runs ended with the same bits as a run that was never killed. The table counts "
+        'a signal in the phase that it met. "ended before" stands for runs that ended before the signal arrived.'
+    )
     lines = [f"* {row['count']} x {row['signal']} in {row['phase']}: {row['outcome']}" for row in wrong]
     lines = ["", "The others:", "", *lines] if wrong else []
     head = ["phase of the run", *signals]
@@ -454,7 +457,7 @@ def mutants_table():
     head = ["kind of change", "mutants", "detected", "equivalent", "not detected"]
     share = (
         f"The tests detect **{total['killed_percent']:.1f} %** of the {total['mutants']:,} mutants (seed "
-        f"{found['seed']}), {total['timeout']} of them because the tests took too long."
+        f"{found['seed']}). For {total['timeout']} of them the tests did not end in time, which counts as detected."
     )
     return "\n".join([share, "", table(head, rows), "", measured(found["conditions"])])
 

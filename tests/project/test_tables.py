@@ -72,7 +72,7 @@ def test_mutants_are_counted_by_kind(tables, tmp_path):
     counts = {"mutants": 10, "killed": 7, "timeout": 1, "survived": 1, "equivalent": 1, "killed_percent": 80.0}
     write(tmp_path, "mutants", seed=3, conditions=CONDITIONS, summary=counts | {"kinds": kinds}, mutants=[])
     text = tables.mutants_table()
-    assert "The tests detect **80.0 %** of the 10 mutants (seed 3), 1 of them because" in text
+    assert "The tests detect **80.0 %** of the 10 mutants (seed 3). For 1 of them" in text
     assert "| comparison | 6 | 5 | 0 | 1 |" in text
     assert "| index | 4 | 3 | 1 | 0 |" in text
     assert "| **all** | 10 | 8 | 1 | 1 |" in text
