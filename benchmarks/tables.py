@@ -406,8 +406,9 @@ def kills_table():
     wrong = [row for row in found["counts"] if row["outcome"] != "same bits"]
     good = found["kills"] - sum(row["count"] for row in wrong)
     text = (
-        f"{good:,} of {found['kills']:,} runs ended with the same bits as a run that was never killed. The table counts "
-        'a signal in the phase that it met. "ended before" stands for runs that ended before the signal arrived.'
+        f"{good:,} of {found['kills']:,} runs ended with the same bits as a run that was never killed. "
+        'The table counts a signal in the phase that it met. "ended before" stands for runs that ended before the signal '
+        "arrived."
     )
     lines = [f"* {row['count']} x {row['signal']} in {row['phase']}: {row['outcome']}" for row in wrong]
     lines = ["", "The others:", "", *lines] if wrong else []
@@ -420,8 +421,20 @@ FORMATS = {  # names in damage.json
     "model": "model file",
     "idx": "idx file, raw or compressed",
     "picture": "picture of a digit",
+    "mnist": "data set: raw idx files",
+    "mnist-gzip": "data set: compressed idx files",
+    "emnist": "data set: EMNIST",
+    "qmnist": "data set: QMNIST",
+    "npz": "data set: npz",
+    "medmnist": "data set: MedMNIST",
+    "kuzushiji": "data set: Kuzushiji's npz",
+    "csv": "data set: CSV",
+    "csv-words": "data set: CSV with words",
+    "cifar": "data set: CIFAR",
+    "png": "data set: PNG pictures",
+    "jpeg": "data set: JPEG pictures",
 }
-FAULTS = ("WRONG", "crashed", "slow")  # outcomes of damaged files that are errors of the library
+GOOD = ("refused", "identical", "as the file says")  # other outcomes of damaged files are errors of the library
 
 
 def damage_table():
@@ -432,12 +445,12 @@ def damage_table():
     rows = []
     for case in found["records"]:
         outcomes = case["outcomes"]
-        cells = [outcomes.get(name, 0) for name in ("refused", "identical", "as the file says")]
-        cells.append(sum(outcomes.get(name, 0) for name in FAULTS))
+        cells = [outcomes.get(name, 0) for name in GOOD]
+        cells.append(sum(outcomes.values()) - sum(cells))
         name = FORMATS.get(case["format"], case["format"])
         rows.append([name, *(f"{cell:,}" for cell in (case["count"], *cells))])
     head = ["damaged file", "files", "refused with one error", "read, same content", "read as another valid file"]
-    return "\n".join([table([*head, "wrong, crashed or slow"], rows), "", measured(found["conditions"])])
+    return "\n".join([table([*head, "wrong, crashed, slow or too large"], rows), "", measured(found["conditions"])])
 
 
 def mutants_table():

@@ -102,7 +102,9 @@ def test_the_guide_quotes_the_messages_of_refused_data(found, message, tmp_path)
     with pytest.raises(DataError) as caught:
         tinyvit.load_dataset(path, classes=5 if "--classes 5" in found else None)
     text = str(caught.value).replace(f"{tmp_path}/", "")
-    assert text.endswith(message.strip("`"))
+    # Three dots in the guide stand for a part that is left out.
+    parts = [re.escape(part.strip()) for part in message.strip("`").split("...")]
+    assert re.search(f"{'.*'.join(parts)}$", text)
     assert "\n" not in text
 
 
