@@ -407,8 +407,7 @@ def kills_table():
     good = found["kills"] - sum(row["count"] for row in wrong)
     text = (
         f"{good:,} of {found['kills']:,} runs ended with the same bits as a run that was never killed. "
-        'The table counts a signal in the phase that it met. "ended before" stands for runs that ended before the signal '
-        "arrived."
+        'The table counts a signal in the phase that it met. "ended before" counts runs that ended before the signal.'
     )
     lines = [f"* {row['count']} x {row['signal']} in {row['phase']}: {row['outcome']}" for row in wrong]
     lines = ["", "The others:", "", *lines] if wrong else []
