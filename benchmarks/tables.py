@@ -385,16 +385,19 @@ def numbers():
 # ---- what was tried to break it ----
 
 
-def not_recorded(command):
-    """Return the text in place of a table whose record is missing."""
-    return f"Not recorded yet. Command:\n\n    {command}"
+def not_recorded(name, options=""):
+    """Return the text in place of a table whose record is missing, with the command that makes it, if there is one."""
+    script = f"benchmarks/{name}.py"
+    if not (ROOT / script).exists():
+        return "Not recorded yet."
+    return f"Not recorded yet. Command:\n\n    python {script} {options}--json benchmarks/results/{name}.json"
 
 
 def kills_table():
     """Return the table of kills by phase and signal."""
     found = record("kills")
     if found is None:
-        return not_recorded("python benchmarks/kills.py --json benchmarks/results/kills.json")
+        return not_recorded("kills")
     signals = sorted({row["signal"] for row in found["counts"]})
     phases = list(dict.fromkeys(row["phase"] for row in found["counts"]))
 
@@ -440,7 +443,7 @@ def damage_table():
     """Return the table of damaged files by format and outcome."""
     found = record("damage")
     if found is None:
-        return not_recorded("python benchmarks/damage.py --count 100000 --json benchmarks/results/damage.json")
+        return not_recorded("damage", "--count 100000 ")
     rows = []
     for case in found["records"]:
         outcomes = case["outcomes"]
@@ -456,7 +459,7 @@ def mutants_table():
     """Return the table of mutants of the library by kind of change."""
     found = record("mutants")
     if found is None:
-        return not_recorded("python benchmarks/mutants.py --count 600 --json benchmarks/results/mutants.json")
+        return not_recorded("mutants", "--count 600 ")
     total = found["summary"]
 
     def cells(counts):
@@ -478,7 +481,7 @@ def environments_table():
     """Return the table of the environments in which the tests ran."""
     found = record("environments")
     if found is None:
-        return not_recorded("python benchmarks/environments.py --json benchmarks/results/environments.json")
+        return not_recorded("environments")
     rows = []
     for name, figures in found["environments"].items():
         if "missing" in figures:
@@ -497,7 +500,7 @@ def other_data_table():
     """Return the table of test accuracies on other data sets."""
     found = record("other_data")
     if found is None:
-        return not_recorded("python benchmarks/other_data.py --json benchmarks/results/other_data.json")
+        return not_recorded("other_data")
     rows, commands = [], []
     for row in found["rows"]:
         accuracy, each = mean_and_spread(row["test_percent"])

@@ -26,7 +26,11 @@ def write(folder, name, **record):
 
 
 @pytest.mark.parametrize("name", ["kills", "damage", "mutants", "environments", "other_data"])
-def test_without_its_record_a_part_gives_the_command_that_makes_it(tables, name):
+def test_without_its_record_a_part_gives_the_command_that_makes_it(tables, tmp_path, monkeypatch, name):
+    monkeypatch.setattr(tables, "ROOT", tmp_path)
+    assert getattr(tables, f"{name}_table")() == "Not recorded yet."  # there is no such command
+    (tmp_path / "benchmarks").mkdir()
+    (tmp_path / "benchmarks" / f"{name}.py").touch()
     text = getattr(tables, f"{name}_table")()
     assert text.startswith("Not recorded yet. Command:\n\n    python ")
     assert f"benchmarks/{name}.py " in text
