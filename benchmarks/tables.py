@@ -386,7 +386,7 @@ def numbers():
 
 
 def not_recorded(name, options=""):
-    """Return the text in place of a table whose record is missing, with the command that makes it, if there is one."""
+    """Return the text in place of a table whose record is missing, with the command that makes it if it exists."""
     script = f"benchmarks/{name}.py"
     if not (ROOT / script).exists():
         return "Not recorded yet."
