@@ -42,7 +42,7 @@ def measured(conditions, *libraries):
     names |= {"cupy": "CuPy", "fastapi": "FastAPI", "uvicorn": "Uvicorn"}
     found = [f"Python {conditions['python']}"]
     for library in ("numpy", "numba", *libraries):
-        if conditions.get(library):
+        if _has(conditions, library):
             blas = f" ({conditions['blas']})" if library == "numpy" and conditions.get("blas") else ""
             found.append(f"{names[library]} {conditions[library]}{blas}")
     command = f"Command:\n\n    {conditions['command']}\n\n" if "command" in conditions else ""
@@ -163,7 +163,7 @@ def goals_table():
     rows = []
     for path in sorted(RESULTS.glob("train_step-*.json")):
         cpu = record(path.stem)["conditions"]["cpu"]
-        if record(path.stem)["conditions"].get("numba") in (None, "not installed"):
+        if not _has(record(path.stem)["conditions"], "numba"):
             continue  # the goals are for the compiled loops
         processor = path.stem.removeprefix("train_step-")
         for kind, batch, name, least, aim in GOALS[next(vendor for vendor in GOALS if vendor in cpu)]:
@@ -352,7 +352,7 @@ def _missing(figures):
 
 
 def numbers():
-    """Return the README's table of three numbers, each with a link to the page of its results."""
+    """Return the README's table of numbers, each with a link to the page of its results."""
     figures = record("accuracy")["tuned"]
     accuracy, deviation = 100 * figures["test_accuracy_mean"], 100 * figures["test_accuracy_deviation"]
     timed = record("time_to_accuracy")
@@ -364,8 +364,8 @@ def numbers():
         found = record(path.stem)
         case = next(case for case in found["records"] if (case["batch"], case["mlp_width"]) == (64, 512))
         milliseconds = case["contestants"]["tinyvit"]["milliseconds"][1]
-        cpu = found["conditions"]["cpu"]
-        steps.append((f"{milliseconds:.1f} ms; PyTorch takes {times_tinyvit(case['contestants']['torch'])}", cpu))
+        text = f"{milliseconds:.1f} ms; PyTorch (eager) takes {times_tinyvit(case['contestants']['torch'])}"
+        steps.append((text, processor(found["conditions"])))
     rows = [
         [
             "[Test accuracy](docs/results/accuracy.md) of the default recipe, ten epochs",
@@ -375,11 +375,158 @@ def numbers():
         [
             f"[Training time](docs/results/accuracy.md#time-to-an-accuracy) to {first['target']:g} % test accuracy",
             f"**{best['median']:.0f} s** ({low:.0f}-{high:.0f})",
-            timed["conditions"]["cpu"],
+            processor(timed["conditions"]),
         ],
-        *(["[A training step](docs/results/speed.md) of 64 images", text, cpu] for text, cpu in steps),
+        *(["[A training step](docs/results/speed.md) of 64 images", text, where] for text, where in steps),
     ]
     return table(["what", "result", "measured with"], rows, left=3)
+
+
+# ---- what was tried to break it ----
+
+
+def not_recorded(name, options=""):
+    """Return the text in place of a table whose record is missing, with the command that makes it if it exists."""
+    script = f"benchmarks/{name}.py"
+    if not (ROOT / script).exists():
+        return "Not recorded yet."
+    return f"Not recorded yet. Command:\n\n    python {script} {options}--json benchmarks/results/{name}.json"
+
+
+def kills_table():
+    """Return the table of kills by phase and signal."""
+    found = record("kills")
+    if found is None:
+        return not_recorded("kills")
+    signals = sorted({row["signal"] for row in found["counts"]})
+    phases = list(dict.fromkeys(row["phase"] for row in found["counts"]))
+
+    def count(phase, name):
+        rows = [row for row in found["counts"] if (row["phase"], row["signal"]) == (phase, name)]
+        return str(sum(row["count"] for row in rows) or "")
+
+    rows = [[phase, *(count(phase, name) for name in signals)] for phase in phases]
+    wrong = [row for row in found["counts"] if row["outcome"] != "same bits"]
+    good = found["kills"] - sum(row["count"] for row in wrong)
+    text = (
+        f"{good:,} of {found['kills']:,} runs ended with the same bits as a run that was never killed. "
+        'The table counts a signal in the phase that it met. "ended before" counts runs that ended before the signal.'
+    )
+    lines = [f"* {row['count']} x {row['signal']} in {row['phase']}: {row['outcome']}" for row in wrong]
+    lines = ["", "The others:", "", *lines] if wrong else []
+    head = ["phase of the run", *signals]
+    return "\n".join([text, *lines, "", table(head, rows), "", measured(found["conditions"])])
+
+
+FORMATS = {  # names in damage.json
+    "checkpoint": "checkpoint of a run",
+    "model": "model file",
+    "idx": "idx file, raw or compressed",
+    "picture": "picture of a digit",
+    "mnist": "data set: raw idx files",
+    "mnist-gzip": "data set: compressed idx files",
+    "emnist": "data set: EMNIST",
+    "qmnist": "data set: QMNIST",
+    "npz": "data set: npz",
+    "medmnist": "data set: MedMNIST",
+    "kuzushiji": "data set: Kuzushiji's npz",
+    "csv": "data set: CSV",
+    "csv-words": "data set: CSV with words",
+    "cifar": "data set: CIFAR",
+    "png": "data set: PNG pictures",
+    "jpeg": "data set: JPEG pictures",
+}
+GOOD = ("refused", "identical", "as the file says")  # other outcomes of damaged files are errors of the library
+
+
+def damage_table():
+    """Return the table of damaged files by format and outcome."""
+    found = record("damage")
+    if found is None:
+        return not_recorded("damage", "--count 100000 ")
+    rows = []
+    for case in found["records"]:
+        outcomes = case["outcomes"]
+        cells = [outcomes.get(name, 0) for name in GOOD]
+        cells.append(sum(outcomes.values()) - sum(cells))
+        name = FORMATS.get(case["format"], case["format"])
+        rows.append([name, *(f"{cell:,}" for cell in (case["count"], *cells))])
+    head = ["damaged file", "files", "refused with one error", "read, same content", "read as another valid file"]
+    return "\n".join([table([*head, "wrong, crashed, slow or too large"], rows), "", measured(found["conditions"])])
+
+
+def mutants_table():
+    """Return the table of mutants of the library by kind of change."""
+    found = record("mutants")
+    if found is None:
+        return not_recorded("mutants", "--count 600 ")
+    total = found["summary"]
+
+    def cells(counts):
+        killed = counts.get("killed", 0) + counts.get("timeout", 0)
+        rest = [counts.get("equivalent", 0), counts.get("survived", 0)]
+        return [f"{value:,}" for value in (sum((killed, *rest)), killed, *rest)]
+
+    rows = [[kind, *cells(counts)] for kind, counts in total["kinds"].items()]
+    rows.append(["**all**", *cells(total)])
+    head = ["kind of change", "mutants", "detected", "equivalent", "not detected"]
+    share = (
+        f"The tests detect **{total['killed_percent']:.1f} %** of the {total['mutants']:,} mutants (seed "
+        f"{found['seed']}). For {total['timeout']} of them the tests did not end in time, which counts as detected."
+    )
+    return "\n".join([share, "", table(head, rows), "", measured(found["conditions"])])
+
+
+def environments_table():
+    """Return the table of the environments in which the tests ran."""
+    found = record("environments")
+    if found is None:
+        return not_recorded("environments")
+    rows = []
+    for name, figures in found["environments"].items():
+        if "missing" in figures:
+            rows.append([f"`{name}`", "could not be made", *[""] * 5])
+            continue
+        versions = figures["versions"]
+        counts = [f"{figures[key]:,}" for key in ("tests", "failed", "skipped")]
+        result = "passed" if figures["passed"] else "**failed**"
+        rows.append([f"`{name}`", result, *(versions.get(key, "") for key in ("python", "numpy")), *counts])
+    head = ["environment", "result", "Python", "NumPy", "tests", "failed", "skipped"]
+    command = found["command"].replace("--json ", "--json benchmarks/results/")
+    return "\n".join([table(head, rows, left=4), "", f"Command:\n\n    {command}"])
+
+
+def other_data_table():
+    """Return the table of test accuracies on other data sets."""
+    found = record("other_data")
+    if found is None:
+        return not_recorded("other_data")
+    rows, commands = [], []
+    for row in found["rows"]:
+        accuracy, each = mean_and_spread(row["test_percent"])
+        validation, _ = mean_and_spread(row["validation_percent"])
+        what = f"{row['parameters']:,}", f"{row['epochs']}"
+        rows.append([row["data"], row["settings"], *what, accuracy, each, validation, f"{row['minutes']:.0f}"])
+        commands += [f"    {row['command']}"]
+    head = ["data", "settings", "parameters", "epochs", "test accuracy, %", "each seed", "validation, %"]
+    where = measured({name: value for name, value in found["conditions"].items() if name != "command"})
+    commands = "\n".join(["Commands:", "", *dict.fromkeys(commands)])
+    return "\n".join([table([*head, "minutes per run"], rows, left=2), "", commands, "", where])
+
+
+def mean_and_spread(values):
+    """Return the mean of percentages with their standard deviation, and all of them, as texts."""
+    spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.2f}{spread}", ", ".join(f"{value:.2f}" for value in values)
+
+
+def processor(conditions):
+    """Return the processor of a measurement, and whether the extra `fast` was installed."""
+    return f"{conditions['cpu']}, {'extra `fast`' if _has(conditions, 'numba') else 'no extra'}"
+
+
+def _has(conditions, library):
+    return conditions.get(library) not in (None, "not installed")
 
 
 # ---- maps of the code ----
@@ -410,7 +557,7 @@ FOLDERS = (  # the rows of the README's map: files and folders, and what they ar
     (("tinyvit/gpu/", "tinyvit/doctor.py"), "Choosing a device, and a check of the machine"),
     (("tinyvit/pretrained/",), "The trained model, and how a picture becomes an MNIST image"),
     (("tinyvit/server/", "tinyvit/page/"), "The page to draw digits on, and its JSON API"),
-    (("tinyvit/commands/", "tinyvit/__main__.py"), "The commands"),
+    (("tinyvit/commands/", "tinyvit/console.py", "tinyvit/__main__.py"), "The commands"),
     (("lessons/",), "Sixteen lessons, their exercises and solutions"),
     (("tests/",), "The tests"),
     (("benchmarks/",), "Measurements, and their records"),
@@ -437,6 +584,11 @@ ORDER = (  # the order of reading; a folder stands for its files that are not na
     "tinyvit/training/state.py",
     "tinyvit/training/workers.py",
     "tinyvit/training/",
+    "tinyvit/data/batches.py",
+    "tinyvit/data/augment.py",
+    "tinyvit/data/mnist.py",
+    "tinyvit/data/idx.py",
+    "tinyvit/data/datasets.py",
     "tinyvit/data/",
     "tinyvit/backend.py",
     "tinyvit/memory.py",
@@ -460,6 +612,7 @@ ORDER = (  # the order of reading; a folder stands for its files that are not na
     "tinyvit/server/",
     "tinyvit/page/",
     "tinyvit/commands/",
+    "tinyvit/console.py",
     "tinyvit/",
 )
 CODE = (".py", ".cu", ".cuh", ".h", ".js", ".css", ".html")
@@ -472,6 +625,18 @@ def files_of(part):
     skipped = {"__pycache__", "output"}
     found = [path for path in (ROOT / part).rglob("*") if path.suffix in CODE and not skipped & set(path.parts)]
     return sorted(found)
+
+
+def check_maps():
+    """Raise `ValueError` with what to change unless both maps name every file of the library, and only real ones."""
+    named = [part for parts, _ in FOLDERS for part in parts]
+    mapped = {path for part in named for path in files_of(part)} | {ROOT / "tinyvit" / "__init__.py"}
+    lacking = [path.relative_to(ROOT).as_posix() for path in files_of("tinyvit/") if path not in mapped]
+    faults = [f"add {name} to a row of FOLDERS" for name in lacking]
+    for place, parts in (("FOLDERS", named), ("ORDER", ORDER)):
+        faults += [f"remove {part} from {place}: there is no such file" for part in parts if not files_of(part)]
+    if faults:
+        raise ValueError(f"the maps in benchmarks/tables.py are not those of the library: {'; '.join(faults)}")
 
 
 def code_lines(path):
@@ -496,8 +661,7 @@ def house():
     """Return the README's map: folders and the files at the top, their lines of code, and what they are."""
     rows = []
     for parts, description in FOLDERS:
-        existing = [part for part in parts if (ROOT / part).exists()]
-        links = ", ".join(f"[`{part.removeprefix('tinyvit/')}`]({part.rstrip('/')})" for part in existing)
+        links = ", ".join(f"[`{part.removeprefix('tinyvit/')}`]({part.rstrip('/')})" for part in parts)
         count = sum(code_lines(path) for part in parts for path in files_of(part))
         count = count if count < 1000 else round(count, -2)  # so that small changes leave the README as it is
         rows.append(f"| {links} | {count:,} | {description} |")
@@ -539,7 +703,13 @@ def first_sentence(path):
 PARTS = {  # page: its generated parts
     "README.md": {"numbers": numbers, "house": house},
     "docs/guide/reading_the_code.md": {"files": files},
-    "docs/results/accuracy.md": {"accuracy": accuracy_table, "time": time_table},
+    "docs/results/accuracy.md": {"accuracy": accuracy_table, "time": time_table, "other-data": other_data_table},
+    "docs/results/robustness.md": {
+        "kills": kills_table,
+        "damage": damage_table,
+        "mutants": mutants_table,
+        "environments": environments_table,
+    },
     "docs/results/speed.md": {
         "step": step_tables,
         "goals": goals_table,
@@ -592,6 +762,10 @@ def main():
     options = parser.parse_args()
     if options.picture:
         draw_picture(options.picture)
+    try:
+        check_maps()
+    except ValueError as error:
+        parser.error(str(error))
     for page in PARTS:
         path = ROOT / page
         path.write_text(generated(page, path.read_text(encoding="utf-8")), encoding="utf-8")
