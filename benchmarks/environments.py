@@ -25,6 +25,7 @@ import json
 import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
 import tempfile
@@ -256,6 +257,7 @@ def main():
     for name in options.names:
         if name not in ENVIRONMENTS:
             parser.error(f"no environment is named {name!r}: give some of {', '.join(ENVIRONMENTS)}")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the temporary folder is removed
     results, installations = {}, {}
     with tempfile.TemporaryDirectory(prefix="tinyvit-environments-") as scratch:
         for name, environment in ENVIRONMENTS.items():

@@ -92,6 +92,17 @@ def test_colour_and_rectangles_train_and_do_not_fit_other_models(tmp_path, monke
         assert os.listdir(tmp_path / name) == ["mnist.npz"]
 
 
+def test_evaluation_on_classes_of_other_names_has_a_note(tmp_path, monkeypatch, capsys, digits):
+    monkeypatch.chdir(tmp_path)
+    publishers.write_mnist(tmp_path / "fashion", digits)
+    run(capsys, "train", *TINY, "--train-limit", "200", "--test-limit", "50", "--out", "run")
+    assert main(["evaluate", "run"]) == 0
+    assert capsys.readouterr().err == ""
+    assert main(["evaluate", "run", "--data", "fashion"]) == 0
+    text = "note: class 0 is '0' in the model and 'T-shirt/top' in the data, so the accuracy may mean nothing\n"
+    assert capsys.readouterr().err == text
+
+
 @pytest.mark.parametrize("labelled", [False, True])
 def test_the_submission_to_kaggle(tmp_path, monkeypatch, capsys, digits, labelled):
     monkeypatch.chdir(tmp_path)

@@ -8,6 +8,8 @@ or for fewer images go to a folder inside it, such as RUN/on-fashion. For a
 model file outside a run, they go to a folder beside it, FILE-evaluation.
 """
 
+import sys
+
 from tinyvit import console
 from tinyvit.backend import available_cores
 from tinyvit.checkpoint import CHECKPOINT, MODEL
@@ -46,6 +48,7 @@ def run(options):
     origin = metrics.get("origin", {})
     data = load_dataset(options.data or origin.get("data_dir"), classes=model.config.classes)
     require_size(data.source, data.test_images, model.config)
+    note_other_names(model.config.names, data.class_names)
     limit = options.test_limit if options.test_limit or options.data else origin.get("test_limit")
     images, labels = data.test_images[:limit], data.test_labels[:limit]
 
@@ -76,3 +79,12 @@ def run(options):
     print(f"data set: {data.description}")
     print(f"test accuracy {100 * evaluation.accuracy:.2f} %, loss {evaluation.loss:.4f}, {len(labels):,} images")
     print(f"results: {folder}")
+
+
+def note_other_names(of_model, of_data):
+    """Print a note if the classes of the data have other names than those of the model."""
+    pairs = zip(of_model, of_data or (), strict=False)
+    number, pair = next(((number, pair) for number, pair in enumerate(pairs) if pair[0] != pair[1]), (None, ()))
+    if pair:
+        names = "class {} is {!r} in the model and {!r} in the data".format(number, *pair)
+        print(f"note: {names}, so the accuracy may mean nothing", file=sys.stderr)

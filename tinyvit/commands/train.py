@@ -198,18 +198,24 @@ def run_in_folder(options, locks):
         raise CommandError(f"stopped {place}; nothing is lost; to continue: {restart}", status) from error
     except KeyboardInterrupt as error:
         word, status = console.interruption()
-        raise CommandError(f"{word}; to continue from the last checkpoint: {restart}", status) from error
+        raise CommandError(f"{word}; {advice_to_continue(folder)}", status) from error
     except TrainingDiverged as error:
         kept = (folder / CHECKPOINT).exists()
         good = f"the last good checkpoint is {folder / CHECKPOINT}" if kept else "there is no checkpoint"
         raise CommandError(f"error: {error}; {good}", 1) from error
     except WorkerError as error:
-        text = f"error: {error}\nthe steps since the last checkpoint are lost; to continue: {restart}"
-        raise CommandError(text, 1) from error
+        raise CommandError(f"error: {error}\n{advice_to_continue(folder)}", 1) from error
     except OSError as error:
         if error.filename is None or not (folder / CHECKPOINT).exists():
             raise
-        raise CommandError(f"error: {in_words(error)}; to continue from the last checkpoint: {restart}", 2) from error
+        raise CommandError(f"error: {in_words(error)}; {advice_to_continue(folder)}", 2) from error
+
+
+def advice_to_continue(folder):
+    """Return how to continue an interrupted run, which may be without a checkpoint."""
+    if not (folder / CHECKPOINT).exists():
+        return "there is no checkpoint yet: start the run again"
+    return f"to continue from the last checkpoint: tinyvit train --resume {shlex.quote(str(folder))}"
 
 
 def memory_needed(training):
