@@ -12,7 +12,7 @@ import zipfile
 import zlib
 from pathlib import Path
 
-import damaged_data
+import damaged_files
 import numpy as np
 import publishers
 import pytest
@@ -489,11 +489,11 @@ def test_rotated_photographs_are_turned(tmp_path):
 
 def test_pictures_that_are_refused(tmp_path, digits):
     publishers.write_pictures(tmp_path / "one", [digits[0][:4], digits[1][:4] * 0], splits=("",))
-    refuse(tmp_path / "one", "one sub-folder of pictures per class, at least two", "pictures in 0")
+    refuse(tmp_path / "one", "one sub-folder of pictures per class, at least two", "found 0/")
 
     publishers.write_pictures(tmp_path / "flat", [digits[0][:4], digits[1][:4] * 0], names=["train"], splits=("",))
     publishers.write_pictures(tmp_path / "flat", [digits[0][:4], digits[1][:4] * 0], names=["test"], splits=("",))
-    refuse(tmp_path / "flat", "one sub-folder of pictures per class", "pictures in test, train")
+    refuse(tmp_path / "flat", "one sub-folder of pictures per class", "found test/, train/")
 
     publishers.write_pictures(tmp_path / "odd", digits, splits=("",))
     Image.new("L", (30, 40)).save(tmp_path / "odd" / "2" / "zz.png")
@@ -694,8 +694,8 @@ NO_DATA = {
     "tar": (tarred(), "a tar archive: unpack it"),
     "7z": (b"7z\xbc\xaf\x27\x1c\0\4" + bytes(40), "a 7z archive: unpack it"),
     "xz": (b"\xfd7zXZ\0\0\4" + bytes(40), "a file packed by xz: unpack it"),
-    "pointer": (POINTER, "a Git LFS pointer in place of the data: run git lfs pull"),
-    "gzip twice": (gzip.compress(gzip.compress(b"data" * 100)), "a gzip file inside a gzip file"),
+    "pointer": (POINTER, "a Git LFS pointer in place of the content: run git lfs pull"),
+    "gzip twice": (gzip.compress(gzip.compress(b"data" * 100)), "a gzip file: unpack it, because it is packed twice"),
     "pickle": (pickle.dumps({"data": [1]}), "a Python pickle, which can run any code"),
     "npy": (b"\x93NUMPY\1\0v\0" + bytes(130), "a single NumPy array"),
     "hdf5": (b"\x89HDF\r\n\x1a\n" + bytes(40), "an HDF5 file"),
@@ -797,7 +797,12 @@ def test_folders_near_a_data_set_lead_to_it(tmp_path, digits):
     publishers.write_pictures(tmp_path / "pictures", digits)
     (tmp_path / "empty").mkdir()
     refuse(tmp_path / "a", f"found b/: give {tmp_path / 'a' / 'b'}")
-    refuse(tmp_path, f"give {tmp_path / 'pictures'} or {tmp_path / 'a' / 'b'}")
+    publishers.write_keras(tmp_path / "keras", digits)
+    refuse(tmp_path, f"give {tmp_path / 'keras' / 'mnist.npz'} or {tmp_path / 'pictures'}")
+    (tmp_path / "deep" / "a").mkdir(parents=True)
+    (tmp_path / "a" / "b").rename(tmp_path / "deep" / "a" / "b")
+    refuse(tmp_path / "deep", f"give {tmp_path / 'deep' / 'a' / 'b'}")
+    (tmp_path / "deep" / "a" / "b").rename(tmp_path / "a" / "b")
     refuse(tmp_path / "pictures" / "train" / "3", f"give {tmp_path / 'pictures' / 'train'}")
     assert "give" not in refuse(tmp_path / "empty", "found an empty folder")
     (tmp_path / "a" / "b" / "processed").mkdir()
@@ -894,23 +899,32 @@ def test_an_array_larger_than_allowed(tmp_path, digits):
 
 
 @pytest.mark.extended
-@pytest.mark.parametrize("form", damaged_data.FORMS)
-def test_random_damage_is_refused_or_loaded(form):
-    refused = damaged_data.fuzz(form, 300)
-    assert 90 < refused < 300  # so both happen
+@pytest.mark.parametrize("form", damaged_files.DATA_SETS)
+def test_random_damage_is_refused_or_loaded(tmp_path, form):
+    found = damaged_files.run_cases(form, first=0, count=300, seed=0, folder=tmp_path)
+    assert found["findings"] == []
+    assert 90 < found["outcomes"]["refused"] < 300  # so both happen
 
 
-def test_the_check_for_damage_sees_another_error(monkeypatch):
-    load = tinyvit.load_dataset
-    for first, message in ((KeyError("x"), "idx, seed 0, copy 0, "), (DataError("f", "x", "y" * 2000), "copy 0")):
-        answers = iter([load, first])
+def several_lines(path):
+    raise DataError(path, "x", "y" * 600)
 
-        def answer(folder, answers=answers):
-            found = next(answers)
-            if isinstance(found, Exception):
-                raise found
-            return found(folder)
 
-        monkeypatch.setattr(tinyvit, "load_dataset", answer)
-        with pytest.raises(AssertionError, match=message):
-            damaged_data.fuzz("idx", 1)
+def allocate(path):
+    np.ones(45_000_000)
+    return tinyvit.load_dataset(path)
+
+
+@pytest.mark.parametrize(("reader", "outcome"), [
+    (lambda path: {}["x"], "crashed"),
+    (several_lines, "crashed"),
+    (lambda path: np.array(0) / 0, "crashed"),  # a warning
+    (lambda path: time.sleep(0) or sum(range(10**8)), "slow"),
+    (allocate, "large"),
+])  # fmt: skip
+def test_the_check_for_damage_sees_another_error(tmp_path, monkeypatch, reader, outcome):
+    files = damaged_files.FORMATS["mnist"](tmp_path)
+    monkeypatch.setattr(damaged_files, "FORMATS", {"mnist": lambda folder: files})
+    monkeypatch.setattr(files, "read", reader)
+    monkeypatch.setattr(files, "limit", 0.5 if outcome == "slow" else 60)
+    assert damaged_files.run_cases("mnist", first=0, count=1, seed=0, folder=tmp_path)["outcomes"][outcome] == 1

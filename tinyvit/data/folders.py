@@ -6,47 +6,47 @@ from functools import partial
 
 import numpy as np
 
-from tinyvit.data.arrays import Found, Part, Source
-from tinyvit.data.contents import MOST_BYTES, listing, one_error, visible
+from tinyvit.data.arrays import SPLITS, Found, Part, Source
+from tinyvit.data.contents import MOST_BYTES, is_file, listing, one_error, visible
 from tinyvit.data.mnist import DatasetError
+from tinyvit.signatures import broken_link
 
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "PPM", "WEBP")  # their decoders start no other program
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".pgm", ".ppm", ".pbm", ".webp")
-SPLITS = {"train": "train", "training": "train", "test": "test", "testing": "test"}
-SPLITS |= dict.fromkeys(("val", "valid", "validation"), "val")
 MOST_PIXELS = 4096 * 4096  # per picture
 
 
 def find_folders(folder, paths):
     """Return a `Source` for a folder with one sub-folder of pictures per class, or with such folders per split."""
-    splits = {SPLITS.get(os.path.basename(path).lower()): path for path in paths if _has_classes(path)}
+    splits = {SPLITS.get(os.path.basename(path).lower()): path for path in paths if _classes(path)}
+    splits = splits if "train" in splits else {"train": folder}
+    names = _classes(splits["train"])
     splits.pop(None, None)
-    if "train" not in splits:
-        splits = {"train": folder} if _has_classes(folder) else {}
-    return [Source(folder, (), partial(_read, splits))] if splits else []
+    if len(names) < 2 or SPLITS.keys() >= {name.lower() for name in names}:
+        return []
+    return [Source(folder, (), partial(_read, splits))]
 
 
-def _has_classes(folder):
-    return any(map(pictures_in, _folders(folder)))
+def _classes(folder):
+    """Return the names of the sub-folders of a folder that have pictures."""
+    return [os.path.basename(path) for path in _folders(folder) if pictures_in(path)]
 
 
 def _folders(path):
-    """Return the paths of the sub-folders of a folder."""
-    return [path for path in visible(path) if os.path.isdir(path)] if os.path.isdir(path) else []
+    """Return the paths of the sub-folders of a folder, and of links to missing ones, which cannot be read."""
+    paths = visible(path) if os.path.isdir(path) else []
+    return [path for path in paths if os.path.isdir(path) or broken_link(path)]
 
 
 def pictures_in(folder):
     """Return the paths of the pictures in a folder."""
-    return [path for path in visible(folder) if path.lower().endswith(SUFFIXES) and os.path.isfile(path)]
+    return [path for path in visible(folder) if path.lower().endswith(SUFFIXES) and is_file(path)]
 
 
 def _read(splits):
     """Return the `Found` of the folders of each split."""
     names = [os.path.basename(path) for path in _folders(splits["train"])]
     names.sort(key=lambda name: (not name.isdecimal(), int(name) if name.isdecimal() else 0, name))
-    if len(names) < 2 or {name.lower() for name in names} <= set(SPLITS):
-        found = f"pictures in {', '.join(names)}"
-        raise DatasetError(splits["train"], "one sub-folder of pictures per class, at least two", found)
     files = {split: _files(folder, names) for split, folder in splits.items()}
     pictures, notes = _decode_all([file for pairs in files.values() for file, _ in pairs]), []
     images, parts = _stack(pictures, notes), {}

@@ -23,8 +23,8 @@ import zlib
 
 import numpy as np
 
-from tinyvit.data.signatures import name_content
 from tinyvit.files import write_atomically
+from tinyvit.signatures import broken_link, identify
 
 TYPES = {
     0x08: np.dtype("u1"),
@@ -114,7 +114,7 @@ def read_idx(source, most_bytes=sys.maxsize):
     except (gzip.BadGzipFile, zlib.error, EOFError) as error:
         raise IdxError(name, "one intact gzip stream and nothing after it", error) from error
     except OSError as error:
-        raise IdxError(name, "a file that can be read", error.strerror or error) from error
+        raise IdxError(name, "a file that can be read", broken_link(name) or error.strerror or error) from error
 
 
 def write_idx(target, array):
@@ -164,8 +164,8 @@ def _parse(start, stream, name, most_bytes):
     if len(start) < 4:
         raise IdxError(name, "a header of at least 4 bytes", len(start))
     if start[:2] != b"\0\0":
-        content = name_content(start + read_at_most(stream, 508))
-        found = start[:2].hex(" ") + (f", {content}" if content else "")
+        content = ": ".join(identify(start + read_at_most(stream, 508)))
+        found = f"{start[:2].hex(' ')}, {content}".removesuffix(", ")
         raise IdxError(name, "an idx file, which begins with 00 00", found)
     code, rank = start[2], start[3]
     if code not in TYPES:
