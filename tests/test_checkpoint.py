@@ -216,7 +216,7 @@ def numpy_bytes(save, *arrays):
     ("content", "expected"),
     [
         (b"", "but an empty file: download the file again$"),
-        (b"not a model", "but a file of an unknown format: give a file that `tinyvit train` or `VisionTransformer.save`"),
+        (b"not a model", "but a file of an unknown format: give a file that `tinyvit train` or `VisionTr"),
         (b"12345678{model}", r"not a complete tinyvit file \(.*\): copy or save it again"),
         (archive("archive/data.pkl"), "but a zip archive, such as PyTorch writes: give a file"),
         (numpy_bytes(np.savez, np.arange(3)), "but a zip archive of NumPy arrays: give a file"),
@@ -225,7 +225,7 @@ def numpy_bytes(save, *arrays):
         (pickle.dumps({"a": 1}), "a Python pickle, which can run any code, such as PyTorch writes: give"),
         (b"\n<!DOCTYPE html><html>", "but an HTML page, so the download failed: download the file again$"),
         (b"<HTML><head>", "but an HTML page, so the download failed: download the file again$"),
-        (b"version https://git-lfs.github.com/spec/v1\n", "Git LFS pointer in place of the content: run git lfs pull$"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "pointer in place of the content: run git lfs pull$"),
         (b"\x89HDF\r\n\x1a\n", "but an HDF5 file, such as Keras writes: give a file"),
         (gzip.compress(b"model"), "but a gzip file: give a file"),
         (b"\0" * 257 + b"ustar", "but a tar archive: give a file"),

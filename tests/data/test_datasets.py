@@ -663,6 +663,14 @@ def test_images_that_are_refused(tmp_path, images, words):
     refuse(path, path, *words)
 
 
+def test_one_value_that_is_not_a_number_is_found_in_any_split(tmp_path, digits):
+    images = digits[2].astype(float)
+    images[3, 4, 5] = np.nan
+    for one, other in ((images, digits[2]), (digits[2], images)):
+        path = save(tmp_path, x_train=one, y_train=digits[3], x_test=other, y_test=digits[3])
+        refuse(path, "pixels from 0 to 255", "pixels from nan to nan")
+
+
 def test_images_of_two_sizes_are_refused(tmp_path, digits):
     publishers.write_mnist(tmp_path, [*digits[:2], digits[2][:, :20], digits[3]])
     refuse(tmp_path, "t10k-images", "images of 28 x 28 pixels as in", "train-images", "found 20 x 28 pixels")
@@ -891,6 +899,14 @@ def test_a_png_header_that_lies_costs_nothing(tmp_path, digits):
     assert peak_of(lambda: refuse(tmp_path, path, "at most 16,777,216 pixels", "5000 x 5000")) < 4 * MB
 
 
+def test_messages_are_short(tmp_path):
+    header = bytes([0, 0, 8, 64]) + b"\xff\xff\xff\xfe" * 64
+    (tmp_path / "a").write_bytes(header)
+    with pytest.raises(IdxError, match=r"an array that memory can hold, found a header for shape .* \.\.\.$") as info:
+        tinyvit.data.read_idx(tmp_path / "a")
+    assert len(str(info.value)) < 500 + len(str(tmp_path))
+
+
 def test_an_array_larger_than_allowed(tmp_path, digits):
     write_idx(tmp_path / "a", digits[0])
     with pytest.raises(IdxError, match="at most 156,799 bytes of elements"):
@@ -906,20 +922,27 @@ def test_random_damage_is_refused_or_loaded(tmp_path, form):
     assert 90 < found["outcomes"]["refused"] < 300  # so both happen
 
 
-def several_lines(path):
+def long_message(path):
     raise DataError(path, "x", "y" * 600)
 
 
+def compute(path):
+    end = time.process_time() + 0.6
+    while time.process_time() < end:
+        pass
+    return tinyvit.load_dataset(path)
+
+
 def allocate(path):
-    np.ones(45_000_000)
+    np.ones(damaged_files.peak_memory() + 320 * MB, np.uint8)
     return tinyvit.load_dataset(path)
 
 
 @pytest.mark.parametrize(("reader", "outcome"), [
     (lambda path: {}["x"], "crashed"),
-    (several_lines, "crashed"),
+    (long_message, "crashed"),
     (lambda path: np.array(0) / 0, "crashed"),  # a warning
-    (lambda path: time.sleep(0) or sum(range(10**8)), "slow"),
+    (compute, "slow"),
     (allocate, "large"),
 ])  # fmt: skip
 def test_the_check_for_damage_sees_another_error(tmp_path, monkeypatch, reader, outcome):

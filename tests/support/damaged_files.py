@@ -1,8 +1,9 @@
 """Damage files at random, and judge what their readers do with them.
 
 A reader may refuse a damaged file with one clear error that names it, or return what the undamaged file contains. A
-file whose structure was changed and whose checksum was computed again is another file. A reader may return what this
-other file says, if the values are usable. Everything else is a finding. The same holds for formats without a checksum.
+file whose structure was changed and whose checksum was computed again is another file, and so is each damaged file of
+a format without checksums. A reader may return what this other file says, if the values are usable. Everything else
+is a finding.
 """
 
 import contextlib
@@ -459,7 +460,7 @@ class DataSets(Files):
         return load_dataset(path)
 
     def judge(self, content, index, sealed_again):
-        equal = (np.array_equal(one, other) for one, other in zip(arrays_of(content), arrays_of(self.contents[index])))
+        equal = map(np.array_equal, arrays_of(content), arrays_of(self.contents[index]))
         return "identical" if all(equal) else "as the file says"
 
     def use(self, path, content):
@@ -494,7 +495,8 @@ def damage_inside(rng, content):
         kind, damaged = damage_ends(rng, gzip.decompress(content))
         return f"{kind}, packed again", gzip.compress(damaged, 1, mtime=0)
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
-        members, method = {name: archive.read(name) for name in archive.namelist()}, archive.infolist()[0].compress_type
+        members = {name: archive.read(name) for name in archive.namelist()}
+        method = archive.infolist()[0].compress_type
     name = list(members)[rng.integers(len(members))]
     kind, members[name] = damage_ends(rng, members[name])
     stream = io.BytesIO()

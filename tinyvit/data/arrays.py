@@ -33,7 +33,7 @@ def to_images(parts, notes):
         if array.shape[1:] != arrays[0].shape[1:]:
             sizes = ["{} x {} pixels".format(*a.shape[1:]) + " in colour" * (a.ndim == 4) for a in (arrays[0], array)]
             raise DatasetError(part.file, f"images of {sizes[0]} as in {file}", sizes[1])
-    low, high = min(array.min() for array in arrays), max(array.max() for array in arrays)
+    low, high = np.min([array.min() for array in arrays]), np.max([array.max() for array in arrays])  # also of NaN
     whole = all(array.dtype.kind != "f" for array in arrays)
     if not 0 <= low <= high <= (65535 if whole and high > 4095 else 255):  # NaN fails too
         expected = "pixels from 0 to 255, from 0 to 1, or of 16 bits"

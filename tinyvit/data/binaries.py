@@ -18,7 +18,7 @@ from itertools import chain
 import numpy as np
 
 from tinyvit.data.arrays import SPLITS, Found, Part, Source, is_one_hot
-from tinyvit.data.contents import is_file, listing, most_bytes, one_error, read_content
+from tinyvit.data.contents import is_file, listing, most_bytes, one_error, read_content, visible
 from tinyvit.data.idx import DataError, read_at_most, read_idx
 from tinyvit.data.mnist import DatasetError
 
@@ -50,17 +50,22 @@ def find_quartets(folder, paths):
     return sources
 
 
+def find_raw(folder, paths):
+    """Return a `Source` for each data set of four files in the sub-folders "raw" and NAME/raw of torchvision."""
+    raws = [os.path.join(path, "raw") for path in (folder, *paths)]
+    return [choice for raw in raws if os.path.isdir(raw) for choice in find_quartets(raw, visible(raw))]
+
+
 def _read_quartet(folder, prefix, roles):
     """Return the `Found` of the files with a prefix. `roles` has a list of copies for each split and "images"."""
     names = [os.path.basename(path) for path in chain(*roles.values())]
     found = Found("npz files" if names[0].endswith(".npz") else "idx files", {}, None, prefix, notes=[])
     for split in ("train", "test"):
-        arrays = []
         for what in ("images", "labels"):
             if (split, what) not in roles:
                 raise DatasetError(folder, f"also a file with the {split} {what} beside {names[0]}", listing(folder))
-            arrays.append(_read_intact(roles[split, what], found.notes))
-        (images, file), (labels, labels_file) = arrays
+        images, file = _read_intact(roles[split, "images"], found.notes)
+        labels, labels_file = _read_intact(roles[split, "labels"], found.notes)
         if labels.ndim == 2 and labels.shape[1] == 8 and labels.dtype.kind == "i" and not is_one_hot(labels):
             labels = labels[:, 0]  # QMNIST's extended labels, which begin with the class
         found.parts[split] = Part(images, labels, file, labels_file)
@@ -102,7 +107,7 @@ def _read_npz(file):
             splits[SPLITS[before or after or "train"]]["images" if images else "labels"] = array
     parts = {split: Part(**pair, file=file, labels_file=file) for split, pair in splits.items() if len(pair) == 2}
     if "train" not in parts:
-        names = ", ".join(f"{name[:20]} {array.shape}" for name, array in [*arrays.items()][:12]) or "no .npy files"
+        names = ", ".join(f"{name} {array.shape}" for name, array in arrays.items()) or "no .npy files"
         raise DatasetError(file, "arrays x_train, y_train, x_test and y_test, or images and labels", names)
     notes = [f"the {split} images have no labels" for split, pair in splits.items() if [*pair] == ["images"]]
     return Found("npz file", parts, None, os.path.basename(file), notes)

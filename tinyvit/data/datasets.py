@@ -9,7 +9,7 @@ from functools import partial
 import numpy as np
 
 from tinyvit.data.arrays import Found, Part, hold_out, to_classes, to_images
-from tinyvit.data.binaries import find_cifar, find_npz, find_quartets
+from tinyvit.data.binaries import find_cifar, find_npz, find_quartets, find_raw
 from tinyvit.data.contents import content_of, is_file, listing, visible
 from tinyvit.data.families import family_of
 from tinyvit.data.folders import SUFFIXES, find_folders
@@ -17,7 +17,7 @@ from tinyvit.data.idx import DataError
 from tinyvit.data.mnist import DatasetError, ImageDataset, load_mnist
 from tinyvit.data.tables import find_tables, read_tables
 
-FINDERS = (find_quartets, find_cifar, find_npz, find_tables, find_folders)
+FINDERS = (find_quartets, find_cifar, find_npz, find_tables, find_raw, find_folders)
 DIGITS = "sklearn:digits"
 SUPPORTED = "a data set: idx, npz, CSV or CIFAR's .bin files, or one sub-folder of pictures per class, at least two"
 
@@ -82,15 +82,9 @@ def _source(path):
 
 
 def _choices(folder):
-    """Return a list of `Source` for the data sets of a folder, all of the first form that it has.
-
-    torchvision has the files of each data set in NAME/raw.
-    """
+    """Return a list of `Source` for the data sets of a folder, all of the first form that it has."""
     paths = visible(folder)
-    raws = [raw for path in (folder, *paths) if os.path.isdir(raw := os.path.join(path, "raw"))]
-    choices = (find(folder, paths) for find in FINDERS[:-1])
-    raw_choices = [choice for raw in raws for choice in find_quartets(raw, visible(raw))]
-    return next(filter(None, choices), raw_choices) or find_folders(folder, paths)
+    return next(filter(None, (find(folder, paths) for find in FINDERS)), [])
 
 
 def _advice(folder):
@@ -121,10 +115,8 @@ def _dataset(found, path, classes, rng):
     images = to_images(parts.values(), notes)
     place = os.path.dirname(path) if re.fullmatch(r"raw|train\..*", os.path.basename(path)) else path
     name = re.sub(r"\.(npz|csv|tsv|tra)(\.gz)?$", "", os.path.basename(place).removeprefix("sklearn:"))
-    train_labels = parts["train"].labels
-    family = None
-    if class_names is None and train_labels.dtype.kind in "buif":
-        family = family_of(file, name, images[-1], train_labels)
+    numbered = class_names is None and parts["train"].labels.dtype.kind in "buif"
+    family = family_of(file, name, images[-1], parts["train"].labels) if numbered else None
     if family:
         kind = family.kind + ", transposed back" * family.transposed
         images = [np.ascontiguousarray(array.swapaxes(1, 2)) if family.transposed else array for array in images]

@@ -107,15 +107,16 @@ def _stack(pictures, notes):
 
     All transparent pictures get one background: white if their opaque pixels are mostly dark, and black otherwise.
     """
-    sheer = [i for i, picture in enumerate(pictures) if picture.shape[2:] == (4,)]
-    solid = [pictures[i][pictures[i][..., 3] > 127][:, :3] for i in sheer if pictures[i][..., 3].min() < 255]
+    sheer = [picture for picture in pictures if picture.shape[2:] == (4,) and picture[..., 3].min() < 255]
+    solid = [picture[picture[..., 3] > 127, :3] for picture in sheer]
     background = 255 if solid and np.concatenate(solid).mean() < 128 else 0
     if solid:
         notes.append(f"transparent pixels became {'white' if background else 'black'}")
-    for i in sheer:
-        opacity = pictures[i][..., 3:] / 255
-        pictures[i] = np.rint(pictures[i][..., :3] * opacity + background * (1 - opacity)).astype(np.uint8)
-    pictures = [picture if picture.ndim == 3 else picture[..., None] for picture in pictures]
+    for i, picture in enumerate(pictures):
+        pictures[i] = picture if picture.ndim == 3 else picture[..., None]
+        if picture.shape[2:] == (4,):
+            opacity = picture[..., 3:] / 255
+            pictures[i] = np.rint(picture[..., :3] * opacity + background * (1 - opacity)).astype(np.uint8)
     if any((picture != picture[..., :1]).any() for picture in pictures):
         return np.stack([np.broadcast_to(picture, (*picture.shape[:2], 3)) for picture in pictures])
     return np.stack([picture[..., 0] for picture in pictures])

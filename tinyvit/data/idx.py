@@ -20,6 +20,7 @@ import os
 import struct
 import sys
 import zlib
+from textwrap import shorten
 
 import numpy as np
 
@@ -56,7 +57,7 @@ class DataError(ValueError):
 
     def __init__(self, file, expected, found):
         # pickle calls the class with these arguments when the error is sent to another process
-        super().__init__(str(file), *(" ".join(str(text).split()) for text in (expected, found)))
+        super().__init__(str(file), *(shorten(str(text), 400, placeholder=" ...") for text in (expected, found)))
 
     def __str__(self):
         return "{}: expected {}, found {}".format(*self.args)

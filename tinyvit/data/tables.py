@@ -4,7 +4,6 @@ import contextlib
 import csv
 import os
 import re
-from collections import Counter
 from functools import partial
 
 import numpy as np
@@ -80,18 +79,17 @@ def _columns(names, rows, file):
         label = words or [count - 1 if _is_label_last(rows) else 0]
     pixels = [i for i in range(len(names) or count) if i not in label + others]
     if len(label) > 1 or not square_shape(len(pixels)):
-        shown = ", ".join(name[:20] for name in names[:8]) + ", ..." * (count > 8) if names else "without names"
-        found = f"{count} column{'s' * (count > 1)} {shown}"
+        found = f"{count} column{'s' * (count > 1)} {', '.join(names) or 'without names'}"
         raise DatasetError(file, 'a column "label" and one column per pixel of a square image', found)
     return label[0] if label else None, pixels
 
 
 def _is_label_last(rows):
     """Return whether the last column has classes and the first one pixels, which are constant or have many values."""
-    first, last = (Counter(row[i] for row in rows) for i in (0, -1))
-    most = 0.9 * len(rows)
-    few = len(last) < 40 and max(last.values()) < most
-    return few and (max(first.values()) >= most or 2 * len(last) < len(first))
+    first, last = ([row[i] for row in rows] for i in (0, -1))
+    constant = [max(map(column.count, column)) >= 0.9 * len(rows) for column in (first, last)]
+    few = len(set(last)) < 40 and not constant[1]
+    return few and (constant[0] or 2 * len(set(last)) < len(set(first)))
 
 
 def _numbers(cells):
