@@ -1,9 +1,11 @@
 """Data sets of many forms, written as their publishers do: what is found, what is converted, and what is refused."""
 
+import bz2
 import gzip
 import io
 import os
 import pickle
+import re
 import shutil
 import tarfile
 import time
@@ -563,7 +565,8 @@ def test_labels_of_any_kind(tmp_path, labels, classes, expected, names, note):
     ([1j, 1, 2, 3], None, ["integers or words as labels", "complex128"]),
     ([2**40, 1, 2, 3], None, ["integers or words as labels"]),
     ([0, 1, 2], None, ["4 labels, one per image", "found shape (3,)"]),
-    ([[0, 1], [1, 1], [0, 0], [1, 0]], None, ["4 labels", "(4, 2): give (N,), (N, 1), or one-hot (N, classes)"]),
+    ([[0, 5], [5, 0], [0, 5], [5, 0]], None, ["as (N,), (N, 1) or one-hot", "found shape (4, 2)"]),
+    ([[0, 1], [1, 1], [0, 0], [1, 0]], None, ["4 labels", "as (N,), (N, 1) or one-hot (N, classes), found shape (4, 2)"]),
 ])  # fmt: skip
 def test_labels_that_are_refused(tmp_path, labels, classes, words):
     path = save(tmp_path, images=np.full((4, 5, 5), 99, np.uint8), labels=np.array(labels))
@@ -853,6 +856,136 @@ def test_the_default_is_mnist():
         tinyvit.load_dataset(classes=5)
 
 
+# ---- links, and what is often found in real folders ----
+
+
+def test_a_link_to_a_missing_file_is_named(tmp_path, digits, pictures):
+    missing = "a link to /nowhere/file, which is missing"
+
+    def break_link(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.unlink(missing_ok=True)
+        path.symlink_to("/nowhere/file")
+        return path
+
+    for name in ("notes.md", "train.csv", "data.npz", "train-images-idx3-ubyte.gz"):
+        refuse(tmp_path / name.split(".")[0], break_link(tmp_path / name.split(".")[0] / name).name, missing)
+        refuse(tmp_path / name.split(".")[0] / name, name, missing)
+    publishers.write_mnist(tmp_path / "idx", digits)
+    refuse(tmp_path / "idx", break_link(tmp_path / "idx" / "t10k-labels-idx1-ubyte.gz"), missing)
+    publishers.write_cifar(tmp_path / "cifar", pictures)
+    refuse(tmp_path / "cifar", break_link(tmp_path / "cifar" / "data_batch_3.bin"), missing)
+    publishers.write_pictures(tmp_path / "pictures", digits)
+    path = break_link(tmp_path / "pictures" / "train" / "3" / "zz.png")
+    refuse(tmp_path / "pictures", path, missing)
+    path.unlink()
+    refuse(tmp_path / "pictures", break_link(tmp_path / "pictures" / "train" / "11"), missing)
+
+
+def test_places_with_nothing_but_links(tmp_path, digits):
+    blobs = tmp_path / "blobs"
+    publishers.write_mnist(blobs, digits, prefix="a-")
+    publishers.write_keras(blobs, digits, "b-mnist.npz")
+    publishers.write_pictures(blobs / "c", digits)
+    for i, path in enumerate(sorted(path for path in blobs.rglob("*") if path.is_file())):
+        relative = path.relative_to(blobs)
+        name = re.sub("^[ab]-", "", relative.name)
+        link = tmp_path / relative.parts[0][0] / Path(*relative.parts[1:-1], name)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        path.rename(blobs / f"{i:040x}")
+        link.symlink_to(os.path.relpath(blobs / f"{i:040x}", link.parent))
+    assert_equal(tinyvit.load_dataset(tmp_path / "a"), digits)
+    assert tinyvit.load_dataset(tmp_path / "b").description == "MNIST, 10 classes 0 to 9"
+    assert len(tinyvit.load_dataset(tmp_path / "c").test_images) == 60
+
+
+def test_300_classes(tmp_path, digits):
+    names = [f"{i:03}" for i in range(300)]
+    labels = np.arange(600) % 300
+    images = np.tile(digits[0], (3, 1, 1))
+    publishers.write_pictures(tmp_path / "folders", [images, labels], names=names, splits=("",))
+    data = tinyvit.load_dataset(tmp_path / "folders")
+    assert (data.classes, data.class_names[-1], data.test_labels.max()) == (300, "299", 299)
+    data = tinyvit.load_dataset(save(tmp_path, x_train=images, y_train=labels, x_test=images, y_test=labels + 101))
+    assert (data.classes, data.train_labels.dtype, data.test_labels.max()) == (401, np.int32, 400)
+
+
+def test_files_beside_the_folders_of_the_classes(tmp_path, digits):
+    publishers.write_pictures(tmp_path, digits, splits=("",), suffix=".JPG")
+    picture = sorted((tmp_path / "3").iterdir())[0]
+    for name in ("3.JPG", "4.png", "11"):
+        shutil.copy(picture, tmp_path / name)
+    (tmp_path / "3" / "folder.png").mkdir()
+    data = tinyvit.load_dataset(tmp_path)
+    assert data.classes == 10
+    assert len(data.train_images) + len(data.test_images) == 200
+
+
+def test_names_of_arrays_in_npz_files(tmp_path, digits):
+    for names in (
+        ("x_train", "y_train", "x_test", "y_test"),
+        ("train_images", "train_labels", "test_images", "test_labels"),
+        ("trainX", "trainY", "testX", "testy"),
+        ("training_images", "training_labels", "test_images", "test_labels"),
+        ("X_train", "Y_train", "X_val", "Y_val"),
+    ):
+        assert_equal(tinyvit.load_dataset(save(tmp_path, **dict(zip(names, digits, strict=True)))), digits)
+    path = save(tmp_path, x_train=digits[0], y_train=digits[1], x_test=digits[2])
+    assert "the test images have no labels, one image in seven" in tinyvit.load_dataset(path).description
+    refuse(save(tmp_path, x=digits[0]), "images and labels, found x (200, 28, 28)")
+
+
+@pytest.mark.parametrize("name", ["Label", "TARGET", "class", "y", ' "Label" '])
+@pytest.mark.parametrize("label_last", [False, True])
+def test_names_of_the_column_of_labels(tmp_path, digits, name, label_last):
+    names = [f"pixel{i}" for i in range(784)]
+    names = [*names, name] if label_last else [name, *names]
+    for split, images, labels in (("train", *digits[:2]), ("test", *digits[2:])):
+        path = tmp_path / f"{split}.csv"
+        publishers.write_table(path, images, labels, names, label_last)
+        path.write_text(re.sub(r"[^,\n]+", r'"\g<0>"', path.read_text().replace('"', "")))  # all cells quoted
+    assert_equal(tinyvit.load_dataset(tmp_path), digits)
+
+
+@pytest.mark.parametrize("label_last", [False, True])
+@pytest.mark.parametrize("words", [None, "zyxwvutsrq"])
+@pytest.mark.parametrize("noise", [False, True])
+def test_csv_files_without_a_header(tmp_path, digits, label_last, words, noise):
+    rng = np.random.default_rng(0)
+    images = rng.integers(1, 256, (200, 28, 28), np.uint8) if noise else digits[0]  # corners of many values
+    publishers.write_table(tmp_path / "a.csv", images, digits[1], None, label_last, names=words)
+    data = tinyvit.load_dataset(tmp_path)
+    assert data.classes == 10
+    assert data.class_names == (tuple(sorted(words)) if words else None)
+    lookup = {bytes(image): label for image, label in zip(images, digits[1], strict=True)}
+    expected = [lookup[bytes(image)] for image in data.test_images]
+    assert data.test_labels.tolist() == [sorted(words).index(words[i]) if words else i for i in expected]
+
+
+def test_digits_of_scikit_learn_as_a_file(tmp_path):
+    import sklearn
+
+    shutil.copy(Path(sklearn.__file__).parent / "datasets" / "data" / "digits.csv.gz", tmp_path)
+    data = tinyvit.load_dataset(tmp_path)
+    assert (data.name, data.classes, data.train_images.shape[1:]) == ("digits", 10, (8, 8))
+    assert len(data.train_images) + len(data.test_images) == 1797
+
+
+def test_other_data_sets_are_refused_with_advice(tmp_path, pictures):
+    for name in ("train_X.bin", "test_X.bin"):  # STL-10
+        (tmp_path / name).write_bytes(pictures[0].tobytes())
+    refuse(tmp_path, "found test_X.bin, train_X.bin")
+    refuse(tmp_path / "train_X.bin", "train_X.bin: expected a CSV file, found binary content")
+    (tmp_path / "usps.bz2").write_bytes(bz2.compress(b"7 1:-1 2:-1\n"))
+    refuse(tmp_path / "usps.bz2", "a file packed by bzip2: unpack it")
+    (tmp_path / "data").write_bytes(save(tmp_path, images=pictures[0], labels=pictures[1]).read_bytes())
+    refuse(tmp_path / "data", "found a zip archive of NumPy arrays: let its name end with .npz")
+    publishers.write_cifar(tmp_path / "cifar", pictures)
+    assert_equal(tinyvit.load_dataset(tmp_path / "cifar" / "data_batch_1.bin"), pictures)
+    publishers.write_pictures(tmp_path / "flat", [pictures[0][:4], pictures[1][:4]], names=["x"] * 10, splits=("",))
+    assert "give" not in refuse(tmp_path / "flat" / "x", "found 00000.png, 00001.png")
+
+
 # ---- limits ----
 
 
@@ -922,8 +1055,8 @@ def test_random_damage_is_refused_or_loaded(tmp_path, form):
     assert 90 < found["outcomes"]["refused"] < 300  # so both happen
 
 
-def long_message(path):
-    raise DataError(path, "x", "y" * 600)
+def no_name(path):
+    raise DataError("file", "x", "y")
 
 
 def compute(path):
@@ -940,7 +1073,7 @@ def allocate(path):
 
 @pytest.mark.parametrize(("reader", "outcome"), [
     (lambda path: {}["x"], "crashed"),
-    (long_message, "crashed"),
+    (no_name, "crashed"),
     (lambda path: np.array(0) / 0, "crashed"),  # a warning
     (compute, "slow"),
     (allocate, "large"),

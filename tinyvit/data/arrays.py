@@ -121,30 +121,22 @@ def to_classes(parts, classes, family, class_names, notes):
 
 def _vector(part, notes):
     """Return the labels of a `Part` as int64 or str of shape (N,)."""
-    labels = part.labels
+    labels, numbers = part.labels, part.labels.dtype.kind in "buif"
     if labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]
-    elif is_one_hot(labels):
+    elif labels.ndim == 2 and numbers and np.isin(labels, (0, 1)).all() and (labels.sum(axis=1) == 1).all():
         labels = labels.argmax(axis=1)
         notes.append("one-hot labels became integers")
     if labels.shape != part.images.shape[:1]:
-        expected = f"{len(part.images)} labels, one per image of {part.file}"
-        advice = "" if labels.ndim == 1 else ": give (N,), (N, 1), or one-hot (N, classes)"
-        raise DatasetError(part.labels_file, expected, f"shape {labels.shape}{advice}")
+        expected = f"{len(part.images)} labels, one per image of {part.file}, as (N,), (N, 1) or one-hot (N, classes)"
+        raise DatasetError(part.labels_file, expected, f"shape {labels.shape}")
     if labels.dtype.kind in "SU":
         return np.char.decode(labels, "utf-8", "replace") if labels.dtype.kind == "S" else labels
-    if labels.dtype.kind not in "buif" or not (np.abs(labels.astype(float)) < 2**31).all() or (labels % 1).any():
+    if not numbers or not (np.abs(labels.astype(float)) < 2**31).all() or (labels % 1).any():
         raise DatasetError(part.labels_file, "integers or words as labels", f"{labels.dtype} such as {labels[:3]}")
     if labels.dtype.kind == "f":
         notes.append("whole float labels became integers")
     return labels.astype(np.int64)
-
-
-def is_one_hot(labels):
-    """Return whether an array is a matrix with one 1 per row and otherwise 0."""
-    if labels.ndim != 2 or labels.dtype.kind not in "buif":
-        return False
-    return bool(((labels == 0) | (labels == 1)).all() and (labels.sum(axis=1) == 1).all())
 
 
 def hold_out(labels, rng):

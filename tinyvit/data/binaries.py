@@ -17,7 +17,7 @@ from itertools import chain
 
 import numpy as np
 
-from tinyvit.data.arrays import SPLITS, Found, Part, Source, is_one_hot
+from tinyvit.data.arrays import SPLITS, Found, Part, Source
 from tinyvit.data.contents import is_file, listing, most_bytes, one_error, read_content, visible
 from tinyvit.data.idx import DataError, read_at_most, read_idx
 from tinyvit.data.mnist import DatasetError
@@ -66,7 +66,7 @@ def _read_quartet(folder, prefix, roles):
                 raise DatasetError(folder, f"also a file with the {split} {what} beside {names[0]}", listing(folder))
         images, file = _read_intact(roles[split, "images"], found.notes)
         labels, labels_file = _read_intact(roles[split, "labels"], found.notes)
-        if labels.ndim == 2 and labels.shape[1] == 8 and labels.dtype.kind == "i" and not is_one_hot(labels):
+        if labels.ndim == 2 and labels.shape[1] == 8 and labels.max(initial=0) > 1:
             labels = labels[:, 0]  # QMNIST's extended labels, which begin with the class
         found.parts[split] = Part(images, labels, file, labels_file)
     return found
@@ -144,12 +144,11 @@ def _read_member(archive, info):
 
 def find_cifar(folder, paths):
     """Return a `Source` for the binary version of CIFAR-10 or CIFAR-100 in a folder."""
-    found = {kind: [os.path.join(folder, name) for name in names] for kind, (_, names, _) in CIFAR.items()}
-    return [
-        Source(folder, tuple(files), partial(_read_cifar, folder, kind, files))
-        for kind, files in found.items()
-        if files[0] in paths
-    ]
+    for kind, (_, names, _) in CIFAR.items():
+        files = tuple(os.path.join(folder, name) for name in names)
+        if files[0] in paths:
+            return [Source(folder, files, partial(_read_cifar, folder, kind, files))]
+    return []
 
 
 def _read_cifar(folder, kind, files):

@@ -52,11 +52,9 @@ def open_unpacked(file):
 
 def content_of(file):
     """Return what a file is that has no data, with what to do, or "" if that is unknown."""
-    if link := broken_link(file):
-        return link
     with contextlib.suppress(OSError, EOFError, zlib.error), open_unpacked(file) as stream:
         return ": ".join(identify(stream.read(512)))
-    return ""
+    return broken_link(file)
 
 
 def is_file(path):
@@ -67,9 +65,9 @@ def is_file(path):
 def visible(folder):
     """Return the sorted paths in a folder, without hidden ones and those that operating systems add."""
     with one_error(folder, "a folder that can be read"):
-        skipped = ("__MACOSX", "Thumbs.db", "desktop.ini")
-        names = sorted(name for name in os.listdir(folder) if not name.startswith(".") and name not in skipped)
-    return [os.path.join(folder, name) for name in names]
+        names = sorted(os.listdir(folder))
+    hidden = (".", "__MACOSX", "Thumbs.db", "desktop.ini")
+    return [os.path.join(folder, name) for name in names if not name.startswith(hidden)]
 
 
 def listing(folder):

@@ -101,8 +101,7 @@ def _digits():
     """Return the `Found` of scikit-learn's digits: 1,797 images of 8 x 8 pixels from 0 to 16."""
     from sklearn.datasets import load_digits  # imported here because it takes half a second
 
-    digits = load_digits()
-    part = Part(digits.images, digits.target, DIGITS, DIGITS)
+    part = Part(*load_digits(return_X_y=True), DIGITS, DIGITS)
     return Found("scikit-learn's digits", {"train": part}, tuple("0123456789"), file="", notes=[])
 
 

@@ -18,13 +18,11 @@ MOST_PIXELS = 4096 * 4096  # per picture
 
 def find_folders(folder, paths):
     """Return a `Source` for a folder with one sub-folder of pictures per class, or with such folders per split."""
-    splits = {SPLITS.get(os.path.basename(path).lower()): path for path in paths if _classes(path)}
+    named = [path for path in paths if os.path.basename(path).lower() in SPLITS]
+    splits = {SPLITS[os.path.basename(path).lower()]: path for path in named if _classes(path)}
     splits = splits if "train" in splits else {"train": folder}
-    names = _classes(splits["train"])
-    splits.pop(None, None)
-    if len(names) < 2 or SPLITS.keys() >= {name.lower() for name in names}:
-        return []
-    return [Source(folder, (), partial(_read, splits))]
+    names = {name.lower() for name in _classes(splits["train"])}
+    return [Source(folder, (), partial(_read, splits))] if len(names) > 1 and not names <= SPLITS.keys() else []
 
 
 def _classes(folder):
@@ -82,8 +80,7 @@ def _decode_all(files):
                 found = f"{size[0]} x {size[1]} pixels: resize all pictures to one size first"
                 raise DatasetError(file, f"{first[0]} x {first[1]} pixels as in {files[0]}", found)
             if len(files) * pictures[0].size > MOST_BYTES:
-                found = f"{len(files):,} pictures of {first[0]} x {first[1]} pixels"
-                raise DatasetError(file, f"at most {MOST_BYTES:,} bytes of pixels in all", found)
+                raise DatasetError(file, f"at most {MOST_BYTES:,} bytes of pixels in all", f"{len(files):,} pictures")
     return pictures
 
 
