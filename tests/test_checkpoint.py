@@ -227,7 +227,7 @@ def numpy_bytes(save, *arrays):
         (b"<HTML><head>", "but an HTML page, so the download failed: download the file again$"),
         (b"version https://git-lfs.github.com/spec/v1\n", "pointer in place of the content: run git lfs pull$"),
         (b"\x89HDF\r\n\x1a\n", "but an HDF5 file, such as Keras writes: give a file"),
-        (gzip.compress(b"model"), "but a gzip file: give a file"),
+        (gzip.compress(b"model", mtime=0), "but a gzip file: give a file"),
         (b"\0" * 257 + b"ustar", "but a tar archive: give a file"),
         (
             safetensors.numpy.save({"vit.embeddings.cls_token": np.zeros(3)}, metadata={"format": "pt"}),

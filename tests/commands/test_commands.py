@@ -499,7 +499,7 @@ def test_what_is_wrong_with_an_evaluation_is_said_in_one_line(whole, tmp_path, c
         (tmp_path,): "this folder has no model.safetensors: give a model file, or the folder of a finished run",
         (tmp_path / "my run",): "its run has not ended: continue it with tinyvit train --resume '",
         (whole[0] / CHECKPOINT,): f"the checkpoint of a run, not a model: load {whole[0] / 'model.safetensors'}",
-        (tmp_path / "page",): "page: not a complete tinyvit file, but a web page, because a download failed: give a",
+        (tmp_path / "page",): "page: not a complete tinyvit file, but an HTML page, so the download failed: down",
         ("/dev/zero",): "/dev/zero: this is a device or a pipe: give a file",
         (whole[0], "--test-limit", "-5"): "--test-limit must be at least 1, not -5",
         (whole[0], "--workers", "0"): "--workers must be from 1 to 1,024, not 0",

@@ -153,9 +153,8 @@ def find_cifar(folder, paths):
 
 def _read_cifar(folder, kind, files):
     """Return the `Found` of CIFAR's binary files. Without the file of class names the classes have none."""
-    label_bytes, _, names = CIFAR[kind]
-    names, parts = os.path.join(folder, names), {}
-    class_names = read_content(names).decode("utf-8", "replace").split() if os.path.exists(names) else ()
+    label_bytes, parts, meta = CIFAR[kind][0], {}, os.path.join(folder, CIFAR[kind][2])
+    class_names = read_content(meta).decode("utf-8", "replace").split() if os.path.exists(meta) else ()
     for split, (file, *others) in (("train", files[:-1]), ("test", files[-1:])):
         content = b"".join(map(read_content, (file, *others)))
         if not content or len(content) % (label_bytes + CIFAR_PIXELS):

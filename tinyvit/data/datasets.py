@@ -92,7 +92,8 @@ def _advice(folder):
     for pattern in ("*", "*/*", ".."):
         with contextlib.suppress(DataError):  # a folder nearby that cannot be read
             places = sorted(filter(os.path.isdir, glob.glob(os.path.join(glob.escape(folder), pattern))))[:50]
-            if names := [choice.path for place in places for choice in _choices(os.path.abspath(place))]:
+            near = [choice.path for place in places for choice in _choices(os.path.abspath(place))]
+            if names := [path for path in near if os.path.commonpath([path, folder]) in (path, folder)]:
                 return f": give {' or '.join(names[:6])}"
     return ""
 

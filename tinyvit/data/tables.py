@@ -49,7 +49,8 @@ def read_table(file):
         delimiter = max(",;\t", key=lines[0].count)
         cells = [[cell.strip() for cell in row] for row in csv.reader(lines[:SAMPLE], delimiter=delimiter)]
         count, numbers = len(cells[0]), [float(cell) for cell in cells[0] if _numbers(cell) is not cell]
-        header = len(numbers) < count - 1 or set(np.diff(numbers)) == {1}  # words, or a row that counts the pixels
+        # A header has words, or it numbers the pixels.
+        header = len(numbers) < count - 1 or numbers[1:] == [number + 1 for number in numbers[:-1]] != []
         names = cells[0] if header and len(numbers) < count else []
         label, pixels = _columns(names, cells[header:], file)
         words = {}  # the labels and other cells that may be words, with a number for each
