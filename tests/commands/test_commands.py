@@ -395,7 +395,7 @@ def error_within(capsys, *arguments, expect=2):
         ("--out model.safetensors", "--out model.safetensors: expected a folder for the results: leave out the file"),
         ("--out link", "--out link: cannot create this folder (link is a link to nowhere, which does not exist): "),
         ("--out link/run", "--out link/run: cannot create this folder (link is a link to nowhere, which does not"),
-        ("--data link", "link: expected a folder with idx files, found no such folder"),
+        ("--data link", "found a link to nowhere, which is missing"),
         ("--out file", "--out file: cannot create this folder (file is a file): give another folder"),
         ("--out file/run", "--out file/run: cannot create this folder (file is a file): give another folder"),
         ("--recipe note", "--out runs: cannot create this folder (runs is a file): give another folder"),

@@ -356,6 +356,8 @@ def test_csv_with_words_ids_and_colour(tmp_path, pictures):
     ("label,p1,p2,p3,p4\n1.5,2,3,4,5\n", ["integers or words as labels", "1.5"]),
     ("label,p1,p2,p3,p4\n1,2,3,4,nan\n", ["pixels from 0 to 255"]),
     ("plain words\nand more\n", ['a column "label"']),
+    ("\n \n\n", ['a column "label"', "found 1 column without names"]),
+    ("inf,inf,-inf,3,4\n1,2,3,4,5\n", ["pixels from -inf to inf"]),
 ])  # fmt: skip
 def test_csv_that_is_refused(tmp_path, text, words):
     (tmp_path / "a.csv").write_text(text)

@@ -45,7 +45,7 @@ def read_table(file):
     if found := content_of(file) or "binary content" * bool(re.search(rb"[\0-\x08\x0e-\x1f]", content[:4096])):
         raise DatasetError(file, "a CSV file", found)
     with one_error(file, "a CSV file"):
-        lines = [*filter(str.strip, content.decode("utf-8-sig", "replace").splitlines())] or [""]
+        lines = [*filter(str.strip, content.decode("utf-8-sig", "replace").splitlines())] or ["empty"]
         delimiter = max(",;\t", key=lines[0].count)
         cells = [[cell.strip() for cell in row] for row in csv.reader(lines[:SAMPLE], delimiter=delimiter)]
         count, numbers = len(cells[0]), [float(cell) for cell in cells[0] if _numbers(cell) is not cell]
