@@ -215,7 +215,7 @@ def numpy_bytes(save, *arrays):
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
-        (b"", "but an empty file: download the file again$"),
+        (b"", "but an empty file: give a file that `tinyvit train` or `VisionTransformer.save` wrote"),
         (b"not a model", "but a file of an unknown format: give a file that `tinyvit train` or `VisionTr"),
         (b"12345678{model}", r"not a complete tinyvit file \(.*\): copy or save it again"),
         (archive("archive/data.pkl"), "but a zip archive, such as PyTorch writes: give a file"),

@@ -28,7 +28,7 @@ def identify(start):
     512 bytes suffice. The result is empty if the content is unknown.
     """
     if not start:
-        return "an empty file", DOWNLOAD
+        return "an empty file", "give a complete one"
     if start.removeprefix(b"\xef\xbb\xbf").lstrip().lower().startswith(WEB_PAGE):
         return "an HTML page, so the download failed", DOWNLOAD
     if start[257:262] == b"ustar":
