@@ -20,6 +20,7 @@ from tinyvit.backend import Backend, to_host
 from tinyvit.files import write_atomically
 from tinyvit.model import ViTConfig
 from tinyvit.parameters import Parameters
+from tinyvit.signatures import DOWNLOAD, PULL, broken_link, identify
 
 MODEL = "model.safetensors"  # the model in the folder of a run
 CHECKPOINT = "checkpoint.safetensors"
@@ -27,15 +28,8 @@ LATER_SETTINGS = {"channels", "class_names"}  # missing in files of version 0.1,
 NO_CHECKSUM = "0" * 64  # stands in the place of the checksum until it is known
 ADVICE = "give a file that `tinyvit train` or `VisionTransformer.save` wrote"
 
-FOREIGN = {  # how files of other formats begin, in lower case
-    b"\x80": "a pickle, such as PyTorch writes",
-    b"pk": "a zip archive, such as PyTorch writes",
-    b"\x93numpy": "a NumPy array",
-    b"\x89hdf": "an HDF5 file, such as Keras writes",
-    b"<!doctype html": "a web page, because a download failed",
-    b"<html": "a web page, because a download failed",
-    b"version https://git-lfs": "a pointer to a file in Git LFS, which `git lfs pull` fetches",
-}
+# The programs that write models in these forms.
+WRITERS = {"a zip archive": "PyTorch", "a Python pickle, which can run any code": "PyTorch", "an HDF5 file": "Keras"}
 
 
 class CheckpointError(ValueError):
@@ -159,19 +153,16 @@ def _read(path):
         if not stat.S_ISREG(mode):  # a pipe may never end
             raise CheckpointError(f"{path}: this is a device or a pipe: give a file")
         with open(path, "rb", buffering=0) as file:
-            start = file.read(256)
+            start = file.read(512)
             if start[8:9] == b"{":  # as in every safetensors file
                 file.seek(0)
                 return file.read()
     except OSError as error:
-        link = f" (a link to {os.readlink(path)})" if os.path.islink(path) else ""
-        raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}{link}") from error
-    text = start.lstrip().lower()
-    kinds = (kind for beginning, kind in FOREIGN.items() if text.startswith(beginning))
-    kind = next(kinds, "of an unknown format") if start else "empty"
-    if text.startswith(b"pk") and b".npy" in text:  # the name of the first member
-        kind = "a NumPy archive (.npz)"
-    raise CheckpointError(f"{path}: not a complete tinyvit file, but {kind}: {ADVICE}")
+        raise CheckpointError(f"{path}: cannot be read: {broken_link(path) or error.strerror or error}") from error
+    kind, advice = identify(start) or ("a file of an unknown format", ADVICE)
+    writer = f", such as {WRITERS[kind]} writes" if kind in WRITERS else ""
+    advice = advice if advice in (DOWNLOAD, PULL) else ADVICE
+    raise CheckpointError(f"{path}: not a complete tinyvit file, but {kind}{writer}: {advice}")
 
 
 def _advice_on_folder(folder):

@@ -218,7 +218,7 @@ def test_a_killed_worker_ends_the_run_with_one_clear_error_and_the_run_goes_on(w
     assert process.returncode == 1
     assert b"Traceback" not in err
     assert b"error: worker 2 of 2 was killed by signal 9" in err
-    assert b"to continue: tinyvit train --resume run" in err
+    assert b"to continue from the last checkpoint: tinyvit train --resume run" in err
     run([*TRAIN, "--resume", "run"], tmp_path)
     assert (tmp_path / "run" / "model.safetensors").read_bytes() == (whole[0] / "model.safetensors").read_bytes()
 
@@ -395,7 +395,7 @@ def error_within(capsys, *arguments, expect=2):
         ("--out model.safetensors", "--out model.safetensors: expected a folder for the results: leave out the file"),
         ("--out link", "--out link: cannot create this folder (link is a link to nowhere, which does not exist): "),
         ("--out link/run", "--out link/run: cannot create this folder (link is a link to nowhere, which does not"),
-        ("--data link", "link: expected a folder or a file with a data set, found no such file"),
+        ("--data link", "found a link to nowhere, which is missing"),
         ("--out file", "--out file: cannot create this folder (file is a file): give another folder"),
         ("--out file/run", "--out file/run: cannot create this folder (file is a file): give another folder"),
         ("--recipe note", "--out runs: cannot create this folder (runs is a file): give another folder"),
@@ -499,7 +499,7 @@ def test_what_is_wrong_with_an_evaluation_is_said_in_one_line(whole, tmp_path, c
         (tmp_path,): "this folder has no model.safetensors: give a model file, or the folder of a finished run",
         (tmp_path / "my run",): "its run has not ended: continue it with tinyvit train --resume '",
         (whole[0] / CHECKPOINT,): f"the checkpoint of a run, not a model: load {whole[0] / 'model.safetensors'}",
-        (tmp_path / "page",): "page: not a complete tinyvit file, but a web page, because a download failed: give a",
+        (tmp_path / "page",): "page: not a complete tinyvit file, but an HTML page, so the download failed: down",
         ("/dev/zero",): "/dev/zero: this is a device or a pipe: give a file",
         (whole[0], "--test-limit", "-5"): "--test-limit must be at least 1, not -5",
         (whole[0], "--workers", "0"): "--workers must be from 1 to 1,024, not 0",

@@ -1,9 +1,11 @@
 """Data sets of many forms, written as their publishers do: what is found, what is converted, and what is refused."""
 
+import bz2
 import gzip
 import io
 import os
 import pickle
+import re
 import shutil
 import tarfile
 import time
@@ -12,7 +14,7 @@ import zipfile
 import zlib
 from pathlib import Path
 
-import damaged_data
+import damaged_files
 import numpy as np
 import publishers
 import pytest
@@ -354,6 +356,8 @@ def test_csv_with_words_ids_and_colour(tmp_path, pictures):
     ("label,p1,p2,p3,p4\n1.5,2,3,4,5\n", ["integers or words as labels", "1.5"]),
     ("label,p1,p2,p3,p4\n1,2,3,4,nan\n", ["pixels from 0 to 255"]),
     ("plain words\nand more\n", ['a column "label"']),
+    ("\n \n\n", ['a column "label"', "found 1 column without names"]),
+    ("inf,inf,-inf,3,4\n1,2,3,4,5\n", ["pixels from -inf to inf"]),
 ])  # fmt: skip
 def test_csv_that_is_refused(tmp_path, text, words):
     (tmp_path / "a.csv").write_text(text)
@@ -489,11 +493,11 @@ def test_rotated_photographs_are_turned(tmp_path):
 
 def test_pictures_that_are_refused(tmp_path, digits):
     publishers.write_pictures(tmp_path / "one", [digits[0][:4], digits[1][:4] * 0], splits=("",))
-    refuse(tmp_path / "one", "one sub-folder of pictures per class, at least two", "pictures in 0")
+    refuse(tmp_path / "one", "one sub-folder of pictures per class, at least two", "found 0/")
 
     publishers.write_pictures(tmp_path / "flat", [digits[0][:4], digits[1][:4] * 0], names=["train"], splits=("",))
     publishers.write_pictures(tmp_path / "flat", [digits[0][:4], digits[1][:4] * 0], names=["test"], splits=("",))
-    refuse(tmp_path / "flat", "one sub-folder of pictures per class", "pictures in test, train")
+    refuse(tmp_path / "flat", "one sub-folder of pictures per class", "found test/, train/")
 
     publishers.write_pictures(tmp_path / "odd", digits, splits=("",))
     Image.new("L", (30, 40)).save(tmp_path / "odd" / "2" / "zz.png")
@@ -563,7 +567,8 @@ def test_labels_of_any_kind(tmp_path, labels, classes, expected, names, note):
     ([1j, 1, 2, 3], None, ["integers or words as labels", "complex128"]),
     ([2**40, 1, 2, 3], None, ["integers or words as labels"]),
     ([0, 1, 2], None, ["4 labels, one per image", "found shape (3,)"]),
-    ([[0, 1], [1, 1], [0, 0], [1, 0]], None, ["4 labels", "(4, 2): give (N,), (N, 1), or one-hot (N, classes)"]),
+    ([[0, 5], [5, 0], [0, 5], [5, 0]], None, ["as (N,), (N, 1) or one-hot", "found shape (4, 2)"]),
+    ([[0, 1], [1, 1], [0, 0], [1, 0]], None, ["4 labels", "or one-hot (N, classes), found shape (4, 2)"]),
 ])  # fmt: skip
 def test_labels_that_are_refused(tmp_path, labels, classes, words):
     path = save(tmp_path, images=np.full((4, 5, 5), 99, np.uint8), labels=np.array(labels))
@@ -663,6 +668,14 @@ def test_images_that_are_refused(tmp_path, images, words):
     refuse(path, path, *words)
 
 
+def test_one_value_that_is_not_a_number_is_found_in_any_split(tmp_path, digits):
+    images = digits[2].astype(float)
+    images[3, 4, 5] = np.nan
+    for one, other in ((images, digits[2]), (digits[2], images)):
+        path = save(tmp_path, x_train=one, y_train=digits[3], x_test=other, y_test=digits[3])
+        refuse(path, "pixels from 0 to 255", "pixels from nan to nan")
+
+
 def test_images_of_two_sizes_are_refused(tmp_path, digits):
     publishers.write_mnist(tmp_path, [*digits[:2], digits[2][:, :20], digits[3]])
     refuse(tmp_path, "t10k-images", "images of 28 x 28 pixels as in", "train-images", "found 20 x 28 pixels")
@@ -694,8 +707,8 @@ NO_DATA = {
     "tar": (tarred(), "a tar archive: unpack it"),
     "7z": (b"7z\xbc\xaf\x27\x1c\0\4" + bytes(40), "a 7z archive: unpack it"),
     "xz": (b"\xfd7zXZ\0\0\4" + bytes(40), "a file packed by xz: unpack it"),
-    "pointer": (POINTER, "a Git LFS pointer in place of the data: run git lfs pull"),
-    "gzip twice": (gzip.compress(gzip.compress(b"data" * 100)), "a gzip file inside a gzip file"),
+    "pointer": (POINTER, "a Git LFS pointer in place of the content: run git lfs pull"),
+    "gzip twice": (gzip.compress(gzip.compress(b"data" * 100)), "a gzip file: unpack it, because it is packed twice"),
     "pickle": (pickle.dumps({"data": [1]}), "a Python pickle, which can run any code"),
     "npy": (b"\x93NUMPY\1\0v\0" + bytes(130), "a single NumPy array"),
     "hdf5": (b"\x89HDF\r\n\x1a\n" + bytes(40), "an HDF5 file"),
@@ -797,8 +810,15 @@ def test_folders_near_a_data_set_lead_to_it(tmp_path, digits):
     publishers.write_pictures(tmp_path / "pictures", digits)
     (tmp_path / "empty").mkdir()
     refuse(tmp_path / "a", f"found b/: give {tmp_path / 'a' / 'b'}")
-    refuse(tmp_path, f"give {tmp_path / 'pictures'} or {tmp_path / 'a' / 'b'}")
+    publishers.write_keras(tmp_path / "keras", digits)
+    refuse(tmp_path, f"give {tmp_path / 'keras' / 'mnist.npz'} or {tmp_path / 'pictures'}")
+    (tmp_path / "deep" / "a").mkdir(parents=True)
+    (tmp_path / "a" / "b").rename(tmp_path / "deep" / "a" / "b")
+    refuse(tmp_path / "deep", f"give {tmp_path / 'deep' / 'a' / 'b'}")
+    (tmp_path / "deep" / "a" / "b").rename(tmp_path / "a" / "b")
     refuse(tmp_path / "pictures" / "train" / "3", f"give {tmp_path / 'pictures' / 'train'}")
+    assert "give" not in refuse(tmp_path / "empty", "found an empty folder")
+    publishers.write_keras(tmp_path, digits)  # a neighbour that has nothing to do with the folder
     assert "give" not in refuse(tmp_path / "empty", "found an empty folder")
     (tmp_path / "a" / "b" / "processed").mkdir()
     refuse(tmp_path / "a" / "b" / "processed", f"give {tmp_path / 'a' / 'b'}")
@@ -838,6 +858,136 @@ def test_the_default_is_mnist():
     assert data.description == "MNIST, 10 classes 0 to 9"
     with pytest.raises(DatasetError, match="labels from 0 to 4"):
         tinyvit.load_dataset(classes=5)
+
+
+# ---- links, and what is often found in real folders ----
+
+
+def test_a_link_to_a_missing_file_is_named(tmp_path, digits, pictures):
+    missing = "a link to /nowhere/file, which is missing"
+
+    def break_link(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.unlink(missing_ok=True)
+        path.symlink_to("/nowhere/file")
+        return path
+
+    for name in ("notes.md", "train.csv", "data.npz", "train-images-idx3-ubyte.gz"):
+        refuse(tmp_path / name.split(".")[0], break_link(tmp_path / name.split(".")[0] / name).name, missing)
+        refuse(tmp_path / name.split(".")[0] / name, name, missing)
+    publishers.write_mnist(tmp_path / "idx", digits)
+    refuse(tmp_path / "idx", break_link(tmp_path / "idx" / "t10k-labels-idx1-ubyte.gz"), missing)
+    publishers.write_cifar(tmp_path / "cifar", pictures)
+    refuse(tmp_path / "cifar", break_link(tmp_path / "cifar" / "data_batch_3.bin"), missing)
+    publishers.write_pictures(tmp_path / "pictures", digits)
+    path = break_link(tmp_path / "pictures" / "train" / "3" / "zz.png")
+    refuse(tmp_path / "pictures", path, missing)
+    path.unlink()
+    refuse(tmp_path / "pictures", break_link(tmp_path / "pictures" / "train" / "11"), missing)
+
+
+def test_places_with_nothing_but_links(tmp_path, digits):
+    blobs = tmp_path / "blobs"
+    publishers.write_mnist(blobs, digits, prefix="a-")
+    publishers.write_keras(blobs, digits, "b-mnist.npz")
+    publishers.write_pictures(blobs / "c", digits)
+    for i, path in enumerate(sorted(path for path in blobs.rglob("*") if path.is_file())):
+        relative = path.relative_to(blobs)
+        name = re.sub("^[ab]-", "", relative.name)
+        link = tmp_path / relative.parts[0][0] / Path(*relative.parts[1:-1], name)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        path.rename(blobs / f"{i:040x}")
+        link.symlink_to(os.path.relpath(blobs / f"{i:040x}", link.parent))
+    assert_equal(tinyvit.load_dataset(tmp_path / "a"), digits)
+    assert tinyvit.load_dataset(tmp_path / "b").description == "MNIST, 10 classes 0 to 9"
+    assert len(tinyvit.load_dataset(tmp_path / "c").test_images) == 60
+
+
+def test_300_classes(tmp_path, digits):
+    names = [f"{i:03}" for i in range(300)]
+    labels = np.arange(600) % 300
+    images = np.tile(digits[0], (3, 1, 1))
+    publishers.write_pictures(tmp_path / "folders", [images, labels], names=names, splits=("",))
+    data = tinyvit.load_dataset(tmp_path / "folders")
+    assert (data.classes, data.class_names[-1], data.test_labels.max()) == (300, "299", 299)
+    data = tinyvit.load_dataset(save(tmp_path, x_train=images, y_train=labels, x_test=images, y_test=labels + 101))
+    assert (data.classes, data.train_labels.dtype, data.test_labels.max()) == (401, np.int32, 400)
+
+
+def test_files_beside_the_folders_of_the_classes(tmp_path, digits):
+    publishers.write_pictures(tmp_path, digits, splits=("",), suffix=".JPG")
+    picture = sorted((tmp_path / "3").iterdir())[0]
+    for name in ("3.JPG", "4.png", "11"):
+        shutil.copy(picture, tmp_path / name)
+    (tmp_path / "3" / "folder.png").mkdir()
+    data = tinyvit.load_dataset(tmp_path)
+    assert data.classes == 10
+    assert len(data.train_images) + len(data.test_images) == 200
+
+
+def test_names_of_arrays_in_npz_files(tmp_path, digits):
+    for names in (
+        ("x_train", "y_train", "x_test", "y_test"),
+        ("train_images", "train_labels", "test_images", "test_labels"),
+        ("trainX", "trainY", "testX", "testy"),
+        ("training_images", "training_labels", "test_images", "test_labels"),
+        ("X_train", "Y_train", "X_val", "Y_val"),
+    ):
+        assert_equal(tinyvit.load_dataset(save(tmp_path, **dict(zip(names, digits, strict=True)))), digits)
+    path = save(tmp_path, x_train=digits[0], y_train=digits[1], x_test=digits[2])
+    assert "the test images have no labels, one image in seven" in tinyvit.load_dataset(path).description
+    refuse(save(tmp_path, x=digits[0]), "images and labels, found x (200, 28, 28)")
+
+
+@pytest.mark.parametrize("name", ["Label", "TARGET", "class", "y", ' "Label" '])
+@pytest.mark.parametrize("label_last", [False, True])
+def test_names_of_the_column_of_labels(tmp_path, digits, name, label_last):
+    names = [f"pixel{i}" for i in range(784)]
+    names = [*names, name] if label_last else [name, *names]
+    for split, images, labels in (("train", *digits[:2]), ("test", *digits[2:])):
+        path = tmp_path / f"{split}.csv"
+        publishers.write_table(path, images, labels, names, label_last)
+        path.write_text(re.sub(r"[^,\n]+", r'"\g<0>"', path.read_text().replace('"', "")))  # all cells quoted
+    assert_equal(tinyvit.load_dataset(tmp_path), digits)
+
+
+@pytest.mark.parametrize("label_last", [False, True])
+@pytest.mark.parametrize("words", [None, "zyxwvutsrq"])
+@pytest.mark.parametrize("noise", [False, True])
+def test_csv_files_without_a_header(tmp_path, digits, label_last, words, noise):
+    rng = np.random.default_rng(0)
+    images = rng.integers(1, 256, (200, 28, 28), np.uint8) if noise else digits[0]  # corners of many values
+    publishers.write_table(tmp_path / "a.csv", images, digits[1], None, label_last, names=words)
+    data = tinyvit.load_dataset(tmp_path)
+    assert data.classes == 10
+    assert data.class_names == (tuple(sorted(words)) if words else None)
+    lookup = {bytes(image): label for image, label in zip(images, digits[1], strict=True)}
+    expected = [lookup[bytes(image)] for image in data.test_images]
+    assert data.test_labels.tolist() == [sorted(words).index(words[i]) if words else i for i in expected]
+
+
+def test_digits_of_scikit_learn_as_a_file(tmp_path):
+    import sklearn
+
+    shutil.copy(Path(sklearn.__file__).parent / "datasets" / "data" / "digits.csv.gz", tmp_path)
+    data = tinyvit.load_dataset(tmp_path)
+    assert (data.name, data.classes, data.train_images.shape[1:]) == ("digits", 10, (8, 8))
+    assert len(data.train_images) + len(data.test_images) == 1797
+
+
+def test_other_data_sets_are_refused_with_advice(tmp_path, pictures):
+    for name in ("train_X.bin", "test_X.bin"):  # STL-10
+        (tmp_path / name).write_bytes(pictures[0].tobytes())
+    refuse(tmp_path, "found test_X.bin, train_X.bin")
+    refuse(tmp_path / "train_X.bin", "train_X.bin: expected a CSV file, found binary content")
+    (tmp_path / "usps.bz2").write_bytes(bz2.compress(b"7 1:-1 2:-1\n"))
+    refuse(tmp_path / "usps.bz2", "a file packed by bzip2: unpack it")
+    (tmp_path / "data").write_bytes(save(tmp_path, images=pictures[0], labels=pictures[1]).read_bytes())
+    refuse(tmp_path / "data", "found a zip archive of NumPy arrays: let its name end with .npz")
+    publishers.write_cifar(tmp_path / "cifar", pictures)
+    assert_equal(tinyvit.load_dataset(tmp_path / "cifar" / "data_batch_1.bin"), pictures)
+    publishers.write_pictures(tmp_path / "flat", [pictures[0][:4], pictures[1][:4]], names=["x"] * 10, splits=("",))
+    assert "give" not in refuse(tmp_path / "flat" / "x", "found 00000.png, 00001.png")
 
 
 # ---- limits ----
@@ -886,6 +1036,14 @@ def test_a_png_header_that_lies_costs_nothing(tmp_path, digits):
     assert peak_of(lambda: refuse(tmp_path, path, "at most 16,777,216 pixels", "5000 x 5000")) < 4 * MB
 
 
+def test_messages_are_short(tmp_path):
+    header = bytes([0, 0, 8, 64]) + b"\xff\xff\xff\xfe" * 64
+    (tmp_path / "a").write_bytes(header)
+    with pytest.raises(IdxError, match=r"an array that memory can hold, found a header for shape .* \.\.\.$") as info:
+        tinyvit.data.read_idx(tmp_path / "a")
+    assert len(str(info.value)) < 500 + len(str(tmp_path))
+
+
 def test_an_array_larger_than_allowed(tmp_path, digits):
     write_idx(tmp_path / "a", digits[0])
     with pytest.raises(IdxError, match="at most 156,799 bytes of elements"):
@@ -894,23 +1052,39 @@ def test_an_array_larger_than_allowed(tmp_path, digits):
 
 
 @pytest.mark.extended
-@pytest.mark.parametrize("form", damaged_data.FORMS)
-def test_random_damage_is_refused_or_loaded(form):
-    refused = damaged_data.fuzz(form, 300)
-    assert 90 < refused < 300  # so both happen
+@pytest.mark.parametrize("form", damaged_files.DATA_SETS)
+def test_random_damage_is_refused_or_loaded(tmp_path, form):
+    found = damaged_files.run_cases(form, first=0, count=300, seed=0, folder=tmp_path)
+    assert found["findings"] == []
+    assert 90 < found["outcomes"]["refused"] < 300  # so both happen
 
 
-def test_the_check_for_damage_sees_another_error(monkeypatch):
-    load = tinyvit.load_dataset
-    for first, message in ((KeyError("x"), "idx, seed 0, copy 0, "), (DataError("f", "x", "y" * 2000), "copy 0")):
-        answers = iter([load, first])
+def no_name(path):
+    raise DataError("file", "x", "y")
 
-        def answer(folder, answers=answers):
-            found = next(answers)
-            if isinstance(found, Exception):
-                raise found
-            return found(folder)
 
-        monkeypatch.setattr(tinyvit, "load_dataset", answer)
-        with pytest.raises(AssertionError, match=message):
-            damaged_data.fuzz("idx", 1)
+def compute(path):
+    end = time.process_time() + 0.6
+    while time.process_time() < end:
+        pass
+    return tinyvit.load_dataset(path)
+
+
+def allocate(path):
+    np.ones(damaged_files.peak_memory() + 320 * MB, np.uint8)
+    return tinyvit.load_dataset(path)
+
+
+@pytest.mark.parametrize(("reader", "outcome"), [
+    (lambda path: {}["x"], "crashed"),
+    (no_name, "crashed"),
+    (lambda path: np.array(0) / 0, "crashed"),  # a warning
+    (compute, "slow"),
+    (allocate, "large"),
+])  # fmt: skip
+def test_the_check_for_damage_sees_another_error(tmp_path, monkeypatch, reader, outcome):
+    files = damaged_files.FORMATS["mnist"](tmp_path)
+    monkeypatch.setattr(damaged_files, "FORMATS", {"mnist": lambda folder: files})
+    monkeypatch.setattr(files, "read", reader)
+    monkeypatch.setattr(files, "limit", 0.5 if outcome == "slow" else 60)
+    assert damaged_files.run_cases("mnist", first=0, count=1, seed=0, folder=tmp_path)["outcomes"][outcome] == 1

@@ -1,11 +1,13 @@
 """Damage files at random, and judge what their readers do with them.
 
 A reader may refuse a damaged file with one clear error that names it, or return what the undamaged file contains. A
-file whose structure was changed and whose checksum was computed again is another file. A reader may return what this
-other file says, if the values are usable. Everything else is a finding.
+file whose structure was changed and whose checksum was computed again is another file, and so is each damaged file of
+a format without checksums. A reader may return what this other file says, if the values are usable. Everything else
+is a finding.
 """
 
 import contextlib
+import functools
 import gzip
 import hashlib
 import io
@@ -15,16 +17,18 @@ import signal
 import struct
 import time
 import warnings
+import zipfile
 import zlib
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import publishers
 from PIL import Image, ImageDraw
 
 from tinyvit.checkpoint import CheckpointError, load_model, save_model
 from tinyvit.classifier import VisionTransformer
-from tinyvit.data import IdxError, read_idx, write_idx
+from tinyvit.data import DataError, IdxError, load_dataset, read_idx, write_idx
 from tinyvit.data.augment import Augmentation
 from tinyvit.gpu import get_backend
 from tinyvit.model import ViTConfig, initialise
@@ -32,9 +36,14 @@ from tinyvit.pretrained.pictures import PictureError, load_picture, prepare_pict
 from tinyvit.training import CHECKPOINT, Training, TrainingConfig, TrainingDiverged, TrainingStopped, read_checkpoint
 from tinyvit.training.progress import epoch_line
 
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None
+
 LIMIT = 0.1  # seconds of processor time for one file; other programs do not count
 HANG = 10  # seconds of real time after which a reader is interrupted
-FINDINGS = ("WRONG", "crashed", "slow")
+FINDINGS = ("WRONG", "crashed", "slow", "large")
 OUTCOMES = ("refused", "identical", "as the file says", *FINDINGS)
 
 MODEL = ViTConfig(image_size=8, patch_size=4, width=8, depth=2, heads=2, mlp_width=12, classes=4)
@@ -50,6 +59,7 @@ VALUES = (
     *(None, True, False, "", "x", "erf", "tanh", "cosine", "off", "\0", "x" * 10_000, [], {}, [1], {"x": 1}),
     *(LONG, DEEP),
 )
+TEXTS = (b"\n\n,,,,\n", b"1e999,-1", b'""","\r\n;', b"nan,inf,")
 FLOATS = (math.nan, math.inf, -math.inf, -1.0, 0.0, 3e38, -3e38, 1e-45)
 
 
@@ -78,8 +88,9 @@ def truncate(rng, content):
 
 def overwrite(rng, content):
     start, size = rng.integers(len(content)), 2 ** rng.integers(8)
-    run = (bytes(size), b"\xff" * size, rng.bytes(size), b" " * size)[rng.integers(4)]
-    content[start : start + size] = run[: len(content) - start]
+    runs = (bytes(size), b"\xff" * size, rng.bytes(size), b" " * size, *TEXTS)
+    run = runs[rng.integers(len(runs))][: len(content) - start]
+    content[start : start + len(run)] = run
     return content
 
 
@@ -176,10 +187,24 @@ def sealed(header, info, data, checksum):
     return content
 
 
-class Safetensors:
-    """Files that tinyvit writes. A subclass says which, how they are read, and how they are used."""
+class Files:
+    """Undamaged files of a format and their contents. A subclass says how they are damaged, read, judged and used."""
 
-    error, limit = CheckpointError, LIMIT
+    limit, memory = LIMIT, math.inf  # processor seconds, and bytes by which the process may grow
+    warnings = "ignore"  # "error" if the reader may not warn
+    name = "damaged"
+
+    def write(self, folder, content, index):
+        """Write a damaged file, and return the path to read, which a message must name."""
+        path = folder / self.name
+        path.write_bytes(content)
+        return path
+
+
+class Safetensors(Files):
+    """Files that tinyvit writes."""
+
+    error = CheckpointError
 
     def damaged(self, rng, index):
         """Return the name of a damage, the damaged bytes, and whether the checksum was computed again."""
@@ -218,11 +243,6 @@ class ModelFiles(Safetensors):
             self.originals.append((folder / "model").read_bytes())
             self.contents.append(load_model(folder / "model"))
 
-    def write(self, folder, content):
-        path = folder / "damaged"
-        path.write_bytes(content)
-        return path
-
     def read(self, path):
         return load_model(path)
 
@@ -238,6 +258,8 @@ class ModelFiles(Safetensors):
 
 
 class CheckpointFiles(Safetensors):
+    name = CHECKPOINT
+
     def __init__(self, folder):
         self.originals, self.contents = [], []
         rng = np.random.default_rng(1)
@@ -270,11 +292,6 @@ class CheckpointFiles(Safetensors):
             self.originals.append((folder / CHECKPOINT).read_bytes())
             self.contents.append((*read_checkpoint(folder), None))
 
-    def write(self, folder, content):
-        path = folder / CHECKPOINT
-        path.write_bytes(content)
-        return path
-
     def read(self, path):
         """Return the arrays, the metadata and the run that resumes from them."""
         run = Training.resume(path.parent, IMAGES, LABELS, get_backend("cpu"), workers=1, loops="off")
@@ -300,10 +317,10 @@ class CheckpointFiles(Safetensors):
 # ---- idx files and pictures, which have no checksum of their own ----
 
 
-class IdxFiles:
+class IdxFiles(Files):
     """Raw idx files, whose bytes all count, and compressed ones, which have a checksum."""
 
-    error, limit = IdxError, LIMIT
+    error = IdxError
     codes = {8: "u1", 9: "i1", 11: ">i2", 12: ">i4", 13: ">f4", 14: ">f8"}  # noqa: RUF012
 
     def __init__(self, folder):
@@ -333,11 +350,6 @@ class IdxFiles:
             raw[place] = rng.integers(256)
         return f"header byte {place}", gzip.compress(raw, mtime=0) if packed else bytes(raw), True
 
-    def write(self, folder, content):
-        path = folder / "damaged"
-        path.write_bytes(content)
-        return path
-
     def read(self, path):
         return read_idx(path)
 
@@ -361,7 +373,7 @@ class IdxFiles:
         assert content.astype(dtype).tobytes() == data[4 + 4 * rank :]
 
 
-class Pictures:
+class Pictures(Files):
     """Pictures of a digit. Most formats protect nothing, so the reader must only return grey levels.
 
     The limit is that of an undamaged picture with 60 million pixels, since a damaged size may say so.
@@ -396,11 +408,6 @@ class Pictures:
             content[29:33] = struct.pack(">I", zlib.crc32(content[12:29]))
         return f"number at byte {place}", bytes(content), True
 
-    def write(self, folder, content):
-        path = folder / "damaged"
-        path.write_bytes(content)
-        return path
-
     def read(self, path):
         return load_picture(path)
 
@@ -419,7 +426,116 @@ class Pictures:
             assert np.isfinite(image).all()
 
 
-FORMATS = {"checkpoint": CheckpointFiles, "model": ModelFiles, "idx": IdxFiles, "picture": Pictures}
+# ---- data sets of many forms ----
+
+
+class DataSets(Files):
+    """A data set of a form, of which one file is damaged. Most forms protect nothing, so usable arrays are enough."""
+
+    error, limit, memory, warnings = DataError, 1.0, 300 * 2**20, "error"
+
+    def __init__(self, folder, write_data_set):
+        self.folder = folder / "data"
+        write_data_set(self.folder)
+        self.paths = sorted(path for path in self.folder.rglob("*") if path.is_file())
+        self.originals = [path.read_bytes() for path in self.paths]
+        self.contents = [load_dataset(self.folder)] * len(self.paths)
+        self.last = 0
+
+    def damaged(self, rng, index):
+        suffix, content = self.paths[index].suffix, self.originals[index]
+        if suffix in (".gz", ".npz") and rng.random() < 0.5:
+            kind, content = damage_inside(rng, content)
+        else:
+            kind, content = damage_ends(rng, content)
+        return f"{kind} in {self.paths[index].name}", content, True
+
+    def write(self, folder, content, index):
+        self.paths[self.last].write_bytes(self.originals[self.last])
+        self.paths[index].write_bytes(content)
+        self.last = index
+        return self.folder
+
+    def read(self, path):
+        return load_dataset(path)
+
+    def judge(self, content, index, sealed_again):
+        equal = map(np.array_equal, arrays_of(content), arrays_of(self.contents[index]))
+        return "identical" if all(equal) else "as the file says"
+
+    def use(self, path, content):
+        for images, labels in zip(arrays_of(content)[::2], arrays_of(content)[1::2], strict=True):
+            assert images.dtype == np.uint8
+            assert len(images) == len(labels)
+            assert labels.max(initial=0) < content.classes
+        assert len(content.train_images) > 0
+        assert 0 < len(content.description.replace(str(path), "")) < 500
+        assert "\n" not in content.description
+
+
+def arrays_of(data):
+    return [data.train_images, data.train_labels, data.test_images, data.test_labels]
+
+
+def damage_ends(rng, content):
+    """Damage bytes at least once: anywhere, or in the first or last 64 bytes, where formats have their headers."""
+    kinds = []
+    while not kinds or (content and rng.random() < 0.4):
+        size = len(content)
+        start, stop = ((0, size), (0, 64), (max(0, size - 64), size))[rng.integers(3)]
+        kind, piece = damage_bytes(rng, content[start:stop])
+        content = content[:start] + piece + content[stop:]
+        kinds.append(kind)
+    return ", ".join(kinds), content
+
+
+def damage_inside(rng, content):
+    """Damage what a gzip or npz file contains, and pack it again, so that no checksum reveals the damage."""
+    if content[:2] == b"\x1f\x8b":
+        kind, damaged = damage_ends(rng, gzip.decompress(content))
+        return f"{kind}, packed again", gzip.compress(damaged, 1, mtime=0)
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+        method = archive.infolist()[0].compress_type
+    name = list(members)[rng.integers(len(members))]
+    kind, members[name] = damage_ends(rng, members[name])
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w", method) as archive:
+        for member, data in members.items():
+            archive.writestr(member, data)
+    return f"{kind} of {name}, packed again", stream.getvalue()
+
+
+def data_set(side=8, colour=False):
+    """Return four arrays of a small data set of random images with ten classes."""
+    rng = np.random.default_rng(0)
+    train, test = (rng.integers(0, 256, (n, side, side, *[3] * colour), np.uint8) for n in (24, 12))
+    return [train, np.arange(24, dtype=np.uint8) % 10, test, np.arange(12, dtype=np.uint8) % 10]
+
+
+def write_words(folder):
+    """Write a CSV file with quoted words as labels."""
+    words = [f'class "{i}", ä' for i in range(10)]
+    publishers.write_table(folder / "train.csv", *data_set()[:2], names=words)
+
+
+GREY, COLOUR = data_set(), data_set(32, colour=True)
+DATA_SETS = {
+    "mnist": lambda folder: publishers.write_mnist(folder, GREY, suffix=""),
+    "mnist-gzip": lambda folder: publishers.write_mnist(folder, GREY),
+    "emnist": lambda folder: publishers.write_emnist(folder, GREY, "letters"),
+    "qmnist": lambda folder: publishers.write_qmnist(folder, GREY, suffix=""),
+    "npz": lambda folder: publishers.write_keras(folder, GREY),
+    "medmnist": lambda folder: publishers.write_medmnist(folder, COLOUR),
+    "kuzushiji": lambda folder: publishers.write_kuzushiji(folder, GREY),
+    "csv": lambda folder: publishers.write_sign_language(folder, GREY),
+    "csv-words": write_words,
+    "cifar": lambda folder: publishers.write_cifar(folder, COLOUR),
+    "png": lambda folder: publishers.write_pictures(folder, GREY),
+    "jpeg": lambda folder: publishers.write_pictures(folder, COLOUR, suffix=".jpg"),
+}
+SINGLE_FILES = {"checkpoint": CheckpointFiles, "model": ModelFiles, "idx": IdxFiles, "picture": Pictures}
+FORMATS = SINGLE_FILES | {name: functools.partial(DataSets, write_data_set=DATA_SETS[name]) for name in DATA_SETS}
 
 
 # ---- one case after the other ----
@@ -434,17 +550,26 @@ def run_cases(format_name, first, count, seed, folder):
     """
     files = FORMATS[format_name](Path(folder))
     outcomes, findings, slowest = Counter(dict.fromkeys(OUTCOMES, 0)), [], 0.0
+    memory = peak_memory()
     for number in range(first, first + count):
         rng = np.random.default_rng([seed, number])
         index = int(rng.integers(len(files.originals)))
         kind, content, sealed_again = files.damaged(rng, index)
-        path = files.write(Path(folder), content)
+        path = files.write(Path(folder), content, index)
         outcome, text, seconds = judge(files, path, index, sealed_again)
+        grown, memory = peak_memory() - memory, max(memory, peak_memory())
+        if grown > files.memory:
+            outcome, text = "large", f"{grown:,} more bytes: {outcome}: {text}"
         outcomes[outcome] += 1
         slowest = max(slowest, seconds)
         if outcome in FINDINGS and len(findings) < 20:
             findings.append({"case": number, "damage": kind, "outcome": outcome, "error": text[:500]})
     return {"outcomes": dict(outcomes), "slowest": slowest, "findings": findings}
+
+
+def peak_memory():
+    """Return the most bytes that this process has used so far, or 0 if the system does not say."""
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss if resource else 0
 
 
 def judge(files, path, index, sealed_again):
@@ -459,14 +584,14 @@ def judge(files, path, index, sealed_again):
 
 
 def read_once(files, path, index, sealed_again):
-    with warnings.catch_warnings(), np.errstate(all="ignore"), alarm(HANG):
-        warnings.simplefilter("ignore")
+    with warnings.catch_warnings(), alarm(HANG):
+        warnings.simplefilter(files.warnings)
         began = time.process_time()
         try:
             content = files.read(path)
         except files.error as error:
             taken, text = time.process_time() - began, str(error)
-            clear = str(path) in text and "\n" not in text and len(text) <= 500 + len(str(path))
+            clear = str(path) in text and "\n" not in text and len(text.replace(str(path), "")) <= 500
             return "refused" if clear else "crashed", text, taken
         except Exception as error:
             return "crashed", f"{type(error).__name__}: {error}", time.process_time() - began

@@ -177,7 +177,7 @@ def test_images_that_the_model_does_not_fit_are_an_error_of_the_checkpoint(origi
 
 
 @pytest.mark.extended
-@pytest.mark.parametrize("format_name", damage.FORMATS)
+@pytest.mark.parametrize("format_name", damage.SINGLE_FILES)
 def test_random_damage_is_refused_or_changes_nothing(tmp_path, format_name):
     found = damage.run_cases(format_name, first=0, count=2000, seed=1, folder=tmp_path)
     assert found["findings"] == []
@@ -198,7 +198,7 @@ def test_the_benchmark_counts_the_outcomes(tmp_path):
 
 
 def test_a_little_random_damage_is_refused_or_changes_nothing(tmp_path):
-    for format_name in damage.FORMATS:
+    for format_name in damage.SINGLE_FILES:
         (tmp_path / format_name).mkdir()
         found = damage.run_cases(format_name, first=0, count=100, seed=2, folder=tmp_path / format_name)
         assert found["findings"] == []

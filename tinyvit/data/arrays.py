@@ -7,7 +7,8 @@ import numpy as np
 
 from tinyvit.data.mnist import DatasetError
 
-BLOCK = 4096  # images that are scaled at a time, because a float copy of all of them may be large
+SPLITS = {"train": "train", "training": "train", "test": "test", "testing": "test", "t10k": "test"}
+SPLITS |= dict.fromkeys(("val", "valid", "validation", "dev"), "val")  # names in files and folders, and their split
 HOLD_OUT = 7  # one image in seven is for testing if a data set has no test images; MNIST has the same share
 
 
@@ -32,7 +33,7 @@ def to_images(parts, notes):
         if array.shape[1:] != arrays[0].shape[1:]:
             sizes = ["{} x {} pixels".format(*a.shape[1:]) + " in colour" * (a.ndim == 4) for a in (arrays[0], array)]
             raise DatasetError(part.file, f"images of {sizes[0]} as in {file}", sizes[1])
-    low, high = min(array.min() for array in arrays), max(array.max() for array in arrays)
+    low, high = np.min([array.min() for array in arrays]), np.max([array.max() for array in arrays])  # also of NaN
     whole = all(array.dtype.kind != "f" for array in arrays)
     if not 0 <= low <= high <= (65535 if whole and high > 4095 else 255):  # NaN fails too
         expected = "pixels from 0 to 255, from 0 to 1, or of 16 bits"
@@ -71,12 +72,9 @@ def square_shape(pixels):
 
 def _scaled(images, scale):
     """Return images times `scale` as a C-contiguous and writable uint8 array."""
-    if images.dtype == np.uint8 and scale == 1:
-        return np.require(images, requirements=["C", "W"])
-    result = np.empty(images.shape, np.uint8)
-    for start in range(0, len(images), BLOCK):
-        result[start : start + BLOCK] = np.rint(images[start : start + BLOCK] * scale)
-    return result
+    if images.dtype != np.uint8 or scale != 1:
+        images = np.rint(images.astype(np.float32) * np.float32(scale)).astype(np.uint8)
+    return np.require(images, requirements=["C", "W"])
 
 
 # ---- labels ----
@@ -87,9 +85,9 @@ def to_classes(parts, classes, family, class_names, notes):
 
     `classes` is the number of classes to use, or None for the number that the labels show.
     """
-    labels = np.concatenate([_vector(part, notes) for part in parts])
-    values, ranks = np.unique(labels, return_inverse=True)
-    words = labels.dtype.kind == "U"
+    vectors = [_vector(part, notes) for part in parts]
+    values = np.unique(np.concatenate(vectors))
+    words = values.dtype.kind == "U"
     low, high = (0, len(values) - 1) if words else (int(values[0]), int(values[-1]))
     class_names = family.class_names if family else class_names
     first = family.first if family else int(low == 1 and not class_names and classes in (None, high))
@@ -102,52 +100,43 @@ def to_classes(parts, classes, family, class_names, notes):
         class_names, number = tuple(map(str, values)), classes or len(values)
         if not words:
             notes.append(f"labels {', '.join(class_names[:3])}{', ...' * (number > 3)} became 0 to {number - 1}")
-        labels, first = ranks, 0
+        vectors, first = [np.searchsorted(values, vector) for vector in vectors], 0
     elif first:
         notes.append(f"labels {first} to {first + number - 1} became 0 to {number - 1}")
         class_names = class_names or tuple(str(value + first) for value in range(number))
-    wrong = np.flatnonzero((labels < first) | (labels >= first + number))
-    starts = np.cumsum([0, *(len(part.images) for part in parts)])
-    if wrong.size:
-        i = int(np.searchsorted(starts, wrong[0], side="right")) - 1
-        found = f"{labels[wrong[0]]} at position {wrong[0] - starts[i]}"
-        raise DatasetError([*parts][i].labels_file, f"labels from {first} to {first + number - 1}", found)
-    labels = (labels - first).astype(np.uint8 if number <= 256 else np.int32)
+    for part, vector in zip(parts, vectors, strict=True):
+        wrong = np.flatnonzero((vector < first) | (vector >= first + number))
+        if wrong.size:
+            found = f"{vector[wrong[0]]} at position {wrong[0]}"
+            raise DatasetError(part.labels_file, f"labels from {first} to {first + number - 1}", found)
+    labels = [(vector - first).astype(np.uint8 if number <= 256 else np.int32) for vector in vectors]
     if class_names and len(class_names) != number:
         class_names = None
-    missing = np.flatnonzero(np.bincount(labels, minlength=number) == 0).tolist()
+    missing = np.setdiff1d(np.arange(number), np.concatenate(labels)).tolist()
     if missing:
         names = ", ".join(class_names[i] if class_names else str(i) for i in missing[:3])
         notes.append(f"no images of {names}" + f" and {len(missing) - 3} more" * (len(missing) > 3))
-    return np.split(labels, starts[1:-1]), number, class_names
+    return labels, number, class_names
 
 
 def _vector(part, notes):
     """Return the labels of a `Part` as int64 or str of shape (N,)."""
-    labels = part.labels
+    labels, numbers = part.labels, part.labels.dtype.kind in "buif"
     if labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]
-    elif is_one_hot(labels):
+    elif labels.ndim == 2 and numbers and np.isin(labels, (0, 1)).all() and (labels.sum(axis=1) == 1).all():
         labels = labels.argmax(axis=1)
         notes.append("one-hot labels became integers")
     if labels.shape != part.images.shape[:1]:
-        expected = f"{len(part.images)} labels, one per image of {part.file}"
-        advice = "" if labels.ndim == 1 else ": give (N,), (N, 1), or one-hot (N, classes)"
-        raise DatasetError(part.labels_file, expected, f"shape {labels.shape}{advice}")
+        expected = f"{len(part.images)} labels, one per image of {part.file}, as (N,), (N, 1) or one-hot (N, classes)"
+        raise DatasetError(part.labels_file, expected, f"shape {labels.shape}")
     if labels.dtype.kind in "SU":
         return np.char.decode(labels, "utf-8", "replace") if labels.dtype.kind == "S" else labels
-    if labels.dtype.kind not in "buif" or not (np.abs(labels.astype(float)) < 2**31).all() or (labels % 1).any():
+    if not numbers or not (np.abs(labels.astype(float)) < 2**31).all() or (labels % 1).any():
         raise DatasetError(part.labels_file, "integers or words as labels", f"{labels.dtype} such as {labels[:3]}")
     if labels.dtype.kind == "f":
         notes.append("whole float labels became integers")
     return labels.astype(np.int64)
-
-
-def is_one_hot(labels):
-    """Return whether an array is a matrix with one 1 per row and otherwise 0."""
-    if labels.ndim != 2 or labels.dtype.kind not in "buif":
-        return False
-    return bool(((labels == 0) | (labels == 1)).all() and (labels.sum(axis=1) == 1).all())
 
 
 def hold_out(labels, rng):

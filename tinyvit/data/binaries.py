@@ -17,8 +17,8 @@ from itertools import chain
 
 import numpy as np
 
-from tinyvit.data.arrays import Found, Part, Source, is_one_hot
-from tinyvit.data.contents import listing, most_bytes, one_error, read_content
+from tinyvit.data.arrays import SPLITS, Found, Part, Source
+from tinyvit.data.contents import is_file, listing, most_bytes, one_error, read_content, visible
 from tinyvit.data.idx import DataError, read_at_most, read_idx
 from tinyvit.data.mnist import DatasetError
 
@@ -26,20 +26,22 @@ from tinyvit.data.mnist import DatasetError
 NAME = re.compile(
     r"(?P<set>.*?)(?P<split>train|t10k|test)-(?P<what>images|imgs|labels)([-.]idx\d-[a-z]+(\.gz)?|\.npz)"
 )
-IMAGES, LABELS = ("x", "images", "imgs", "data"), ("y", "labels", "label", "targets", "target")
+# An array in an npz file, such as x_train, train_images or labels.
+SPLIT = "|".join(SPLITS)
+ARRAY = re.compile(rf"({SPLIT})?_?(?:(x|images?|imgs?|data|features)|y|labels?|targets?)_?({SPLIT})?")
 CIFAR_PIXELS = 3 * 32 * 32
-CIFAR = {  # kind: labels per record, training files, test file, class names
-    "CIFAR-10": (1, [f"data_batch_{number}.bin" for number in range(1, 6)], "test_batch.bin", "batches.meta.txt"),
-    "CIFAR-100": (2, ["train.bin"], "test.bin", "fine_label_names.txt"),
+CIFAR = {  # kind: labels per record, training files and the test file, class names
+    "CIFAR-10": (1, [*(f"data_batch_{i}.bin" for i in range(1, 6)), "test_batch.bin"], "batches.meta.txt"),
+    "CIFAR-100": (2, ["train.bin", "test.bin"], "fine_label_names.txt"),
 }
 
 
 def find_quartets(folder, paths):
     """Return a `Source` for each data set of four files in a folder."""
     sets = {}
-    for path in filter(os.path.isfile, paths):
+    for path in filter(is_file, paths):
         if match := NAME.fullmatch(os.path.basename(path)):
-            role = "train" if match["split"] == "train" else "test", match["what"].replace("imgs", "images")
+            role = SPLITS[match["split"]], match["what"].replace("imgs", "images")
             sets.setdefault(match["set"], {}).setdefault(role, []).append(path)
     sources = []
     for prefix, roles in sets.items():
@@ -48,19 +50,23 @@ def find_quartets(folder, paths):
     return sources
 
 
+def find_raw(folder, paths):
+    """Return a `Source` for each data set of four files in the sub-folders "raw" and NAME/raw of torchvision."""
+    raws = [os.path.join(path, "raw") for path in (folder, *paths)]
+    return [choice for raw in raws if os.path.isdir(raw) for choice in find_quartets(raw, visible(raw))]
+
+
 def _read_quartet(folder, prefix, roles):
     """Return the `Found` of the files with a prefix. `roles` has a list of copies for each split and "images"."""
-    kind = "npz files" if any(path.endswith(".npz") for path in chain(*roles.values())) else "idx files"
-    found = Found(kind, {}, None, prefix, notes=[])
+    names = [os.path.basename(path) for path in chain(*roles.values())]
+    found = Found("npz files" if names[0].endswith(".npz") else "idx files", {}, None, prefix, notes=[])
     for split in ("train", "test"):
-        arrays = []
         for what in ("images", "labels"):
             if (split, what) not in roles:
-                example = os.path.basename(roles.get(("train", what), roles.get(("test", what), ["labels file"]))[0])
-                raise DatasetError(folder, f"also a file with the {split} {what} such as {example}", listing(folder))
-            arrays.append(_read_intact(roles[split, what], found.notes))
-        (images, file), (labels, labels_file) = arrays
-        if labels.ndim == 2 and labels.shape[1] == 8 and labels.dtype.kind == "i" and not is_one_hot(labels):
+                raise DatasetError(folder, f"also a file with the {split} {what} beside {names[0]}", listing(folder))
+        images, file = _read_intact(roles[split, "images"], found.notes)
+        labels, labels_file = _read_intact(roles[split, "labels"], found.notes)
+        if labels.ndim == 2 and labels.shape[1] == 8 and labels.max(initial=0) > 1:
             labels = labels[:, 0]  # QMNIST's extended labels, which begin with the class
         found.parts[split] = Part(images, labels, file, labels_file)
     return found
@@ -94,19 +100,17 @@ def find_npz(folder, paths):
 
 def _read_npz(file):
     """Return the `Found` of a file with images and labels under one of the usual names."""
-    arrays = {name.lower(): array for name, array in read_npz(file).items()}
-    parts = {}
-    for split in ("train", "val", "test", ""):
-        pair = []
-        for names in (IMAGES, LABELS):
-            keys = [key.strip("_") for name in names for key in (f"{name}_{split}", f"{split}_{name}")]
-            pair += [arrays[key] for key in keys if key in arrays][:1]
-        if len(pair) == 2:
-            parts.setdefault(split or "train", Part(*pair, file, file))
+    arrays, splits = read_npz(file), {"train": {}, "val": {}, "test": {}}
+    for name, array in arrays.items():
+        if match := ARRAY.fullmatch(name.lower()):
+            before, images, after = match.groups()
+            splits[SPLITS[before or after or "train"]]["images" if images else "labels"] = array
+    parts = {split: Part(**pair, file=file, labels_file=file) for split, pair in splits.items() if len(pair) == 2}
     if "train" not in parts:
-        names = ", ".join(f"{name[:20]} {array.shape}" for name, array in [*arrays.items()][:12]) or "no .npy files"
+        names = ", ".join(f"{name} {array.shape}" for name, array in arrays.items()) or "no .npy files"
         raise DatasetError(file, "arrays x_train, y_train, x_test and y_test, or images and labels", names)
-    return Found("npz file", parts, None, os.path.basename(file), notes=[])
+    notes = [f"the {split} images have no labels" for split, pair in splits.items() if [*pair] == ["images"]]
+    return Found("npz file", parts, None, os.path.basename(file), notes)
 
 
 def read_npz(file):
@@ -140,18 +144,19 @@ def _read_member(archive, info):
 
 def find_cifar(folder, paths):
     """Return a `Source` for the binary version of CIFAR-10 or CIFAR-100 in a folder."""
-    names = {os.path.basename(path) for path in paths}
-    return [Source(folder, (), partial(_read_cifar, folder, kind)) for kind in CIFAR if CIFAR[kind][1][0] in names]
+    for kind, (_, names, _) in CIFAR.items():
+        files = tuple(os.path.join(folder, name) for name in names)
+        if files[0] in paths:
+            return [Source(folder, files, partial(_read_cifar, folder, kind, files))]
+    return []
 
 
-def _read_cifar(folder, kind):
+def _read_cifar(folder, kind, files):
     """Return the `Found` of CIFAR's binary files. Without the file of class names the classes have none."""
-    label_bytes, train, test, meta = CIFAR[kind]
-    file, parts = os.path.join(folder, meta), {}
-    class_names = read_content(file).decode("utf-8", "replace").split() if os.path.exists(file) else ()
-    for split, names in (("train", train), ("test", [test])):
-        file = os.path.join(folder, names[0])
-        content = b"".join(read_content(os.path.join(folder, name)) for name in names)
+    label_bytes, parts, meta = CIFAR[kind][0], {}, os.path.join(folder, CIFAR[kind][2])
+    class_names = read_content(meta).decode("utf-8", "replace").split() if os.path.exists(meta) else ()
+    for split, (file, *others) in (("train", files[:-1]), ("test", files[-1:])):
+        content = b"".join(map(read_content, (file, *others)))
         if not content or len(content) % (label_bytes + CIFAR_PIXELS):
             raise DatasetError(file, f"records of {label_bytes + CIFAR_PIXELS} bytes", f"{len(content)} bytes")
         records = np.frombuffer(content, np.uint8).reshape(-1, label_bytes + CIFAR_PIXELS)

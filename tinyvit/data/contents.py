@@ -7,7 +7,7 @@ import zlib
 
 from tinyvit.data.idx import GZIP_MAGIC, DataError, read_at_most
 from tinyvit.data.mnist import DatasetError
-from tinyvit.data.signatures import name_content
+from tinyvit.signatures import broken_link, identify
 
 MOST_BYTES = 4 * 2**30  # of one file, unpacked
 MOST_RATIO = 100  # of unpacked to packed bytes; pictures reach 20, while a decompression bomb reaches 1,000
@@ -16,7 +16,8 @@ SMALL = 64 * 2**20  # bytes; below, the ratio does not matter
 
 def most_bytes(file):
     """Return the largest accepted number of bytes of a file's content when it is unpacked."""
-    return min(MOST_BYTES, max(SMALL, MOST_RATIO * os.path.getsize(file)))
+    size = os.path.getsize(file) if os.path.exists(file) else 0  # the reader names a missing file
+    return min(MOST_BYTES, max(SMALL, MOST_RATIO * size))
 
 
 @contextlib.contextmanager
@@ -27,10 +28,10 @@ def one_error(file, expected):
     except DataError:
         raise
     except Exception as error:  # zipfile, zlib, Pillow and NumPy raise errors of many types for damaged files
-        content = content_of(file)
-        if content is None or "zip archive" in content:  # an npz file is one
-            content = getattr(error, "strerror", None) or str(error)[:200] or type(error).__name__
-        raise DatasetError(file, expected, content) from error
+        found = content_of(file)
+        if not found or "zip archive" in found:  # an npz file is one
+            found = getattr(error, "strerror", None) or str(error)[:200] or type(error).__name__
+        raise DatasetError(file, expected, found) from error
 
 
 def read_content(file):
@@ -50,25 +51,30 @@ def open_unpacked(file):
 
 
 def content_of(file):
-    """Return what a file contains if `name_content` knows it, and None otherwise."""
+    """Return what a file is that has no data, with what to do, or "" if that is unknown."""
     with contextlib.suppress(OSError, EOFError, zlib.error), open_unpacked(file) as stream:
-        return name_content(stream.read(512))
+        return ": ".join(identify(stream.read(512)))
+    return broken_link(file)
+
+
+def is_file(path):
+    """Return whether a path is a file, or a link to a missing file, which the reader then names."""
+    return os.path.isfile(path) or bool(broken_link(path))
 
 
 def visible(folder):
     """Return the sorted paths in a folder, without hidden ones and those that operating systems add."""
     with one_error(folder, "a folder that can be read"):
-        skipped = ("__MACOSX", "Thumbs.db", "desktop.ini")
-        names = sorted(name for name in os.listdir(folder) if not name.startswith(".") and name not in skipped)
-    return [os.path.join(folder, name) for name in names]
+        names = sorted(os.listdir(folder))
+    hidden = (".", "__MACOSX", "Thumbs.db", "desktop.ini")
+    return [os.path.join(folder, name) for name in names if not name.startswith(hidden)]
 
 
 def listing(folder):
     """Return the names in a folder for a message. What to do about a kind of file is said once."""
-    texts, known = [], {None}
-    paths = visible(folder)
+    paths, texts, known = visible(folder), [], {""}
     for path in paths[:8]:
-        content = content_of(path) if os.path.isfile(path) else None
+        content = content_of(path) if is_file(path) else ""
         text = os.path.basename(path) + "/" * os.path.isdir(path)
         texts.append(text if content in known else f"{text} ({content})")
         known.add(content)

@@ -1,6 +1,7 @@
 """One function that loads data sets of many forms: idx, npz, CSV and CIFAR files, and folders of pictures."""
 
 import contextlib
+import glob
 import os
 import re
 from functools import partial
@@ -8,17 +9,17 @@ from functools import partial
 import numpy as np
 
 from tinyvit.data.arrays import Found, Part, hold_out, to_classes, to_images
-from tinyvit.data.binaries import find_cifar, find_npz, find_quartets
-from tinyvit.data.contents import content_of, listing, visible
+from tinyvit.data.binaries import find_cifar, find_npz, find_quartets, find_raw
+from tinyvit.data.contents import content_of, is_file, listing, visible
 from tinyvit.data.families import family_of
-from tinyvit.data.folders import SUFFIXES, find_folders, pictures_in
+from tinyvit.data.folders import SUFFIXES, find_folders
 from tinyvit.data.idx import DataError
 from tinyvit.data.mnist import DatasetError, ImageDataset, load_mnist
 from tinyvit.data.tables import find_tables, read_tables
 
-FINDERS = (find_quartets, find_cifar, find_npz, find_tables, find_folders)
+FINDERS = (find_quartets, find_cifar, find_npz, find_tables, find_raw, find_folders)
 DIGITS = "sklearn:digits"
-SUPPORTED = "idx, npz, CSV or CIFAR's .bin files, or one sub-folder of pictures per class"
+SUPPORTED = "a data set: idx, npz, CSV or CIFAR's .bin files, or one sub-folder of pictures per class, at least two"
 
 
 def load_dataset(
@@ -54,10 +55,7 @@ def load_dataset(
     if path is None:
         return load_mnist(classes=10 if classes is None else classes)
     path = os.fsdecode(path)
-    if path == DIGITS:
-        source, read = path, _digits
-    else:
-        source, read = _source(os.path.abspath(os.path.expanduser(path)))
+    source, read = (path, _digits) if path == DIGITS else _source(os.path.abspath(os.path.expanduser(path)))
     return _dataset(read(), source, classes, np.random.default_rng(seed))
 
 
@@ -66,7 +64,7 @@ def _source(path):
     if os.path.isdir(path):
         choices = _choices(path)
         if not choices:
-            raise DatasetError(path, f"a data set: {SUPPORTED}", listing(path) + _advice(path))
+            raise DatasetError(path, SUPPORTED, listing(path) + _advice(path))
         if len(choices) > 1:
             names = ", ".join(choice.path for choice in choices)
             raise DatasetError(path, "one data set", f"{len(choices)}: give one of {names}")
@@ -76,47 +74,37 @@ def _source(path):
     for choice in (choice for find in FINDERS[:-1] for choice in find(folder, paths)):
         if path == choice.path or path in choice.files:
             return choice.path, choice.read
-    if not os.path.isfile(path):
+    if not is_file(path):
         found = f"no such file or folder beside {listing(folder)}" if paths else "no such file or folder"
         raise DatasetError(path, "a folder or a file with a data set", found)
     content = "a picture: give the folder of the classes" if path.lower().endswith(SUFFIXES) else content_of(path)
     if content:
-        raise DatasetError(path, f"a data set: {SUPPORTED}", content)
+        raise DatasetError(path, SUPPORTED, content)
     return path, partial(read_tables, path)
 
 
 def _choices(folder):
-    """Return a list of `Source` for the data sets of a folder, all of the first form that it has.
-
-    torchvision has the files of each data set in NAME/raw.
-    """
+    """Return a list of `Source` for the data sets of a folder, all of the first form that it has."""
     paths = visible(folder)
-    raws = [raw for path in (folder, *paths) if os.path.isdir(raw := os.path.join(path, "raw"))]
-    choices = (find(folder, paths) for find in FINDERS[:-1])
-    raw_choices = [choice for raw in raws for choice in find_quartets(raw, visible(raw))]
-    return next(filter(None, choices), raw_choices) or find_folders(folder, paths)
+    return next(filter(None, (find(folder, paths) for find in FINDERS)), [])
 
 
 def _advice(folder):
-    """Return the end of a message that names the folders near `folder` that have a data set, if there are any."""
-    choices, near = [], [folder]
-    with contextlib.suppress(DataError):  # a folder nearby that cannot be read
-        for _ in range(2):
-            near = [path for place in near for path in visible(place) if os.path.isdir(path)][:50]
-            found = {path: _choices(path) for path in near}
-            choices += [choice.path for path in near for choice in found[path]]
-            near = [path for path in near if not found[path]]
-        above = [choice for choice in _choices(os.path.dirname(folder)) if choice.files or pictures_in(folder)]
-        choices = choices or [choice.path for choice in above if choice.path == os.path.dirname(folder)]
-    return f": give {' or '.join(choices[:6])}" if choices else ""
+    """Return the end of a message that names the data sets in folders below or above, if there are any."""
+    for pattern in ("*", "*/*", ".."):
+        with contextlib.suppress(DataError):  # a folder nearby that cannot be read
+            places = sorted(filter(os.path.isdir, glob.glob(os.path.join(glob.escape(folder), pattern))))[:50]
+            near = [choice.path for place in places for choice in _choices(os.path.abspath(place))]
+            if names := [path for path in near if os.path.commonpath([path, folder]) in (path, folder)]:
+                return f": give {' or '.join(names[:6])}"
+    return ""
 
 
 def _digits():
     """Return the `Found` of scikit-learn's digits: 1,797 images of 8 x 8 pixels from 0 to 16."""
     from sklearn.datasets import load_digits  # imported here because it takes half a second
 
-    digits = load_digits()
-    part = Part(digits.images, digits.target, DIGITS, DIGITS)
+    part = Part(*load_digits(return_X_y=True), DIGITS, DIGITS)
     return Found("scikit-learn's digits", {"train": part}, tuple("0123456789"), file="", notes=[])
 
 
@@ -128,11 +116,9 @@ def _dataset(found, path, classes, rng):
         notes.append("the validation images are for testing")
     images = to_images(parts.values(), notes)
     place = os.path.dirname(path) if re.fullmatch(r"raw|train\..*", os.path.basename(path)) else path
-    name = os.path.splitext(os.path.basename(place).removeprefix("sklearn:"))[0]
-    train_labels = parts["train"].labels
-    family = None
-    if class_names is None and train_labels.dtype.kind in "buif":
-        family = family_of(file, name, images[-1], train_labels)
+    name = re.sub(r"\.(npz|csv|tsv|tra)(\.gz)?$", "", os.path.basename(place).removeprefix("sklearn:"))
+    numbered = class_names is None and parts["train"].labels.dtype.kind in "buif"
+    family = family_of(file, name, images[-1], parts["train"].labels) if numbered else None
     if family:
         kind = family.kind + ", transposed back" * family.transposed
         images = [np.ascontiguousarray(array.swapaxes(1, 2)) if family.transposed else array for array in images]

@@ -19,11 +19,6 @@ import numpy as np
 # stored transposed.
 Family = namedtuple("Family", "kind class_names first transposed", defaults=(0, False))
 
-
-def _emnist(split, class_names, first=0):
-    return Family(f"EMNIST {split}", tuple(class_names), first, transposed=True)
-
-
 MERGED = digits + ascii_uppercase + "abdefghnqrt"  # other small letters share the class of their capital letter
 FASHION = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
 HIRAGANA = (  # in Hepburn's romanisation
@@ -33,12 +28,12 @@ HIRAGANA = (  # in Hepburn's romanisation
 
 # The keys are beginnings of names of files and folders, in lower case and without separators.
 FAMILIES = {
-    "emnistbyclass": _emnist("byclass", digits + ascii_uppercase + ascii_lowercase),
-    "emnistbymerge": _emnist("bymerge", MERGED),
-    "emnistbalanced": _emnist("balanced", MERGED),
-    "emnistletters": _emnist("letters", ascii_uppercase, first=1),
-    "emnistdigits": _emnist("digits", digits),
-    "emnistmnist": _emnist("mnist", digits),
+    "emnistbyclass": Family("EMNIST byclass", tuple(digits + ascii_uppercase + ascii_lowercase), transposed=True),
+    "emnistbymerge": Family("EMNIST bymerge", tuple(MERGED), transposed=True),
+    "emnistbalanced": Family("EMNIST balanced", tuple(MERGED), transposed=True),
+    "emnistletters": Family("EMNIST letters", tuple(ascii_uppercase), first=1, transposed=True),
+    "emnistdigits": Family("EMNIST digits", tuple(digits), transposed=True),
+    "emnistmnist": Family("EMNIST mnist", tuple(digits), transposed=True),
     "qmnist": Family("QMNIST", tuple(digits)),
     "fashionmnist": Family("Fashion-MNIST", FASHION),
     "kmnist": Family("KMNIST", ("o", "ki", "su", "tsu", "na", "ha", "ma", "ya", "re", "wo")),

@@ -6,47 +6,45 @@ from functools import partial
 
 import numpy as np
 
-from tinyvit.data.arrays import Found, Part, Source
-from tinyvit.data.contents import MOST_BYTES, listing, one_error, visible
+from tinyvit.data.arrays import SPLITS, Found, Part, Source
+from tinyvit.data.contents import MOST_BYTES, is_file, listing, one_error, visible
 from tinyvit.data.mnist import DatasetError
+from tinyvit.signatures import broken_link
 
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "PPM", "WEBP")  # their decoders start no other program
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".pgm", ".ppm", ".pbm", ".webp")
-SPLITS = {"train": "train", "training": "train", "test": "test", "testing": "test"}
-SPLITS |= dict.fromkeys(("val", "valid", "validation"), "val")
 MOST_PIXELS = 4096 * 4096  # per picture
 
 
 def find_folders(folder, paths):
     """Return a `Source` for a folder with one sub-folder of pictures per class, or with such folders per split."""
-    splits = {SPLITS.get(os.path.basename(path).lower()): path for path in paths if _has_classes(path)}
-    splits.pop(None, None)
-    if "train" not in splits:
-        splits = {"train": folder} if _has_classes(folder) else {}
-    return [Source(folder, (), partial(_read, splits))] if splits else []
+    named = [path for path in paths if os.path.basename(path).lower() in SPLITS]
+    splits = {SPLITS[os.path.basename(path).lower()]: path for path in named if _classes(path)}
+    splits = splits if "train" in splits else {"train": folder}
+    names = {name.lower() for name in _classes(splits["train"])}
+    return [Source(folder, (), partial(_read, splits))] if len(names) > 1 and not names <= SPLITS.keys() else []
 
 
-def _has_classes(folder):
-    return any(map(pictures_in, _folders(folder)))
+def _classes(folder):
+    """Return the names of the sub-folders of a folder that have pictures."""
+    return [os.path.basename(path) for path in _folders(folder) if pictures_in(path)]
 
 
 def _folders(path):
-    """Return the paths of the sub-folders of a folder."""
-    return [path for path in visible(path) if os.path.isdir(path)] if os.path.isdir(path) else []
+    """Return the paths of the sub-folders of a folder, and of links to missing ones, which cannot be read."""
+    paths = visible(path) if os.path.isdir(path) else []
+    return [path for path in paths if os.path.isdir(path) or broken_link(path)]
 
 
 def pictures_in(folder):
     """Return the paths of the pictures in a folder."""
-    return [path for path in visible(folder) if path.lower().endswith(SUFFIXES) and os.path.isfile(path)]
+    return [path for path in visible(folder) if path.lower().endswith(SUFFIXES) and is_file(path)]
 
 
 def _read(splits):
     """Return the `Found` of the folders of each split."""
     names = [os.path.basename(path) for path in _folders(splits["train"])]
     names.sort(key=lambda name: (not name.isdecimal(), int(name) if name.isdecimal() else 0, name))
-    if len(names) < 2 or {name.lower() for name in names} <= set(SPLITS):
-        found = f"pictures in {', '.join(names)}"
-        raise DatasetError(splits["train"], "one sub-folder of pictures per class, at least two", found)
     files = {split: _files(folder, names) for split, folder in splits.items()}
     pictures, notes = _decode_all([file for pairs in files.values() for file, _ in pairs]), []
     images, parts = _stack(pictures, notes), {}
@@ -82,8 +80,7 @@ def _decode_all(files):
                 found = f"{size[0]} x {size[1]} pixels: resize all pictures to one size first"
                 raise DatasetError(file, f"{first[0]} x {first[1]} pixels as in {files[0]}", found)
             if len(files) * pictures[0].size > MOST_BYTES:
-                found = f"{len(files):,} pictures of {first[0]} x {first[1]} pixels"
-                raise DatasetError(file, f"at most {MOST_BYTES:,} bytes of pixels in all", found)
+                raise DatasetError(file, f"at most {MOST_BYTES:,} bytes of pixels in all", f"{len(files):,} pictures")
     return pictures
 
 
@@ -107,15 +104,16 @@ def _stack(pictures, notes):
 
     All transparent pictures get one background: white if their opaque pixels are mostly dark, and black otherwise.
     """
-    sheer = [i for i, picture in enumerate(pictures) if picture.shape[2:] == (4,)]
-    solid = [pictures[i][pictures[i][..., 3] > 127][:, :3] for i in sheer if pictures[i][..., 3].min() < 255]
+    sheer = [picture for picture in pictures if picture.shape[2:] == (4,) and picture[..., 3].min() < 255]
+    solid = [picture[picture[..., 3] > 127, :3] for picture in sheer]
     background = 255 if solid and np.concatenate(solid).mean() < 128 else 0
     if solid:
         notes.append(f"transparent pixels became {'white' if background else 'black'}")
-    for i in sheer:
-        opacity = pictures[i][..., 3:] / 255
-        pictures[i] = np.rint(pictures[i][..., :3] * opacity + background * (1 - opacity)).astype(np.uint8)
-    pictures = [picture if picture.ndim == 3 else picture[..., None] for picture in pictures]
+    for i, picture in enumerate(pictures):
+        pictures[i] = picture if picture.ndim == 3 else picture[..., None]
+        if picture.shape[2:] == (4,):
+            opacity = picture[..., 3:] / 255
+            pictures[i] = np.rint(picture[..., :3] * opacity + background * (1 - opacity)).astype(np.uint8)
     if any((picture != picture[..., :1]).any() for picture in pictures):
         return np.stack([np.broadcast_to(picture, (*picture.shape[:2], 3)) for picture in pictures])
     return np.stack([picture[..., 0] for picture in pictures])

@@ -22,13 +22,14 @@ import sys
 import zlib
 from io import BufferedIOBase
 from os import PathLike
+from textwrap import shorten
 from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
 
-from tinyvit.data.signatures import name_content
 from tinyvit.files import write_atomically
+from tinyvit.signatures import broken_link, identify
 
 TYPES: dict[int, np.dtype] = {
     0x08: np.dtype("u1"),
@@ -60,7 +61,7 @@ class DataError(ValueError):
 
     def __init__(self, file: str | PathLike[str], expected: object, found: object) -> None:
         # pickle calls the class with these arguments when the error is sent to another process
-        super().__init__(str(file), *(" ".join(str(text).split()) for text in (expected, found)))
+        super().__init__(str(file), *(shorten(str(text), 400, placeholder=" ...") for text in (expected, found)))
 
     def __str__(self):
         return "{}: expected {}, found {}".format(*self.args)
@@ -118,7 +119,7 @@ def read_idx(source: str | PathLike[str] | BinaryIO | BufferedIOBase, most_bytes
     except (gzip.BadGzipFile, zlib.error, EOFError) as error:
         raise IdxError(name, "one intact gzip stream and nothing after it", error) from error
     except OSError as error:
-        raise IdxError(name, "a file that can be read", error.strerror or error) from error
+        raise IdxError(name, "a file that can be read", broken_link(name) or error.strerror or error) from error
 
 
 def write_idx(target: str | PathLike[str] | BinaryIO | BufferedIOBase, array: npt.ArrayLike) -> None:
@@ -168,8 +169,8 @@ def _parse(start, stream, name, most_bytes):
     if len(start) < 4:
         raise IdxError(name, "a header of at least 4 bytes", len(start))
     if start[:2] != b"\0\0":
-        content = name_content(start + read_at_most(stream, 508))
-        found = start[:2].hex(" ") + (f", {content}" if content else "")
+        content = ": ".join(identify(start + read_at_most(stream, 508)))
+        found = f"{start[:2].hex(' ')}, {content}".removesuffix(", ")
         raise IdxError(name, "an idx file, which begins with 00 00", found)
     code, rank = start[2], start[3]
     if code not in TYPES:

@@ -2,7 +2,6 @@
 
 import contextlib
 import csv
-import io
 import os
 import re
 from functools import partial
@@ -10,7 +9,7 @@ from functools import partial
 import numpy as np
 
 from tinyvit.data.arrays import Found, Part, Source, square_shape
-from tinyvit.data.contents import name_content, one_error, read_content
+from tinyvit.data.contents import content_of, is_file, one_error, read_content
 from tinyvit.data.mnist import DatasetError
 
 NAME = re.compile(r".*\.(csv|tsv|tra|tes)(\.gz)?", re.IGNORECASE)  # .tra is UCI's optdigits
@@ -20,7 +19,7 @@ IDS = ("id", "imageid", "image_id", "index", "unnamed: 0", "")
 
 def find_tables(folder, paths):
     """Return a `Source` for each CSV file of a folder that is for training, or for the only one."""
-    files = [path for path in paths if NAME.fullmatch(path) and os.path.isfile(path)]
+    files = [path for path in paths if NAME.fullmatch(path) and is_file(path)]
     tests = [re.sub(r"\.tra$", ".tes", re.sub(r"train(ing)?(?=[^/\\]*$)", "test", path)) for path in files]
     pairs = [pair for pair in zip(files, tests, strict=True) if pair[0] != pair[1]]
     pairs = [tuple(path for path in pair if path in files) for pair in pairs or [files] * (len(files) == 1)]
@@ -42,27 +41,25 @@ def read_tables(train, test=None):
 
 def read_table(file):
     """Return the `Part` of a CSV file with one image per row, with or without a header and labels."""
-    content, file = read_content(file), str(file)
-    if name := name_content(content):
-        raise DatasetError(file, "a CSV file", name)
+    content = read_content(file)
+    if found := content_of(file) or "binary content" * bool(re.search(rb"[\0-\x08\x0e-\x1f]", content[:4096])):
+        raise DatasetError(file, "a CSV file", found)
     with one_error(file, "a CSV file"):
-        text = io.TextIOWrapper(io.BytesIO(content), "utf-8-sig", errors="replace")
-        lines = [text.readline() for _ in range(SAMPLE)]
+        lines = [*filter(str.strip, content.decode("utf-8-sig", "replace").splitlines())] or ["empty"]
         delimiter = max(",;\t", key=lines[0].count)
-        cells = [[cell.strip() for cell in row] for row in csv.reader(filter(str.strip, lines), delimiter=delimiter)]
+        cells = [[cell.strip() for cell in row] for row in csv.reader(lines[:SAMPLE], delimiter=delimiter)]
         count, numbers = len(cells[0]), [float(cell) for cell in cells[0] if _numbers(cell) is not cell]
-        header = len(numbers) < count - 1 or set(np.diff(numbers)) == {1}  # words, or a row that counts the pixels
+        # A header has words, or it numbers the pixels.
+        header = len(numbers) < count - 1 or numbers[1:] == [number + 1 for number in numbers[:-1]] != []
         names = cells[0] if header and len(numbers) < count else []
         label, pixels = _columns(names, cells[header:], file)
-        text.seek(0)
         words = {}  # the labels and other cells that may be words, with a number for each
         convert = {i: lambda cell: words.setdefault(cell.strip(), len(words)) for i in {*range(count)} - {*pixels}}
-        load = partial(np.loadtxt, delimiter=delimiter, skiprows=int(header), comments=None, quotechar='"', ndmin=2)
+        load = partial(np.loadtxt, lines[header:], delimiter=delimiter, comments=None, quotechar='"', ndmin=2)
         try:
-            rows = load(text, dtype=np.int32, converters=convert)  # ten times as fast as floats
+            rows = load(dtype=np.int32, converters=convert)  # ten times as fast as floats
         except ValueError:
-            text.seek(0)
-            rows = load(text, dtype=np.float64, converters=convert)
+            rows = load(dtype=np.float64, converters=convert)
         if rows.shape[1] != count:
             raise DatasetError(file, f"rows of {count} columns", f"{rows.shape[1]}")
         labels = None if label is None else _numbers(np.array(list(words))[rows[:, label].astype(int)])
@@ -79,14 +76,21 @@ def _columns(names, rows, file):
         others = [i for i, name in enumerate(names) if name.lower() in IDS]
         label = [i for i, name in enumerate(names) if i not in others and not any(map(str.isdigit, name))]
     elif not square_shape(count):
-        firsts, lasts = ({row[i] for row in rows} for i in (0, -1))
-        label = [count - 1 if len(firsts) == 1 < len(lasts) < 40 else 0]  # a pixel in a corner is mostly constant
+        words = [i for i, cell in enumerate(rows[0]) if _numbers(cell) is cell]
+        label = words or [count - 1 if _is_label_last(rows) else 0]
     pixels = [i for i in range(len(names) or count) if i not in label + others]
     if len(label) > 1 or not square_shape(len(pixels)):
-        shown = ", ".join(name[:20] for name in names[:8]) + ", ..." * (count > 8) if names else "without names"
-        found = f"{count} columns {shown}"
+        found = f"{count} column{'s' * (count > 1)} {', '.join(names) or 'without names'}"
         raise DatasetError(file, 'a column "label" and one column per pixel of a square image', found)
     return label[0] if label else None, pixels
+
+
+def _is_label_last(rows):
+    """Return whether the last column has classes and the first one pixels, which are constant or have many values."""
+    first, last = ([row[i] for row in rows] for i in (0, -1))
+    constant = [max(map(column.count, column)) >= 0.9 * len(rows) for column in (first, last)]
+    few = len(set(last)) < 40 and not constant[1]
+    return few and (constant[0] or 2 * len(set(last)) < len(set(first)))
 
 
 def _numbers(cells):
