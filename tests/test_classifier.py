@@ -99,6 +99,13 @@ def test_data_that_does_not_fit_is_one_clear_error(images, labels, message):
         tinyvit.train(images, labels)
 
 
+@pytest.mark.parametrize(("size", "note"), [((28, 28), ""), ((22, 10), ""), ((17, 8), "1 x 2"), ((29, 29), "1 x 1")])
+def test_sides_without_a_fitting_divisor_have_a_note(caplog, size, note):
+    config = fitting_config(np.zeros((2, *size), np.uint8), [0, 1])
+    assert (f"patches of {note} pixels make {config.tokens} tokens" in caplog.text) == bool(note)
+    assert bool(caplog.text) == bool(note)
+
+
 def test_an_unknown_recipe_or_device_is_named():
     images, labels = np.zeros((4, 8, 8), np.uint8), np.zeros(4, int)
     with pytest.raises(ValueError, match="recipe 'best' is unknown: give 'tuned', 'note' or a TrainingConfig"):

@@ -9,8 +9,10 @@ import shlex
 import stat
 import struct
 import textwrap
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import safetensors.numpy
@@ -36,7 +38,7 @@ class CheckpointError(ValueError):
     """A file is missing, damaged or not the expected checkpoint; the message names the file."""
 
 
-def save_arrays(path, arrays, info):
+def save_arrays(path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray], info: Mapping[str, Any]) -> None:
     """Write arrays and their metadata to one safetensors file.
 
     Parameters
@@ -73,7 +75,7 @@ def save_arrays(path, arrays, info):
     write_atomically(path, b"".join((before, _checksum(before, after, data), after, data)))
 
 
-def load_arrays(path):
+def load_arrays(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], dict]:
     """Return the arrays and the metadata of a file that `save_arrays` wrote.
 
     Parameters
@@ -175,7 +177,7 @@ def _advice_on_folder(folder):
     return "give a model file"
 
 
-def parameter_count(config):
+def parameter_count(config: ViTConfig) -> int:
     """Return the number of weights of a model, without a list of its shapes, which is long for a large depth.
 
     Parameters
@@ -192,7 +194,7 @@ def parameter_count(config):
     return one + (config.depth - 1) * (two - one)
 
 
-def in_short(error):
+def in_short(error: object) -> str:
     """Return the text of an error in one line of at most 300 characters.
 
     Parameters
@@ -284,7 +286,7 @@ def load_model(path: str | os.PathLike[str], backend: Backend | None = None) -> 
     return Parameters(shapes, flat if backend is None else backend.asarray(flat)), config
 
 
-def require_all_settings(config, settings):
+def require_all_settings(config: Any, settings: Mapping[str, Any]) -> None:
     """Check that a file contains every setting, so that no default takes the place of a lost one.
 
     Parameters

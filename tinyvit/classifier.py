@@ -1,6 +1,7 @@
 """The main interface: `VisionTransformer`, `train` and `load_pretrained`."""
 
 import copy
+import logging
 import math
 from dataclasses import dataclass, replace
 from os import PathLike
@@ -20,6 +21,8 @@ from tinyvit.parameters import Parameters
 from tinyvit.pretrained import pretrained_file
 from tinyvit.training import RECIPES, Training, TrainingConfig, TrainingStopped
 from tinyvit.training.progress import Progress
+
+MOST_PATCHES = 16  # along a side, without a note
 
 
 @dataclass(frozen=True, eq=False)
@@ -319,7 +322,12 @@ def fitting_config(images: npt.ArrayLike, labels: npt.ArrayLike, **settings: Any
         "pixel_mean": means,
         "pixel_deviation": deviations,
     }
-    return ViTConfig(**fitting | settings)
+    config = ViTConfig(**fitting | settings)
+    if "patch_size" not in settings and max(config.grid) > MOST_PATCHES:
+        rows, columns = config.patch_shape
+        text = "note: patches of %d x %d pixels make %d tokens per image, which is slow: pad or resize the images"
+        logging.getLogger("tinyvit").warning(text, rows, columns, config.tokens)
+    return config
 
 
 def mean_and_deviation(images: np.ndarray) -> tuple[float, float]:

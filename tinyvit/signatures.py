@@ -22,7 +22,7 @@ SIGNATURES = (
 WEB_PAGE = (b"<!doctype", b"<html", b"<head", b"<?xml", b"<script", b"<!--")
 
 
-def identify(start):
+def identify(start: bytes) -> tuple[str, ...]:
     """Return what a file is whose first bytes are `start`, and what to do if it should be data, as two texts.
 
     512 bytes suffice. The result is empty if the content is unknown.
@@ -35,10 +35,10 @@ def identify(start):
         return "a tar archive", UNPACK
     if start.startswith(b"PK\x03\x04") and b".npy" in start[:100]:  # the name of the first member
         return "a zip archive of NumPy arrays", "let its name end with .npz"
-    return next((found for beginning, *found in SIGNATURES if start.startswith(beginning)), ())
+    return next((tuple(found) for beginning, *found in SIGNATURES if start.startswith(beginning)), ())
 
 
-def broken_link(path):
+def broken_link(path: str | os.PathLike[str]) -> str:
     """Return a text about a symbolic link whose target is missing, and "" for every other path."""
     broken = os.path.islink(path) and not os.path.exists(path)
     return f"a link to {os.readlink(path)}, which is missing" if broken else ""

@@ -269,10 +269,11 @@ def test_kaggle_s_digits(tmp_path, digits):
     publishers.write_kaggle(tmp_path, digits)
     for path in (tmp_path, tmp_path / "train.csv"):
         data = tinyvit.load_dataset(path)
-        assert "test.csv has no labels, one image in seven is for testing" in data.description
+        assert "test.csv has no labels, about one image in seven is for testing" in data.description
         assert data.name == tmp_path.name
         order = np.concatenate([data.train_images, data.test_images]).reshape(200, -1)
         assert sorted(map(bytes, order)) == sorted(map(bytes, digits[0].reshape(200, -1)))
+    refuse(tmp_path / "test.csv", 'test.csv: expected a column "label"', "only pixels")
     refuse(tmp_path / "sample_submission.csv", 'a column "label"', "2 columns ImageId, Label")
     (tmp_path / "train.csv").unlink()
     refuse(tmp_path / "test.csv", 'a column "label"', "only pixels", "tinyvit predict FILE --csv OUT")
@@ -399,6 +400,25 @@ def test_folders_of_pictures(tmp_path, digits, names):
     assert other.train_labels.tolist() != data.train_labels.tolist()
 
 
+def test_folders_of_tiff_pictures(tmp_path, digits):
+    publishers.write_pictures(tmp_path, digits, suffix=".tif")
+    data = tinyvit.load_dataset(tmp_path)
+    for images, labels, found, found_labels in (
+        (*digits[:2], data.train_images, data.train_labels),
+        (*digits[2:], data.test_images, data.test_labels),
+    ):
+        pairs = zip(map(bytes, images), labels.tolist(), strict=True)
+        assert sorted(pairs) == sorted(zip(map(bytes, found), found_labels.tolist(), strict=True))
+
+
+def test_an_npz_file_in_a_listing_needs_no_advice(tmp_path, digits):
+    publishers.write_keras(tmp_path, digits)
+    refuse(tmp_path / "nowhere", "no such file or folder beside mnist.npz")
+    with pytest.raises(DataError) as error:
+        tinyvit.load_dataset(tmp_path / "nowhere")
+    assert str(error.value).endswith("beside mnist.npz")
+
+
 def test_folders_without_a_split(tmp_path, digits):
     names = [str(number) for number in (0, 2, 10, 9, 1, 3, 30, 20, 100, 11)]
     publishers.write_pictures(tmp_path / "größen", digits, names=names, splits=("",), suffix=".PNG")
@@ -406,7 +426,7 @@ def test_folders_without_a_split(tmp_path, digits):
     assert data.class_names == ("0", "1", "2", "3", "9", "10", "11", "20", "30", "100")  # in the order of the numbers
     assert len(data.train_images) + len(data.test_images) == 200
     assert set(data.test_labels) == set(range(10))
-    assert data.description == "folders of pictures, 10 classes 0 to 100, one image in seven is for testing"
+    assert data.description == "folders of pictures, 10 classes 0 to 100, about one image in seven is for testing"
 
 
 def test_train_val_and_test_folders(tmp_path, digits):
@@ -557,7 +577,7 @@ def test_labels_of_any_kind(tmp_path, labels, classes, expected, names, note):
 
 
 @pytest.mark.parametrize(("labels", "classes", "words"), [
-    ([0, 1, 2, 3], 3, ["labels from 0 to 2", "found 3 at position 3"]),
+    ([0, 1, 2, 3], 3, ["labels from 0 to 2", "found 3 at position 3: 4 classes fit all labels"]),
     ([0, 1, 2, -1], 3, ["labels from 0 to 2", "found -1 at position 3"]),
     ([1, 2, 4, 5], 3, ["labels from 0 to 2"]),
     (["a", "b", "c", "d"], 2, ["labels from 0 to 1"]),
@@ -802,7 +822,7 @@ def test_an_npz_file_without_test_images_is_split(tmp_path, digits):
     for names in (("images", "labels"), ("x", "y"), ("X", "Y"), ("data", "target"), ("x_train", "y_train")):
         data = tinyvit.load_dataset(save(tmp_path, **dict(zip(names, digits[:2], strict=True))))
         assert len(data.train_images) + len(data.test_images) == 200
-        assert "one image in seven is for testing" in data.description
+        assert "about one image in seven is for testing" in data.description
 
 
 def test_folders_near_a_data_set_lead_to_it(tmp_path, digits):
@@ -935,7 +955,7 @@ def test_names_of_arrays_in_npz_files(tmp_path, digits):
     ):
         assert_equal(tinyvit.load_dataset(save(tmp_path, **dict(zip(names, digits, strict=True)))), digits)
     path = save(tmp_path, x_train=digits[0], y_train=digits[1], x_test=digits[2])
-    assert "the test images have no labels, one image in seven" in tinyvit.load_dataset(path).description
+    assert "the test images have no labels, about one image in seven" in tinyvit.load_dataset(path).description
     refuse(save(tmp_path, x=digits[0]), "images and labels, found x (200, 28, 28)")
 
 

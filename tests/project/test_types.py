@@ -15,10 +15,6 @@ pytestmark = pytest.mark.extended
 
 ROOT = Path(__file__).resolve().parents[2]
 
-# Modules whose public functions still need annotations.
-STILL_TO_ANNOTATE = {"tinyvit.checkpoint"}
-
-
 def without_annotations(function):
     """Return the parameters of a function that have no annotation, and "return" if its result has none."""
     signature = inspect.signature(function)
@@ -52,23 +48,11 @@ def public_modules():
     return sorted(home for home in homes if home.startswith("tinyvit"))
 
 
-def is_still_to_do(module):
-    return any(module == name or module.startswith(f"{name}.") for name in STILL_TO_ANNOTATE)
-
-
 @pytest.mark.parametrize("name", public_modules())
 def test_public_functions_have_annotations(name):
     functions = dict(public_functions(importlib.import_module(name)))
     missing = {function: gaps for function, value in functions.items() if (gaps := without_annotations(value))}
-    if not is_still_to_do(name):
-        assert missing == {}
-
-
-@pytest.mark.parametrize("name", sorted(STILL_TO_ANNOTATE))
-def test_a_module_that_has_its_annotations_leaves_the_list(name):
-    modules = [module for module in public_modules() if module == name or module.startswith(f"{name}.")]
-    functions = [function for module in modules for _, function in public_functions(importlib.import_module(module))]
-    assert any(map(without_annotations, functions)), f"remove {name} from STILL_TO_ANNOTATE"
+    assert missing == {}
 
 
 def test_a_missing_annotation_is_seen():

@@ -533,6 +533,7 @@ DATA_SETS = {
     "cifar": lambda folder: publishers.write_cifar(folder, COLOUR),
     "png": lambda folder: publishers.write_pictures(folder, GREY),
     "jpeg": lambda folder: publishers.write_pictures(folder, COLOUR, suffix=".jpg"),
+    "tiff": lambda folder: publishers.write_pictures(folder, COLOUR, suffix=".tif"),
 }
 SINGLE_FILES = {"checkpoint": CheckpointFiles, "model": ModelFiles, "idx": IdxFiles, "picture": Pictures}
 FORMATS = SINGLE_FILES | {name: functools.partial(DataSets, write_data_set=DATA_SETS[name]) for name in DATA_SETS}

@@ -90,6 +90,8 @@ def write_classes(options):
         raise ValueError("--csv classifies one CSV file: leave out other files and --explain")
     if same_file(options.csv, file):
         raise ValueError(f"--csv {options.csv} would overwrite the images: give another file")
+    if file.is_dir():
+        raise ValueError(f"{file}: expected a CSV file, found a folder")
     require_new_file("--csv", options.csv)
     model = VisionTransformer.load(model_file(options.model)) if options.model else load_digit_model(None)
     (images,) = to_images([read_table(file)], [])

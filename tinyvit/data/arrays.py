@@ -9,7 +9,7 @@ from tinyvit.data.mnist import DatasetError
 
 SPLITS = {"train": "train", "training": "train", "test": "test", "testing": "test", "t10k": "test"}
 SPLITS |= dict.fromkeys(("val", "valid", "validation", "dev"), "val")  # names in files and folders, and their split
-HOLD_OUT = 7  # one image in seven is for testing if a data set has no test images; MNIST has the same share
+HOLD_OUT = 7  # about one image in seven is for testing if a data set has no test images; MNIST has the same share
 
 
 # The images and labels of one split in the form of their files, and the names of the files for messages.
@@ -107,7 +107,8 @@ def to_classes(parts, classes, family, class_names, notes):
     for part, vector in zip(parts, vectors, strict=True):
         wrong = np.flatnonzero((vector < first) | (vector >= first + number))
         if wrong.size:
-            found = f"{vector[wrong[0]]} at position {wrong[0]}"
+            needed = "" if low < first else f": {high + 1 - first} classes fit all labels"
+            found = f"{vector[wrong[0]]} at position {wrong[0]}{needed}"
             raise DatasetError(part.labels_file, f"labels from {first} to {first + number - 1}", found)
     labels = [(vector - first).astype(np.uint8 if number <= 256 else np.int32) for vector in vectors]
     if class_names and len(class_names) != number:
@@ -142,7 +143,7 @@ def _vector(part, notes):
 def hold_out(labels, rng):
     """Return the indices of images for training and of images for testing, both in random order.
 
-    Of each class one image in seven is for testing, and at least one if it has two.
+    Of each class about one image in seven is for testing, and at least one if it has two.
     """
     order = rng.permutation(len(labels))
     by_class = order[np.argsort(labels[order], kind="stable")]

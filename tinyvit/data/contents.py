@@ -74,7 +74,8 @@ def listing(folder):
     """Return the names in a folder for a message. What to do about a kind of file is said once."""
     paths, texts, known = visible(folder), [], {""}
     for path in paths[:8]:
-        content = content_of(path) if is_file(path) else ""
+        is_data = path.endswith(".npz")  # `identify` knows npz files only under other names
+        content = content_of(path) if is_file(path) and not is_data else ""
         text = os.path.basename(path) + "/" * os.path.isdir(path)
         texts.append(text if content in known else f"{text} ({content})")
         known.add(content)

@@ -71,9 +71,12 @@ def _source(path):
         return choices[0].path, choices[0].read
     folder = os.path.dirname(path)
     paths = visible(folder) if os.path.isdir(folder) else []
-    for choice in (choice for find in FINDERS[:-1] for choice in find(folder, paths)):
-        if path == choice.path or path in choice.files:
-            return choice.path, choice.read
+    for find in FINDERS[:-1]:
+        for choice in find(folder, paths):
+            if find is find_tables and path in choice.files and path != choice.path:
+                return choice.path, partial(choice.read, labelled=path)
+            if path == choice.path or path in choice.files:
+                return choice.path, choice.read
     if not is_file(path):
         found = f"no such file or folder beside {listing(folder)}" if paths else "no such file or folder"
         raise DatasetError(path, "a folder or a file with a data set", found)
@@ -128,7 +131,7 @@ def _dataset(found, path, classes, rng):
     if "test" not in data:
         train, test = hold_out(labels, rng)
         data = {"train": (images[train], labels[train]), "test": (images[test], labels[test])}
-        notes.append("one image in seven is for testing")
+        notes.append("about one image in seven is for testing")
         if not len(test):
             raise DatasetError(path, "at least two images of a class, one for testing", f"{len(labels)} images")
     elif (labels[1:] >= labels[:-1]).all() and labels[0] != labels[-1]:

@@ -11,8 +11,8 @@ from tinyvit.data.contents import MOST_BYTES, is_file, listing, one_error, visib
 from tinyvit.data.mnist import DatasetError
 from tinyvit.signatures import broken_link
 
-FORMATS = ("PNG", "JPEG", "BMP", "GIF", "PPM", "WEBP")  # their decoders start no other program
-SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".pgm", ".ppm", ".pbm", ".webp")
+FORMATS = ("PNG", "JPEG", "BMP", "GIF", "PPM", "WEBP", "TIFF")  # their decoders start no other program
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".pgm", ".ppm", ".pbm", ".webp", ".tif", ".tiff")
 MOST_PIXELS = 4096 * 4096  # per picture
 
 

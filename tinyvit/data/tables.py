@@ -26,15 +26,18 @@ def find_tables(folder, paths):
     return [Source(pair[0], pair, partial(read_tables, *pair)) for pair in pairs]
 
 
-def read_tables(train, test=None):
-    """Return the `Found` of a CSV file for training and perhaps of one for testing."""
-    parts, notes = {"train": read_table(train)}, []
-    if parts["train"].labels is None:
-        found = "only pixels: to classify them, use tinyvit predict FILE --csv OUT"
-        raise DatasetError(train, 'a column "label"', found)
-    if test and (part := read_table(test)).labels is not None:
-        parts["test"] = part
-    elif test:
+def read_tables(train, test=None, labelled=None):
+    """Return the `Found` of a CSV file for training and perhaps of one for testing.
+
+    The file for training must have labels, and so must the file `labelled`.
+    """
+    parts, notes = {"train": read_table(train)} | ({"test": read_table(test)} if test else {}), []
+    for part in parts.values():
+        if part.labels is None and part.file in (train, labelled):
+            found = "only pixels: to classify them, use tinyvit predict FILE --csv OUT"
+            raise DatasetError(part.file, 'a column "label"', found)
+    if test and parts["test"].labels is None:
+        del parts["test"]
         notes.append(f"{os.path.basename(test)} has no labels")
     return Found("CSV file", parts, None, os.path.basename(train), notes)
 
