@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tinyvit import files
-from tinyvit.files import LOCK, RENAME_PAUSES, locked_folder, write_atomically
+from tinyvit.files import LOCK, RENAME_PAUSES, locked_folder, make_folder, write_atomically
 
 ERRORS = [
     getattr(errno, name)
@@ -151,8 +151,9 @@ def test_writers_of_one_file_do_not_disturb_each_other(tmp_path):
 
 
 @pytest.mark.parametrize("failures", [1, len(RENAME_PAUSES)])
-def test_a_rename_is_repeated_with_growing_pauses(tmp_path, monkeypatch, no_pauses, failures):
-    replace, left = os.replace, [PermissionError(13, "in use by another program")] * failures
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EPERM, errno.EBUSY, errno.EIO, errno.ESTALE, errno.EAGAIN])
+def test_a_rename_is_repeated_with_growing_pauses(tmp_path, monkeypatch, no_pauses, failures, number):
+    replace, left = os.replace, [OSError(number, "in use by another program")] * failures
 
     def sometimes(source, target):
         if left:
@@ -426,3 +427,45 @@ def test_without_flock_an_open_file_is_the_lock(tmp_path, monkeypatch):
     monkeypatch.setattr(Path, "unlink", raising(PermissionError(13, "open elsewhere")))
     with pytest.raises(BlockingIOError, match=r"another run uses this folder \(process 5 on elsewhere\)"):
         locked_folder(tmp_path).__enter__()
+
+
+def test_files_of_the_user_are_kept(tmp_path):
+    (tmp_path / ".lock").write_text("precious")
+    with locked_folder(tmp_path):
+        pass
+    assert (tmp_path / ".lock").read_text() == "precious"
+    (tmp_path / "other").write_text("precious")
+    (tmp_path / LOCK).symlink_to(tmp_path / "other")
+    with pytest.raises(OSError, match="this folder cannot be used"), locked_folder(tmp_path):
+        pass
+    assert (tmp_path / "other").read_text() == "precious"
+
+
+def test_the_lock_of_a_folder_that_was_replaced_stays(tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    with locked_folder(folder):
+        folder.rename(tmp_path / "moved")
+        folder.mkdir()
+        other = other_process(HOLD, folder)
+        other.__enter__()
+    with other_attempt(folder) as refused:
+        assert refused
+    other.__exit__(None, None, None)
+    with locked_folder(folder):
+        pass
+    assert os.listdir(folder) == []
+
+
+@pytest.mark.parametrize("name", ["file", "file/run", "dangling", "dangling/run"])
+def test_a_folder_that_cannot_be_created_is_named(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    Path("file").write_text("")
+    Path("dangling").symlink_to("nowhere")
+    reason = "file is a file" if name.startswith("file") else "dangling is a link to nowhere, which is missing"
+    expected = rf"cannot create this folder \({reason}\): give another folder: '{name}'"
+    with pytest.raises(OSError, match=expected):
+        make_folder(name)
+    make_folder("new/one")
+    make_folder("new/one")
+    assert Path("new/one").is_dir()

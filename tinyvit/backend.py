@@ -76,6 +76,7 @@ class Backend:
 CPU = Backend("cpu", np)
 LOOPS = ("auto", "on", "off")  # choices of `use_loops`
 MANY_IMAGES = 5_000
+MOST_WORKERS = 1024
 
 
 def array_module(array: Any) -> ModuleType:

@@ -4,19 +4,23 @@
 since the other imports take most of a second. In any other program, nothing happens.
 """
 
+import _thread
 import atexit
 import contextlib
 import mmap
 import os
 import signal
 import sys
+import time
 from types import SimpleNamespace
 
 # Megabytes of address space, without which libraries fail or hang while they are imported.
 NEEDED_MEGABYTES = {"train": 700, "evaluate": 700, "doctor": 700, "predict": 350, "serve": 350}
 
 _WORDS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
-_process = SimpleNamespace(taken_over=False, raising=False, received=None, status=None, limited=False)
+_process = SimpleNamespace(
+    taken_over=False, raising=False, received=None, repeating=False, status=None, limited=False
+)
 
 
 def take_over():
@@ -92,17 +96,29 @@ def open_standard_descriptors():
 
 
 def _on_signal(number, frame):
-    second, _process.received = _process.received is not None, number
+    second = _process.received is not None and not _process.repeating
+    _process.received, _process.repeating = number, False
     if _process.raising and not second:
         raise KeyboardInterrupt
     _leave(number)
 
 
 def _on_unraisable(unraisable):
-    """End the process if an interrupt was raised where Python ignores exceptions, as in a destructor."""
-    if issubclass(unraisable.exc_type, KeyboardInterrupt):
-        _leave(_process.received or signal.SIGINT)
-    sys.__unraisablehook__(unraisable)
+    """Repeat a signal whose exception was raised where Python ignores exceptions, as in a destructor."""
+    if not issubclass(unraisable.exc_type, KeyboardInterrupt):
+        sys.__unraisablehook__(unraisable)
+        return
+    number = _process.received or signal.SIGINT
+    if not _process.raising:
+        _leave(number)
+    _process.repeating = True
+    _thread.start_new_thread(_repeat, (number,))  # takes no lock, which the interrupted code might hold
+
+
+def _repeat(number):
+    time.sleep(0.01)
+    if _process.repeating:
+        os.kill(os.getpid(), number)
 
 
 def _leave(number):
@@ -124,7 +140,7 @@ def cleanup_after_signals():
     try:
         yield
     finally:
-        _process.raising = False
+        _process.raising = _process.repeating = False
         if _process.received is not None:  # a library may have replaced the exception or ignored it
             raise KeyboardInterrupt
 

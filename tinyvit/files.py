@@ -12,12 +12,15 @@ from datetime import datetime
 from os import PathLike
 from pathlib import Path
 
+from tinyvit.signatures import broken_link
+
 try:
     import fcntl
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
-LOCK = ".lock"  # its text names the process that uses the folder
+LOCK = ".tinyvit.lock"  # its text names the process that uses the folder
+LASTING = (errno.ENOSPC, errno.EROFS, errno.EXDEV, errno.ENOENT, errno.ENOTDIR, errno.EISDIR)
 RENAME_PAUSES = (0.05, 0.1, 0.2, 0.4, 0.8)  # seconds between attempts
 _held = threading.local()
 
@@ -45,8 +48,8 @@ def write_atomically(path: str | PathLike[str], content: bytes | str) -> None:
     target = Path(os.path.realpath(path))
     try:
         if target.exists() and not target.is_file():
-            kind = "a folder" if target.is_dir() else "a device or a pipe"
-            raise OSError(errno.EISDIR, f"this is {kind}, not a file: give the name of a file")
+            code, kind = (errno.EISDIR, "a folder") if target.is_dir() else (errno.EINVAL, "a device or a pipe")
+            raise OSError(code, f"this is {kind}, not a file: give the name of a file")
         _write_and_rename(target, data)
     except OSError as error:
         if error.errno is None:
@@ -76,11 +79,13 @@ def _write_and_rename(target, data):
 
 
 def _rename(temporary, target):
-    """Rename a file. On Windows this fails while another program has the target open, so it is repeated."""
+    """Rename a file. This may fail for a moment, on Windows or a network drive, so it is repeated."""
     for pause in RENAME_PAUSES:
         try:
             return os.replace(temporary, target)
-        except PermissionError:
+        except OSError as error:
+            if error.errno in LASTING:
+                raise
             time.sleep(pause)
     return os.replace(temporary, target)
 
@@ -89,6 +94,32 @@ def _lock(file):
     """Lock an open file until it is closed or the process ends. Raise `BlockingIOError` if another has the lock."""
     if fcntl is not None:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def make_folder(folder: str | os.PathLike[str]) -> None:
+    """Create a folder and those above it, unless it exists.
+
+    Parameters
+    ----------
+    folder : path-like
+        The folder.
+
+    Raises
+    ------
+    OSError
+        If it cannot be created. The message names it and what is in its place.
+    """
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        places = (folder, *folder.parents)
+        obstacle = next((str(place) for place in places if broken_link(place) or place.is_file()), None)
+        reason = error.strerror
+        if obstacle:
+            reason = f"{obstacle} is {broken_link(obstacle) or 'a file'}"
+        text = f"cannot create this folder ({reason}): give another folder"
+        raise OSError(error.errno, text, os.fspath(folder)) from error
 
 
 @contextlib.contextmanager
@@ -131,10 +162,12 @@ def locked_folder(folder: str | PathLike[str]) -> Iterator[None]:
         yield
     finally:
         held.discard(path)
-        if fcntl is None:
-            file.close()
         with contextlib.suppress(OSError):
-            path.unlink()  # before the lock ends, so that this is not the file of the next run
+            is_ours = os.path.samestat(os.fstat(file.fileno()), os.lstat(path))
+            if fcntl is None:
+                file.close()
+            if is_ours:  # otherwise the folder was replaced, and another run may use the new one
+                path.unlink()  # before the lock ends, so that this is not the file of the next run
         file.close()
 
 
@@ -144,7 +177,8 @@ def _open_lock(path, folder):
         try:
             if fcntl is None:
                 path.unlink(missing_ok=True)  # fails if another process has it open
-            file = open(path, "a+b", buffering=0)  # noqa: SIM115  it stays open as long as the lock is held
+            no_link = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
+            file = open(os.open(path, no_link, 0o666), "r+b", buffering=0)  # noqa: SIM115  open while the lock is held
         except OSError as error:
             if fcntl is None and isinstance(error, PermissionError):
                 raise _in_use(path, folder) from error

@@ -172,6 +172,17 @@ def test_an_interrupt_that_a_library_loses_ends_the_command(tmp_path, name):
         assert found in [(0, f"{word} {128 + number}\n", ""), (128 + number, "", f"{word}\n")]
 
 
+def test_an_interrupt_that_a_destructor_loses_comes_again_while_the_work_goes_on(tmp_path):
+    work = "try:\n            Lost(), *map(time.sleep, [0.1] * 500)\n        finally: print('cleaned')"
+    for number, word in ((2, "interrupted"), (15, "terminated")):
+        program = f"import time{INSIDE.format(work)}".replace("raise_signal(2)", f"raise_signal({number})")
+        began = time.monotonic()
+        process = start([sys.executable, "-c", f"import os, signal\nfrom tinyvit import console\n"
+                         f"console.take_over()\n{program}"], tmp_path)  # fmt: skip
+        assert process.communicate(timeout=60) == (f"cleaned\n{word} {128 + number}\n", "")
+        assert time.monotonic() - began < 45
+
+
 def test_the_context_cleans_up_and_a_second_interrupt_ends_at_once(tmp_path):
     statements = INSIDE.format("signal.raise_signal(15)") + "signal.raise_signal(2)"
     assert in_a_command(statements, tmp_path) == (130, "terminated 143\n", "interrupted\n")
@@ -311,3 +322,65 @@ def test_ten_kills_lose_nothing(tmp_path):
     counts = json.loads(record.read_text())["counts"]
     assert sum(row["count"] for row in counts) == 10
     assert {row["outcome"] for row in counts} == {"same bits"}
+
+
+# ---- outputs that cannot be written, and too few files ----
+
+
+@extended
+def test_a_full_device_and_a_closed_pipe_are_named(tmp_path):
+    for arguments in (["--help"], ["--version"], ["train", "--help"], ["doctor", "--device", "cpu"]):
+        with open("/dev/full", "w") as full:
+            process = start([*TINYVIT, *arguments], tmp_path, stdout=full)
+            _, err = process.communicate(timeout=120)
+        assert (process.returncode, err) == (2, "error: standard output: No space left on device\n")
+    process = start([*TINYVIT, "train", *TINY, "--out", "run"], tmp_path)
+    with process:
+        process.stdout.close()
+        err = process.stderr.read()
+    assert process.returncode == 2
+    assert err.startswith("error: standard output: Broken pipe")
+    advice = "to continue from the last checkpoint: tinyvit train --resume run"
+    assert (advice in err) == (tmp_path / "run" / "checkpoint.safetensors").exists()
+    assert err.count("\n") == 1
+
+
+@extended
+def test_too_few_open_files_are_said(tmp_path):
+    command = ["bash", "-c", 'ulimit -n 16; exec "$@"', "bash", *TINYVIT, "train", *TINY, "--out", "run"]
+    process = start(command, tmp_path)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 0 or "Too many open files: type ulimit -n 256" in err.splitlines()[-1]
+    assert "Traceback" not in err
+
+
+@extended
+def test_a_second_signal_ends_a_run_whose_helper_is_stopped(tmp_path):
+    for number in (signal.SIGINT, signal.SIGTERM):
+        process = start([*TINYVIT, "train", *TINY, "--epochs", "500", "--out", f"run-{number}"], tmp_path)
+        while not process.stdout.readline().startswith("epoch"):
+            pass
+        (helper,) = children(process.pid)
+        os.kill(helper, signal.SIGSTOP)
+        time.sleep(0.5)
+        process.send_signal(number)
+        time.sleep(0.5)
+        process.send_signal(number)
+        _, err = process.communicate(timeout=30)
+        assert process.returncode == 128 + number
+        assert f"to continue from the last checkpoint: tinyvit train --resume run-{number}" in err
+        assert not alive(helper)
+
+
+def test_files_in_place_of_folders_and_folders_in_place_of_files(run_folder, tmp_path):
+    for arguments, expected in (
+        (["train", "--resume", f"{run_folder}/run/checkpoint.safetensors"], f"give {run_folder}/run"),
+        (["predict", str(run_folder)], "expected a picture, found a folder: give the pictures in it"),
+        (["predict", str(run_folder), "--csv", "o.csv"], "expected a CSV file, found a folder"),
+    ):
+        process = start([*TINYVIT, *arguments], tmp_path)
+        _, err = process.communicate(timeout=120)
+        assert process.returncode == 2
+        assert err.startswith("error: ")
+        assert expected in err
+        assert err.count("\n") == 1

@@ -416,7 +416,7 @@ PROGRAM = """
     from tinyvit.training import ParallelGradient, available_cores
 
     config = ViTConfig(image_size=8, patch_size=4, width=8, depth=1, heads=2, mlp_width=12, classes=5)
-    parallel = ParallelGradient(config, 2).__enter__()
+    START
     print(parallel._helpers[0]._process.pid, flush=True)
     images, labels = np.zeros((64, 8, 8)), np.zeros(64, int)
     loss, _, _ = parallel(initialise(config), images, labels)
@@ -425,11 +425,21 @@ PROGRAM = """
 """
 
 
+IN_THE_MAIN_THREAD = "parallel = ParallelGradient(config, 2).__enter__()"
+IN_A_THREAD = """parallel = ParallelGradient(config, 2)
+    import threading
+    thread = threading.Thread(target=parallel.__enter__)
+    thread.start()
+    thread.join()
+"""
+
+
 @pytest.fixture
-def program(tmp_path):
+def program(tmp_path, request):
     """A plain script with no `if __name__ == "__main__"`, as a learner writes it, that is at work."""
     path = tmp_path / "plain.py"
-    path.write_text(textwrap.dedent(PROGRAM))
+    start = getattr(request, "param", IN_THE_MAIN_THREAD)
+    path.write_text(textwrap.dedent(PROGRAM.replace("START", start)))
     options = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     with subprocess.Popen([sys.executable, str(path)], **options) as process:
         yield process
@@ -471,6 +481,7 @@ def test_workers_end_with_the_program_however_it_ends(program, how):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends a stopped process with its parent")
+@pytest.mark.parametrize("program", [IN_THE_MAIN_THREAD, IN_A_THREAD], indirect=True, ids=["main", "thread"])
 def test_a_stopped_helper_ends_with_a_killed_program(program):
     pid = int(program.stdout.readline())
     assert float(program.stdout.readline()) > 0
@@ -496,10 +507,15 @@ def test_helpers_outlive_the_thread_that_started_them():
 
 
 def test_settings_that_make_no_sense_are_refused():
-    with pytest.raises(ValueError, match="workers must be at least 1, not 0"):
-        ParallelGradient(CONFIG, 0)
-    with pytest.raises(ValueError, match="chunk_size must be at least 1, not 0"):
-        ParallelGradient(CONFIG, 1, chunk_size=0)
+    for number in (0, -1, 1.5, True, "2", 2**31):
+        with pytest.raises(ValueError, match="workers must be an integer from 1 to 1,024, not "):
+            ParallelGradient(CONFIG, number)
+    for size in (0, 1.5, "2"):
+        with pytest.raises(ValueError, match=r"chunk_size must be an integer from 1, not "):
+            ParallelGradient(CONFIG, 1, chunk_size=size)
+    for smoothing in (-0.1, 1, np.nan, "x"):
+        with pytest.raises(ValueError, match="smoothing must be a number from 0 to below 1, not "):
+            ParallelGradient(CONFIG, 1, smoothing=smoothing)
     with ParallelGradient(CONFIG, 1) as parallel:
         for images, labels in ((IMAGES[:0], LABELS[:0]), (IMAGES[:5], LABELS[:4])):
             with pytest.raises(ValueError, match="give images and one label each"):

@@ -1,6 +1,7 @@
 """The commands `tinyvit COMMAND`, or `python -m tinyvit COMMAND`. Each is a file with `add_arguments` and `run`."""
 
 import argparse
+import errno
 import importlib.metadata
 import logging
 import os
@@ -12,6 +13,7 @@ from pathlib import Path
 from tinyvit import __version__, console
 from tinyvit.checkpoint import CHECKPOINT, MODEL
 from tinyvit.classifier import VisionTransformer, load_pretrained
+from tinyvit.files import make_folder
 from tinyvit.gpu import DeviceError
 from tinyvit.gpu.diagnosis import is_out_of_memory, one_line
 
@@ -51,6 +53,10 @@ def main(arguments=None):
         status = run(sys.argv[1:])
     except SystemExit as error:  # argparse has printed the help or an error
         status = error.code
+        try:
+            print(end="", flush=True)
+        except OSError as failure:
+            status = report(f"error: {in_words(failure)}", 2)
     return console.end_with(status)
 
 
@@ -88,11 +94,15 @@ def run(arguments):
         return report(f"error: {error}", 2)
     except (MemoryError, RuntimeError, ImportError, OSError) as error:
         if is_out_of_memory(error) or re.search(NO_MEMORY, str(error)):
-            advice = "close other programs" if advice is None else advice(options)
+            if console.memory_is_limited():
+                advice = "raise the limit of ulimit, or give --workers 1"
+            else:
+                advice = "close other programs" if advice is None else advice(options)
             return report(f"error: not enough memory: {advice} ({one_line(error)})", 1)
         if not isinstance(error, OSError):
             raise
-        return report(f"error: {in_words(error)}", 2)
+        todo = ": type ulimit -n 256" if error.errno == errno.EMFILE else ""
+        return report(f"error: {in_words(error)}{todo}", 2)
 
 
 def version():
@@ -123,7 +133,9 @@ def report(message, status):
 def in_words(error):
     """Return the text of an `OSError` as "FILE: reason", without its number."""
     name = error.filename
-    if name is None:
+    if name is None and error.errno == errno.EPIPE:
+        name = "standard output"
+    elif name is None:
         try:
             print(end="", flush=True)
         except OSError:  # the text that could not be printed is still in the buffer
@@ -177,17 +189,12 @@ def require_range(options, name, least, most=None):
         raise ValueError(f"--{name} must be {expected}, not {value}")
 
 
-def make_folder(option, folder):
-    """Create the folder that an option gives, unless it exists. Raise `ValueError` with what to do if that fails."""
+def make_option_folder(option, folder):
+    """Create the folder that an option gives, or raise `ValueError` with what to do."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
     except OSError as error:
-        obstacle = next((place for place in (folder, *folder.parents) if place.is_file() or place.is_symlink()), None)
-        reason = in_words(error)
-        if obstacle is not None and not obstacle.is_dir():
-            kind = "a file" if obstacle.is_file() else f"a link to {os.readlink(obstacle)}, which does not exist"
-            reason = f"{obstacle} is {kind}"
-        raise ValueError(f"{option} {folder}: cannot create this folder ({reason}): give another folder") from error
+        raise ValueError(f"{option} {folder}: {error.strerror}") from error
 
 
 def require_new_file(option, file):

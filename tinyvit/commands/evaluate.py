@@ -14,7 +14,7 @@ from tinyvit import console
 from tinyvit.backend import available_cores
 from tinyvit.checkpoint import CHECKPOINT, MODEL
 from tinyvit.classifier import VisionTransformer
-from tinyvit.commands import integer, make_folder, model_file, path, require_range, require_size
+from tinyvit.commands import integer, make_option_folder, model_file, path, require_range, require_size
 from tinyvit.data import load_dataset
 from tinyvit.gpu import get_backend
 from tinyvit.training.results import METRICS, read_metrics, versions, write_evaluation, write_metrics
@@ -58,7 +58,7 @@ def run(options):
     folder = options.out or (home / name if other else home)
     if other or not metrics:
         metrics = {"run": str(options.model), "parameters": int(model.parameters.flat.size)}
-    make_folder("--out", folder)
+    make_option_folder("--out", folder)
     console.require_memory(200e6 + 110e6 * (options.workers or available_cores()))
     with console.cleanup_after_signals():
         evaluation = write_evaluation(

@@ -106,6 +106,9 @@ def read_pictures(files):
     """Return [(file, grey levels, 28 x 28 image)] for pictures with a digit, and error messages for the others."""
     found, errors = [], []
     for file in files:
+        if file.is_dir():
+            errors.append(f"{file}: expected a picture, found a folder: give the pictures in it")
+            continue
         try:
             grey = load_picture(file)
             found.append((file, grey, prepare_picture(grey).image))

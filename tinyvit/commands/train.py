@@ -20,7 +20,7 @@ from tinyvit import console
 from tinyvit.backend import LOOPS, use_loops
 from tinyvit.checkpoint import CHECKPOINT, MODEL
 from tinyvit.classifier import VisionTransformer, fitting_config
-from tinyvit.commands import CommandError, in_words, integer, make_folder, number, path, require_range, size
+from tinyvit.commands import CommandError, in_words, integer, make_option_folder, number, path, require_range, size
 from tinyvit.data import DataError, load_dataset
 from tinyvit.data.augment import Augmentation
 from tinyvit.files import locked_folder
@@ -206,7 +206,7 @@ def run_in_folder(options, locks):
     except WorkerError as error:
         raise CommandError(f"error: {error}\n{advice_to_continue(folder)}", 1) from error
     except OSError as error:
-        if error.filename is None or not (folder / CHECKPOINT).exists():
+        if not (folder / CHECKPOINT).exists():
             raise
         raise CommandError(f"error: {in_words(error)}; {advice_to_continue(folder)}", 2) from error
 
@@ -277,7 +277,7 @@ def start(options, backend, locks):
         return training, data, folder
     if options.out.suffix == ".safetensors":
         raise ValueError(f"--out {options.out}: expected a folder for the results: leave out the file name")
-    make_folder("--out", options.out)
+    make_option_folder("--out", options.out)
     locks.enter_context(locked_folder(options.out))
     if (options.out / CHECKPOINT).exists():
         other = f"continue it with --resume {shlex.quote(str(options.out))}"
@@ -303,7 +303,7 @@ def load_data(origin, classes):
 
 def new_folder(folder):
     """Create and return `folder`, or the first of folder-2, folder-3, ... that does not exist."""
-    make_folder("--out", folder.parent)
+    make_option_folder("--out", folder.parent)
     number, candidate = 1, folder
     while True:
         try:
@@ -316,6 +316,8 @@ def new_folder(folder):
 
 def resume(options, backend, locks):
     """Return the run to continue, with the settings of its checkpoint, its data and its folder, which it locks."""
+    if options.resume.is_file():
+        raise ValueError(f"--resume {options.resume}: expected the folder of a run: give {options.resume.parent}")
     if not options.resume.is_dir():
         raise ValueError(f"--resume {options.resume}: there is no such folder: give the folder of a run")
     if not (options.resume / CHECKPOINT).exists():

@@ -20,7 +20,7 @@ from tinyvit.backend import Backend, compiled_loops, use_loops
 from tinyvit.checkpoint import CheckpointError
 from tinyvit.checks import as_images, as_labels
 from tinyvit.evaluate import evaluate
-from tinyvit.files import locked_folder
+from tinyvit.files import locked_folder, make_folder
 from tinyvit.model import ViTConfig
 from tinyvit.training.settings import TrainingConfig
 from tinyvit.training.state import CHECKPOINT, new_state, read_checkpoint, require_place, restore_state, save_state
@@ -174,7 +174,7 @@ class Training:
         If a checkpoint cannot be written during an epoch, the run continues, and the logger "tinyvit" gets a warning.
         """
         if folder is not None:
-            Path(folder).mkdir(parents=True, exist_ok=True)
+            make_folder(folder)
         with nullcontext() if folder is None else locked_folder(folder):
             self._run(folder, on_step, on_epoch, stop_after)
 
@@ -416,18 +416,21 @@ class Training:
 
     @contextmanager
     def _stop_on_signals(self):
-        """Let the first Ctrl-C or SIGTERM request a stop between two steps. The second Ctrl-C interrupts at once."""
+        """Let the first Ctrl-C or SIGTERM request a stop between two steps. A second one interrupts at once."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
 
         def request_stop(number, frame):
             self.stop_requested, self._stop_signal = True, number
-            signal.signal(signal.SIGINT, signal.default_int_handler)
+            for other, handler in before.items():
+                signal.signal(other, handler)
 
         numbers = (signal.SIGINT, signal.SIGTERM)  # a program in the background may ignore the first
         heeded = [number for number in numbers if signal.getsignal(number) != signal.SIG_IGN]
-        before = {number: signal.signal(number, request_stop) for number in heeded}
+        before = {number: signal.getsignal(number) for number in heeded}
+        for number in heeded:
+            signal.signal(number, request_stop)
         try:
             yield
         finally:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from tinyvit.backend import LOOPS, Backend, array_module
+from tinyvit.backend import LOOPS, MOST_WORKERS, Backend, array_module
 from tinyvit.checkpoint import (
     CHECKPOINT,
     CheckpointError,
@@ -27,7 +27,6 @@ from tinyvit.parameters import Parameters
 from tinyvit.training.settings import TrainingConfig
 
 CHECKPOINT_FORMAT = 1
-MOST_WORKERS = 1024
 LARGEST = 1e300  # of a sum of losses, and of seconds
 
 
@@ -272,6 +271,8 @@ def read_checkpoint(folder: str | PathLike[str]) -> tuple[dict[str, np.ndarray],
         If the file is missing or damaged, is not the checkpoint of a run, or a value in it is out of range.
     """
     path = Path(folder) / CHECKPOINT
+    if Path(folder).is_file():
+        raise CheckpointError(f"{folder}: expected the folder of a run, found a file: give its folder")
     arrays, info = load_arrays(path)
     if not isinstance(info, dict) or info.get("format") != CHECKPOINT_FORMAT:
         raise CheckpointError(f"{path}: not a checkpoint of a run in format {CHECKPOINT_FORMAT}: start a new run")

@@ -11,6 +11,7 @@ and answers with one line that contains the loss.
 
 import contextlib
 import errno
+import functools
 import io
 import itertools
 import json
@@ -18,6 +19,7 @@ import logging
 import math
 import mmap
 import os
+import queue
 import shutil
 import signal
 import subprocess
@@ -31,7 +33,15 @@ from typing import Any
 import numpy as np
 
 from tinyvit import console
-from tinyvit.backend import array_module, available_cores, loops_choice, one_blas_thread, use_loops
+from tinyvit.backend import (
+    MOST_WORKERS,
+    array_module,
+    available_cores,
+    loops_choice,
+    one_blas_thread,
+    use_loops,
+)
+from tinyvit.checks import as_array, require_scalar
 from tinyvit.data.augment import warp
 from tinyvit.memory import Workspace
 from tinyvit.model import ViTConfig, loss_and_gradient
@@ -65,7 +75,7 @@ class ParallelGradient:
     Raises
     ------
     ValueError
-        If `workers` or `chunk_size` is below 1.
+        If `workers`, `smoothing` or `chunk_size` is out of range.
     WorkerError
         On entering the context, if a process does not start.
     OSError
@@ -75,13 +85,13 @@ class ParallelGradient:
     def __init__(
         self, config: ViTConfig, workers: int | None = None, smoothing: float = 0.0, chunk_size: int | None = None
     ) -> None:
+        chunk_size = max(1, CHUNK_TOKENS // config.tokens) if chunk_size is None else chunk_size
+        workers = available_cores() if workers is None else workers
+        require_scalar("smoothing", smoothing, minimum=0, maximum=1, below=True)
+        require_scalar("workers", workers, minimum=1, maximum=MOST_WORKERS, integer=True)
+        require_scalar("chunk_size", chunk_size, minimum=1, maximum=math.inf, integer=True)
         self.config, self.smoothing = config, float(smoothing)
-        self.chunk_size = max(1, CHUNK_TOKENS // config.tokens) if chunk_size is None else chunk_size
-        self.workers = available_cores() if workers is None else workers
-        if self.workers < 1:
-            raise ValueError(f"workers must be at least 1, not {self.workers}")
-        if self.chunk_size < 1:
-            raise ValueError(f"chunk_size must be at least 1, not {self.chunk_size}")
+        self.workers, self.chunk_size = int(workers), int(chunk_size)
         self._turn = threading.Lock()
         self._resources: Any = None
         self._workspace: Any  # in the context, a `Workspace`
@@ -169,6 +179,7 @@ class ParallelGradient:
         """
         if self._resources is None:
             raise RuntimeError("use the object as a context manager: with ParallelGradient(...) as gradient:")
+        images, labels = as_array("images", images), as_array("labels", labels)
         if not len(images) == len(labels) > 0:
             raise ValueError(f"give images and one label each, not {len(images)} images and {len(labels)} labels")
         if self.workers > 1 and array_module(parameters.flat) is not np:
@@ -327,7 +338,8 @@ class _Helper:
         program = f"import sys; sys.path[:] = {path!r}\n{_end_with_parent()}\n"
         program += "from tinyvit.training.workers import serve; serve()"
         threads = ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS", "BLIS_NUM_THREADS")
-        self._process = subprocess.Popen(
+        start = functools.partial(
+            subprocess.Popen,
             [sys.executable, "-c", program],
             bufsize=0,
             stdin=subprocess.PIPE,
@@ -336,6 +348,8 @@ class _Helper:
             env=os.environ | dict.fromkeys(threads, "1"),
             start_new_session=True,  # Ctrl-C interrupts only the calling process
         )
+        is_main = threading.current_thread() is threading.main_thread()
+        self._process = start() if is_main else _start_in_thread(start)
         self._answers = io.BufferedReader(self._process.stdout)
 
     def start(self, settings):
@@ -384,11 +398,33 @@ def _end_with_parent():
 
     Elsewhere than on Linux there are none. A helper then ends at the end of its input, unless it is stopped.
     """
-    # Linux kills it when the thread that started it ends. Other threads than the main one may end before the helper.
-    if sys.platform != "linux" or threading.current_thread() is not threading.main_thread():
+    if sys.platform != "linux":
         return ""
     kill = f"ctypes.CDLL(None).prctl({_PR_SET_PDEATHSIG}, {int(signal.SIGKILL)})"
     return f"import ctypes, os; {kill}; os.getppid() == {os.getpid()} or os._exit(1)"  # it may have ended already
+
+
+def _start_in_thread(start):
+    """Return the process that `start` starts, from a thread that ends after it.
+
+    Linux kills a helper when the thread that started it ends, and the calling thread may end before the helper.
+    """
+    answers = queue.SimpleQueue()
+
+    def work():
+        try:
+            process = start()
+        except BaseException as error:
+            answers.put(error)
+        else:
+            answers.put(process)
+            process.wait()
+
+    threading.Thread(target=work, daemon=True).start()
+    answer = answers.get()
+    if isinstance(answer, BaseException):
+        raise answer
+    return answer
 
 
 _PR_SET_PDEATHSIG = 1
