@@ -173,14 +173,12 @@ def test_an_interrupt_that_a_library_loses_ends_the_command(tmp_path, name):
 
 
 def test_an_interrupt_that_a_destructor_loses_comes_again_while_the_work_goes_on(tmp_path):
-    work = "try:\n            Lost(), *map(time.sleep, [0.1] * 500)\n        finally: print('cleaned')"
+    work = "try:\n            Lost()\n            while True: time.sleep(0.1)\n        finally: print('cleaned')"
     for number, word in ((2, "interrupted"), (15, "terminated")):
         program = f"import time{INSIDE.format(work)}".replace("raise_signal(2)", f"raise_signal({number})")
-        began = time.monotonic()
         process = start([sys.executable, "-c", f"import os, signal\nfrom tinyvit import console\n"
                          f"console.take_over()\n{program}"], tmp_path)  # fmt: skip
         assert process.communicate(timeout=60) == (f"cleaned\n{word} {128 + number}\n", "")
-        assert time.monotonic() - began < 45
 
 
 def test_the_context_cleans_up_and_a_second_interrupt_ends_at_once(tmp_path):
