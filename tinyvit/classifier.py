@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from tinyvit.backend import Backend, array_module
 from tinyvit.checkpoint import load_model, save_model
-from tinyvit.checks import as_images, as_labels
+from tinyvit.checks import as_images, as_labels, require_backend, require_scalar
 from tinyvit.evaluate import Evaluation, evaluate, parallel_logits
 from tinyvit.gpu import get_backend
 from tinyvit.model import ViTConfig, check_parameters
@@ -208,6 +208,7 @@ def load_pretrained(name: str = "mnist", backend: Backend | None = None) -> Visi
     """
     if name != "mnist":
         raise ValueError(f"model {name!r} is unknown: give 'mnist'")
+    require_backend(backend)
     with pretrained_file() as path:
         return VisionTransformer.load(path, backend)
 
@@ -265,6 +266,9 @@ def train(
     """
     images = as_images(images, bytes_only=True)
     labels = as_labels(labels, len(images))
+    if workers is not None:
+        require_scalar("workers", workers, minimum=1, maximum=math.inf, integer=True)
+        workers = int(workers)
     settings = RECIPES.get(recipe) if isinstance(recipe, str) else recipe
     if settings is None:
         names = ", ".join(map(repr, RECIPES))

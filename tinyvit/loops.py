@@ -33,7 +33,7 @@ def loop_with_sums(function):
     return loop(function, FLAGS | {"reassoc"})
 
 
-ZERO, HALF, ONE, LARGEST = np.float32(0), np.float32(0.5), np.float32(1), np.finfo(np.float32).max
+ZERO, HALF, ONE, NAN, LARGEST = *np.float32([0, 0.5, 1, np.nan]), np.finfo(np.float32).max
 
 
 # ---- GELU ----
@@ -78,20 +78,26 @@ def normal_density(x):
     return ZERO if abs(x) > LIMIT else e * DENSITY_AT_0
 
 
+@inner
+def times(x, factor):
+    """Return x * factor, and 0 if the factor is 0 and x infinite."""
+    return ZERO if factor == ZERO and abs(x) > LARGEST else x * factor
+
+
 @loop
 def gelu_forward(x, out, derivative):
     """Write x * cdf(x) and its derivative for x (N,)."""
     for i in range(x.shape[0]):
         cdf = normal_cdf(x[i])
-        out[i] = x[i] * cdf
-        derivative[i] = cdf + x[i] * normal_density(x[i])
+        out[i] = times(x[i], cdf)
+        derivative[i] = cdf + times(x[i], normal_density(x[i]))
 
 
 @loop
 def gelu_values(x, out):
     """Write x * cdf(x) for x (N,)."""
     for i in range(x.shape[0]):
-        out[i] = x[i] * normal_cdf(x[i])
+        out[i] = times(x[i], normal_cdf(x[i]))
 
 
 # ---- layer norm ----
@@ -110,7 +116,7 @@ def layer_norm_forward(x, w, b, epsilon, out, normalised, inverse_deviation):
         for i in range(x.shape[1]):
             variance += (x[n, i] - mean) ** 2
         variance /= width
-        inverse = ONE / np.sqrt(variance + epsilon)
+        inverse = NAN if variance > LARGEST else ONE / np.sqrt(variance + epsilon)
         inverse_deviation[n, 0] = inverse
         for i in range(x.shape[1]):
             normal = (x[n, i] - mean) * inverse
