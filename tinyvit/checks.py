@@ -58,7 +58,8 @@ def require_number(
     fits = isinstance(value, types) and not isinstance(value, bool) and minimum <= value <= maximum
     too_large = fits and isinstance(value, int) and not integer and abs(value) > sys.float_info.max
     if not fits or too_large or (below and value == maximum) or (above and value == minimum):
-        if too_large or (isinstance(value, float) and not math.isfinite(value) and not integer):
+        endless = below and maximum == math.inf and isinstance(value, float) and not math.isfinite(value)
+        if too_large or (endless and not integer):
             noun = "a finite number"
         start = "" if minimum == -math.inf else f" {'above' if above else 'from'} {minimum}"
         limit = f"{maximum:,}" if integer else f"{maximum}"

@@ -75,7 +75,7 @@ class TrainingConfig:
         integers = {"epochs": 1, "batch_size": 1, "warmup_steps": 0, "validation": 0, "seed": 0}
         for name, least in integers.items():
             require_number(name, getattr(self, name), least, 2**32, integer=True, below=True)
-        require_number("learning_rate, usually below 0.1,", self.learning_rate, 0, 10, below=True, above=True)
+        require_number("learning_rate (usually below 0.1)", self.learning_rate, 0, 10, below=True, above=True)
         limits = {"weight_decay": 10, "clip": math.inf}
         limits |= dict.fromkeys(("beta1", "beta2", "smoothing", "average"), 1)
         for name, limit in limits.items():
