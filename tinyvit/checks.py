@@ -89,7 +89,7 @@ def python_numbers(value: Any) -> Any:
     return type(value)(map(python_numbers, value)) if type(value) in (tuple, list) else value
 
 
-def members(cache: Any, count: int, forward: str) -> Any:
+def require_cache(cache: Any, count: int, forward: str) -> Any:
     """Return a cache of a forward pass, after checking that it is a tuple with `count` members."""
     if not isinstance(cache, tuple | list) or len(cache) != count:
         raise TypeError(f"cache must be the cache of {forward}, not {cache!r:.40}")

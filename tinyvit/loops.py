@@ -79,9 +79,15 @@ def normal_density(x):
 
 
 @inner
-def times(x, factor):
-    """Return x * factor, and 0 if the factor is 0 and x infinite."""
-    return ZERO if factor == ZERO and abs(x) > LARGEST else x * factor
+def above(x):
+    """Return x, with the least finite number for minus infinity, because minus infinity times 0 is NaN."""
+    return -LARGEST if x < -LARGEST else x
+
+
+@inner
+def finite(x):
+    """Return x, with finite numbers for both infinities."""
+    return LARGEST if x > LARGEST else above(x)
 
 
 @loop
@@ -89,15 +95,15 @@ def gelu_forward(x, out, derivative):
     """Write x * cdf(x) and its derivative for x (N,)."""
     for i in range(x.shape[0]):
         cdf = normal_cdf(x[i])
-        out[i] = times(x[i], cdf)
-        derivative[i] = cdf + times(x[i], normal_density(x[i]))
+        out[i] = above(x[i]) * cdf
+        derivative[i] = cdf + finite(x[i]) * normal_density(x[i])
 
 
 @loop
 def gelu_values(x, out):
     """Write x * cdf(x) for x (N,)."""
     for i in range(x.shape[0]):
-        out[i] = times(x[i], normal_cdf(x[i]))
+        out[i] = above(x[i]) * normal_cdf(x[i])
 
 
 # ---- layer norm ----

@@ -20,9 +20,9 @@ from tinyvit.checks import (
     as_array,
     as_images,
     by_identity,
-    members,
     python_numbers,
     require_arrays,
+    require_cache,
     require_number,
     require_scalar,
 )
@@ -593,7 +593,7 @@ def block_backward(dout: np.ndarray, cache: BlockCache, gradients: Parameters, n
     ndarray of shape (B, T, D)
         Gradient of `x`.
     """
-    members(cache, 7, "block_forward")
+    require_cache(cache, 7, "block_forward")
     # out = x + fc2(gelu(fc1(norm2(x))))
     dactive, _, _ = linear_backward(dout, cache.fc2, *gradients.pair(f"{name}.mlp.fc2"))
     dhidden = gelu_backward(dactive, cache.gelu)
@@ -629,7 +629,7 @@ def block_attention(cache: ModelCache) -> list[np.ndarray]:
     list of ndarray
         Weights of shape (B, H, T, T) per block, and of shape (B, H, 1, T) for the last one.
     """
-    members(cache, 5, "vit_forward")
+    require_cache(cache, 5, "vit_forward")
     weights = [block.attention.attention.weights for block in cache.blocks]
     return [
         w[:, :, None] if block.class_only else w for w, block in zip(weights, cache.blocks, strict=True)

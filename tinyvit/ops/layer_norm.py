@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tinyvit.backend import array_module, loops_for
-from tinyvit.checks import by_identity, members, require_arrays, require_scalar
+from tinyvit.checks import by_identity, require_arrays, require_cache, require_scalar
 from tinyvit.memory import empty, empty_like, matmul, ones
 
 
@@ -95,7 +95,7 @@ def layer_norm_backward(
     db : ndarray of shape (D,)
         Gradient of `b`.
     """
-    normalised, inverse_deviation, w = members(cache, 3, "layer_norm_forward")
+    normalised, inverse_deviation, w = require_cache(cache, 3, "layer_norm_forward")
     form = "normalised (N, D), w (D), dout (..., D), dw (D) or None, db (D) or None"
     require_arrays(form, normalised, w, dout, dw, db)
     if dout.size != normalised.size:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tinyvit.backend import array_module
-from tinyvit.checks import as_array, by_identity, members, require_arrays, require_divisor, require_scalar
+from tinyvit.checks import as_array, by_identity, require_arrays, require_cache, require_divisor, require_scalar
 from tinyvit.memory import empty
 from tinyvit.ops.linear import linear_backward, linear_forward
 
@@ -55,8 +55,8 @@ def patches_backward(
         Gradient of the images.
     """
     batch, down, height, across, width, *channels = _grid(image_shape, patch_size)
-    dpatches, shape = as_array("dpatches", dpatches), (batch, down * across, height * width * math.prod(channels))
-    if dpatches.shape != shape:
+    dpatches = as_array("dpatches", dpatches)
+    if dpatches.shape != (shape := (batch, down * across, height * width * math.prod(channels))):
         raise ValueError(f"dpatches must have the shape {shape} for images of {image_shape}, not {dpatches.shape}")
     return dpatches.reshape(batch, down, across, height, width, *channels).swapaxes(2, 3).reshape(image_shape)
 
@@ -207,7 +207,7 @@ def patch_embedding_backward(
     dpositions : ndarray of shape (N + 1, D)
         Gradient of `positions`.
     """
-    linear_cache, image_shape, patch_size, pixel_scales = members(cache, 4, "patch_embedding_forward")
+    linear_cache, image_shape, patch_size, pixel_scales = require_cache(cache, 4, "patch_embedding_forward")
     form = "x (B, N, S), w (S, D), dtokens (B, N + 1, D), dclass_token (D) or None, dpositions (N + 1, D) or None"
     require_arrays(form, *linear_cache, dtokens, dclass_token, dpositions)
     # tokens = [class_token, pixels @ w + b] + positions, with the same class token and positions for every image
