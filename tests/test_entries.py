@@ -100,7 +100,7 @@ def test_other_images_are_refused_with_advice(entry, images, error, advice):
 
 @pytest.mark.parametrize("entry", [entry for name, entry in ENTRIES.items() if name != "loss_and_gradient"])
 def test_bytes_of_only_0_and_1_are_refused(entry):
-    with pytest.raises(ValueError, match=r"use 255 \* images\.astype\(np\.uint8\) if white is 1"):
+    with pytest.raises(ValueError, match=r"use \(255\.0 \* images\)\.round\(\)\.astype\(np\.uint8\) if white is 1"):
         entry((IMAGES > 127).astype(np.uint8), LABELS)
 
 
@@ -144,7 +144,7 @@ def test_float_pixels_from_0_to_1_are_read_as_bytes_are(entry):
 
 @pytest.mark.parametrize("entry", OF_BYTES.values(), ids=OF_BYTES)
 def test_training_refuses_floats_with_advice(entry):
-    with pytest.raises(ValueError, match=r"\(255 \* images\)\.round\(\)\.astype\(np\.uint8\) if white is 1"):
+    with pytest.raises(ValueError, match=r"\(255\.0 \* images\)\.round\(\)\.astype\(np\.uint8\) if white is 1"):
         entry(IMAGES / 255, LABELS)
 
 

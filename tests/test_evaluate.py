@@ -301,5 +301,5 @@ def test_one_dark_image_among_others_is_read_and_images_of_0_and_1_are_refused()
     images[2] = np.arange(images[2].size).reshape(images[2].shape) % 2
     together, one_by_one = (model.logits(images, batch_size=size) for size in (4, 1))
     np.testing.assert_allclose(together, one_by_one, rtol=1e-4, atol=1e-5)
-    with pytest.raises(ValueError, match=r"not uint8 with pixels from 0 to 1: use 255 \* images"):
+    with pytest.raises(ValueError, match=r"not uint8 with pixels from 0 to 1: use \(255\.0 \* images"):
         model.evaluate(images // 128, labels)

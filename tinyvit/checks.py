@@ -55,17 +55,15 @@ def require_number(
         If the value is of another type or out of range.
     """
     types, noun = (int, "an integer") if integer else (int | float, "a number")
+    finite = integer or not isinstance(value, int | float) or abs(value) <= sys.float_info.max
     fits = isinstance(value, types) and not isinstance(value, bool) and minimum <= value <= maximum
-    too_large = fits and isinstance(value, int) and not integer and abs(value) > sys.float_info.max
-    if not fits or too_large or (below and value == maximum) or (above and value == minimum):
-        endless = below and maximum == math.inf and isinstance(value, float) and not math.isfinite(value)
-        if too_large or (endless and not integer):
-            noun = "a finite number"
+    fits = fits and (finite or isinstance(value, float))  # an integer beyond all floats cannot be computed with
+    if not fits or (below and value == maximum) or (above and value == minimum):
+        noun = "a finite number" if not finite and below and maximum == math.inf else noun
         start = "" if minimum == -math.inf else f" {'above' if above else 'from'} {minimum}"
         limit = f"{maximum:,}" if integer else f"{maximum}"
         end = "" if maximum == math.inf else f" to {'below ' if below else ''}{limit}"
-        found = f"an integer of {value.bit_length()} bits" if too_large else repr(value)
-        raise ValueError(f"{name} must be {noun}{start}{end}, not {found}")
+        raise ValueError(f"{name} must be {noun}{start}{end}, not {value!r:.60}")
 
 
 def require_scalar(name: str, value: object, minimum: float, maximum: float, **options: bool) -> None:
@@ -284,15 +282,11 @@ def as_images(
     ValueError
         If the shape, the dtype or a pixel does not fit.
     """
-    try:
-        array = as_array("images", images)
-    except TypeError:
-        first = next(iter(np.asarray(images).flat), None)
-        if isinstance(first, str | bytes | os.PathLike):
-            path = str(os.fsdecode(first))
-            text = f"images must be an array, not the path {path!r}: type tinyvit predict {path} in a shell"
-            raise TypeError(text) from None
-        raise
+    first = images[0] if isinstance(images, list | tuple) and images else images
+    if isinstance(first, str | bytes | os.PathLike):
+        path = os.fsdecode(first)
+        raise TypeError(f"images must be an array, not the path {path!r}: type tinyvit predict {path} in a shell")
+    array = as_array("images", images)
     dtype = array.dtype
     if not _is_shape_of_images(array.shape, shape, channels):
         expected = ", ".join(map(str, [*(shape or "RC"), *([channels] if channels and channels > 1 else [])]))
@@ -314,16 +308,12 @@ def as_images(
 
 def _dtype_advice(name, images):
     """Return the range of images of a wrong dtype, and how to convert them to uint8."""
-    if images.dtype.kind == "c":
-        return ""
-    low, high = float(images.min()), float(images.max())
-    whole = "" if images.dtype.kind in "biu" else ".round()"
+    low, high = float(images.real.min()), float(images.real.max())
     advice = "scale them so that black is 0 and white is 255"
     if low >= 0 and high <= 1:
-        values = f"(255 * {name}).round().astype(np.uint8)" if whole else f"255 * {name}.astype(np.uint8)"
-        advice = f"use {values} if white is 1"
+        advice = f"use (255.0 * {name}).round().astype(np.uint8) if white is 1"
     elif low >= 0 and high <= 255:
-        advice = f"use {name}{whole}.astype(np.uint8) if white is 255"
+        advice = f"use {name}.astype(np.uint8) if white is 255"
     return f" with pixels from {low:.7g} to {high:.7g}: {advice}"
 
 

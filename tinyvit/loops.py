@@ -33,7 +33,8 @@ def loop_with_sums(function):
     return loop(function, FLAGS | {"reassoc"})
 
 
-ZERO, HALF, ONE, NAN, LARGEST = *np.float32([0, 0.5, 1, np.nan]), np.finfo(np.float32).max
+ZERO, HALF, ONE = np.float32(0), np.float32(0.5), np.float32(1)
+NAN, LARGEST = np.float32(np.nan), np.finfo(np.float32).max
 
 
 # ---- GELU ----
@@ -109,6 +110,12 @@ def gelu_values(x, out):
 # ---- layer norm ----
 
 
+@inner
+def not_infinite(variance):
+    """Return a variance, with NaN for infinity, which would give an output of 0."""
+    return NAN if variance > LARGEST else variance
+
+
 @loop_with_sums
 def layer_norm_forward(x, w, b, epsilon, out, normalised, inverse_deviation):
     """Write the layer norm of x (N, D), and what the backward pass needs: (N, D) and (N, 1)."""
@@ -122,7 +129,7 @@ def layer_norm_forward(x, w, b, epsilon, out, normalised, inverse_deviation):
         for i in range(x.shape[1]):
             variance += (x[n, i] - mean) ** 2
         variance /= width
-        inverse = NAN if variance > LARGEST else ONE / np.sqrt(variance + epsilon)
+        inverse = ONE / np.sqrt(not_infinite(variance) + epsilon)
         inverse_deviation[n, 0] = inverse
         for i in range(x.shape[1]):
             normal = (x[n, i] - mean) * inverse
