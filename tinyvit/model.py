@@ -503,6 +503,10 @@ def loss_and_gradient(
     ------
     ValueError
         If the images or the targets do not fit the model.
+
+    Notes
+    -----
+    Unlike other functions, it accepts uint8 images whose maximum is 1, because one batch may be almost black.
     """
     targets = as_array("targets", targets)
     with arguments_checked():
@@ -704,8 +708,8 @@ def check_images(images: npt.ArrayLike, config: ViTConfig, wait: bool = False) -
     TypeError
         If `images` does not consist of numbers.
     ValueError
-        If the shape is not that of the model's images with B at least 1, the dtype is not uint8 or float, or a float
-        pixel is NaN, infinite or outside 0 to 1.
+        If the shape is not that of the model's images with B at least 1, the dtype is not uint8 or float, a float
+        pixel is NaN, infinite or outside 0 to 1, or the maximum of uint8 images is 1, which may mean white.
     """
     if not isinstance(config, ViTConfig):
         raise TypeError(f"config must be a ViTConfig, not {type(config).__name__}")
