@@ -16,9 +16,10 @@ import safetensors.numpy
 from damaged_files import opened, sealed
 from safetensors import safe_open
 
-from tinyvit.checkpoint import CheckpointError, load_arrays, load_model, parameter_count, save_arrays
-from tinyvit.classifier import VisionTransformer
+from tinyvit.checkpoint import CheckpointError, load_arrays, load_model, parameter_count, save_arrays, save_model
+from tinyvit.classifier import VisionTransformer, load_pretrained
 from tinyvit.model import ViTConfig, initialise
+from tinyvit.training.state import read_checkpoint
 
 CONFIG = ViTConfig(image_size=8, patch_size=4, width=8, depth=1, heads=2, mlp_width=12, classes=5, epsilon=1e-5)
 
@@ -300,3 +301,39 @@ def test_a_model_whose_arrays_do_not_fit_its_settings_is_refused(tmp_path, model
     save_arrays(tmp_path / "m", arrays, {"config": {**CONFIG.as_dict(), "heads": 3}})
     with pytest.raises(CheckpointError, match=r"its settings are not those of a model \(heads must divide width"):
         VisionTransformer.load(tmp_path / "m")
+
+
+@pytest.mark.parametrize("name", ["config", "adam_steps"])
+def test_a_name_that_would_make_the_file_unreadable_is_refused(model, tmp_path, name):
+    with pytest.raises(ValueError, match=f"info must not have the name '{name}'"):
+        model.save(tmp_path / "m", info={name: 1, "note": "x"})
+    assert not (tmp_path / "m").exists()
+    model.save(tmp_path / "m", info={"note": "x", "0" * 64: "0" * 64})  # like the place of the checksum
+    assert VisionTransformer.load(tmp_path / "m").config == CONFIG
+
+
+def test_weights_of_other_settings_are_not_saved(model, tmp_path):
+    with pytest.raises(ValueError, match="parameters must have the shapes of the model"):
+        save_model(tmp_path / "m", model.parameters, ViTConfig())
+
+
+@pytest.mark.parametrize("device", ["cpu", "gpu", "tpu", 0])
+def test_the_name_of_a_device_is_no_backend(model, tmp_path, device):
+    model.save(tmp_path / "m")
+    advice = re.escape(f"backend must be a tinyvit.backend.Backend, not {device!r}")
+    advice += re.escape(f": use tinyvit.gpu.get_backend({device!r})") if isinstance(device, str) else "$"
+    for load in (
+        lambda: load_model(tmp_path / "m", device),
+        lambda: VisionTransformer.load(tmp_path / "m", device),
+        lambda: load_pretrained(backend=device),
+    ):
+        with pytest.raises(TypeError, match=advice):
+            load()
+
+
+def test_a_path_may_be_bytes_and_another_object_is_named(model, tmp_path):
+    model.save(tmp_path / "m")
+    assert load_model(os.fsencode(tmp_path / "m"))[1] == CONFIG
+    for load in (load_model, load_arrays, read_checkpoint):
+        with pytest.raises(TypeError, match="path must be the path of a file or a folder, not None"):
+            load(None)

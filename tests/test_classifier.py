@@ -1,5 +1,6 @@
 """What a user holds: three lines to a trained model, and a model that says what it is."""
 
+import json
 import pydoc
 import re
 import signal
@@ -202,3 +203,27 @@ def test_ctrl_c_is_a_keyboard_interrupt():
     with pytest.raises(KeyboardInterrupt):
         tinyvit.train(images, np.arange(400) % 3, epochs=1000, model=SMALL, workers=1, verbose=0)
     interrupt.join()
+
+
+@pytest.mark.parametrize("workers", [1.5, "2", True, 0])
+def test_workers_are_an_integer(workers):
+    images, labels = np.zeros((4, 8, 8), np.uint8), np.zeros(4, int)
+    with pytest.raises(ValueError, match=r"^workers must be an integer from 1, not "):
+        tinyvit.train(images, labels, workers=workers)
+
+
+def test_numbers_of_numpy_are_settings():
+    images, labels = np.random.default_rng(0).integers(0, 256, (40, 8, 8), dtype=np.uint8), np.arange(40) % 3
+    runs = [
+        tinyvit.train(images, labels, epochs=epochs, workers=workers, seed=seed, model=SMALL, verbose=0)
+        for epochs, workers, seed in ((1, 1, 2), (np.int64(1), np.int32(1), np.uint8(2)))
+    ]
+    np.testing.assert_array_equal(runs[0].parameters.flat, runs[1].parameters.flat)
+    settings = TrainingConfig(learning_rate=np.float32(0.5), epochs=np.int64(3)).as_dict()
+    assert json.dumps(settings) == json.dumps(TrainingConfig(learning_rate=0.5, epochs=3).as_dict())
+
+
+def test_a_useful_learning_rate_is_named():
+    for rate in (0, 10, np.nan):
+        with pytest.raises(ValueError, match=r"^learning_rate \(usually below 0\.1\) must be a number above 0"):
+            TrainingConfig(learning_rate=rate)

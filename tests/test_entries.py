@@ -9,6 +9,8 @@ from tinyvit.evaluate import attention_rollout, evaluate, evaluation_of_logits, 
 from tinyvit.gpu import get_backend
 from tinyvit.model import (
     ViTConfig,
+    block_attention,
+    block_backward,
     block_forward,
     initialise,
     loss_and_gradient,
@@ -84,6 +86,8 @@ def test_lists_are_read_as_arrays(entry):
         (IMAGES.astype(np.int64), ValueError, r"images\.astype\(np\.uint8\)"),
         (IMAGES.astype(object), TypeError, "images must be an array of numbers"),
         (IMAGES > 5, ValueError, "images must be uint8"),
+        ((IMAGES > 5).astype(int).tolist(), ValueError, "if white is 1"),
+        (["a.png", "b.png"], TypeError, r"tinyvit predict a\.png"),
         ("digit.png", TypeError, r"tinyvit predict digit\.png"),
         ([[[1]], [[1, 2]]], ValueError, "equal lengths"),
         (None, TypeError, "images must be an array"),
@@ -92,6 +96,16 @@ def test_lists_are_read_as_arrays(entry):
 def test_other_images_are_refused_with_advice(entry, images, error, advice):
     with pytest.raises(error, match=advice):
         entry(images, LABELS)
+
+
+@pytest.mark.parametrize("entry", [entry for name, entry in ENTRIES.items() if name != "loss_and_gradient"])
+def test_bytes_of_only_0_and_1_are_refused(entry):
+    with pytest.raises(ValueError, match=r"use \(255\.0 \* images\)\.round\(\)\.astype\(np\.uint8\) if white is 1"):
+        entry((IMAGES > 127).astype(np.uint8), LABELS)
+
+
+def test_a_batch_of_a_training_may_be_almost_black():
+    assert np.isfinite(gradient(np.eye(4, dtype=np.uint8)[None], LABELS[:1])[0])
 
 
 def changed(index, value):
@@ -130,7 +144,7 @@ def test_float_pixels_from_0_to_1_are_read_as_bytes_are(entry):
 
 @pytest.mark.parametrize("entry", OF_BYTES.values(), ids=OF_BYTES)
 def test_training_refuses_floats_with_advice(entry):
-    with pytest.raises(ValueError, match=r"\(255 \* images\)\.round\(\)\.astype\(np\.uint8\) if white is 1"):
+    with pytest.raises(ValueError, match=r"\(255\.0 \* images\)\.round\(\)\.astype\(np\.uint8\) if white is 1"):
         entry(IMAGES / 255, LABELS)
 
 
@@ -236,6 +250,8 @@ def test_other_arguments_of_the_model_are_named():
         (lambda: vit_forward(IMAGES, PARAMETERS, PARAMETERS), TypeError, "config must be a ViTConfig"),
         (lambda: VisionTransformer(PARAMETERS, CONFIG), TypeError, "config must be a ViTConfig"),
         (lambda: vit_backward(logits, no_cache), TypeError, "the cache of vit_forward with with_cache=True"),
+        (lambda: block_attention(None), TypeError, "cache must be the cache of vit_forward, not None"),
+        (lambda: block_backward(logits, None, PARAMETERS, "blocks.0"), TypeError, "the cache of block_forward, not"),
         (lambda: vit_backward(logits[:1], cache), ValueError, "dlogits must have the shape"),
         (lambda: vit_backward(logits[:, :1], cache), ValueError, "dlogits must have the shape"),
         (lambda: vit_backward(logits.astype(np.float16), cache), TypeError, "dlogits must be float32 or float64"),

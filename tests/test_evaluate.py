@@ -20,7 +20,7 @@ from tinyvit.evaluate import (
     misclassified,
     patch_maps,
 )
-from tinyvit.model import ViTConfig, block_forward, initialise
+from tinyvit.model import ViTConfig, block_forward, initialise, vit_logits
 from tinyvit.ops import patch_embedding_forward
 
 SMALL = {"image_size": 6, "patch_size": 2, "width": 8, "heads": 2, "mlp_width": 12, "classes": 5}
@@ -116,9 +116,13 @@ def test_labels_that_do_not_fit_are_refused(labels, message):
 def test_other_arguments_that_do_not_fit_are_refused():
     model = random_model()
     images, labels = random_images(4, model.config)
-    for settings in ({"batch_size": 0}, {"workers": 0}):
-        with pytest.raises(ValueError, match="at least 1"):
-            model.evaluate(images, labels, **settings)
+    for name in ("batch_size", "workers"):
+        for value in (0, -1, 1.5, 2.0, "3", True, np.nan):
+            with pytest.raises(ValueError, match=f"^{name} must be an integer from 1, not "):
+                model.evaluate(images, labels, **{name: value})
+        assert len(model.evaluate(images, labels, **{name: np.int64(2)}).labels) == 4
+    with pytest.raises(ValueError, match=r"batch_size must be an integer from 1, not 1\.5"):
+        vit_logits(images, model.parameters, model.config, batch_size=1.5)
     with pytest.raises(ValueError, match=r"images must have the shape \(B, 6, 6\)"):
         model.evaluate(images[:, :5], labels)
     with pytest.raises(ValueError, match=r"images must have the shape \(B, 6, 6\)"):
@@ -289,3 +293,13 @@ def test_a_limit_of_mistakes_is_a_count(limit):
     with pytest.raises(ValueError, match="limit must be an integer from 0"):
         misclassified(random_evaluation(), limit)
     assert len(misclassified(random_evaluation(), 0)) == 0
+
+
+def test_one_dark_image_among_others_is_read_and_images_of_0_and_1_are_refused():
+    model = random_model()
+    images, labels = random_images(4, model.config)
+    images[2] = np.arange(images[2].size).reshape(images[2].shape) % 2
+    together, one_by_one = (model.logits(images, batch_size=size) for size in (4, 1))
+    np.testing.assert_allclose(together, one_by_one, rtol=1e-4, atol=1e-5)
+    with pytest.raises(ValueError, match=r"not uint8 with pixels from 0 to 1: use \(255\.0 \* images"):
+        model.evaluate(images // 128, labels)

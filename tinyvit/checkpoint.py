@@ -19,8 +19,9 @@ import safetensors.numpy
 from safetensors import SafetensorError
 
 from tinyvit.backend import Backend, to_host
+from tinyvit.checks import require_backend
 from tinyvit.files import write_atomically
-from tinyvit.model import ViTConfig
+from tinyvit.model import ViTConfig, check_parameters
 from tinyvit.parameters import Parameters
 from tinyvit.signatures import DOWNLOAD, PULL, broken_link, identify
 
@@ -69,6 +70,7 @@ def save_arrays(path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray], 
     (size,) = struct.unpack_from("<Q", content)  # a file begins with 8 bytes of size and a JSON header
     metadata = {"checksum": NO_CHECKSUM, "info": json.dumps(info)}
     header = json.dumps({"__metadata__": metadata, **json.loads(content[8 : 8 + size])}).encode()
+    # The checksum is the first entry, so its zeros come before any in the info or in the name of an array.
     header += b" " * (-len(header) % 8)  # the arrays begin at a multiple of 8 bytes
     before, after = (struct.pack("<Q", len(header)) + header).split(NO_CHECKSUM.encode(), 1)
     data = memoryview(content)[8 + size :]
@@ -99,7 +101,7 @@ def load_arrays(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], di
     -----
     Files of tinyvit 0.1 have no checksum. They are loaded, and the logger "tinyvit" gets a warning.
     """
-    path = Path(path)
+    path = as_path(path)
     content = _read(path)
     try:
         (size,) = struct.unpack_from("<Q", content)
@@ -110,23 +112,29 @@ def load_arrays(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], di
             if _checksum(view[:start], view[start + 64 :]) != checksum.encode():
                 raise ValueError("its content does not match its checksum")
         arrays = safetensors.numpy.load(content)
-        if not {"checksum", "info"} & set(metadata):
-            kind = f"a safetensors file of another program, with arrays such as {min(arrays, default='none')}"
-            raise CheckpointError(f"{path}: {kind}: {ADVICE}")
-        if set(metadata) not in ({"checksum", "info"}, {"info"}):
+        foreign = not {"checksum", "info"} & set(metadata)
+        if not foreign and set(metadata) not in ({"checksum", "info"}, {"info"}):
             raise ValueError("its metadata is not that of tinyvit")
-        info = json.loads(metadata["info"])
-    except CheckpointError:
-        raise
+        info = None if foreign else json.loads(metadata["info"])
     except (SafetensorError, struct.error, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         reason = f"{type(error).__name__}: {in_short(error)}"
         raise CheckpointError(f"{path}: not a complete tinyvit file ({reason}): copy or save it again") from error
+    if foreign:
+        kind = f"a safetensors file of another program, with arrays such as {min(arrays, default='none')}"
+        raise CheckpointError(f"{path}: {kind}: {ADVICE}")
     if reason := _not_finite(arrays):
         raise CheckpointError(f"{path}: {reason}: give another file")
     if checksum is None:
         text = "note: %s has no checksum, so that damage could remain unnoticed; to add one, save it again"
         logging.getLogger("tinyvit").warning(text, path)
     return arrays, info
+
+
+def as_path(path: Any) -> Path:
+    """Return a path of any kind as a `Path`. Raise `TypeError` for another object."""
+    if not isinstance(path, str | bytes | os.PathLike):
+        raise TypeError(f"path must be the path of a file or a folder, not {path!r:.40}")
+    return Path(os.fsdecode(path))
 
 
 def _checksum(*parts):
@@ -224,15 +232,18 @@ def save_model(
     config : ViTConfig
         The settings of the model.
     info : dict, optional
-        Further metadata that JSON can represent.
+        Further metadata that JSON can represent, under other names than "config" and "adam_steps".
 
     Raises
     ------
     ValueError
-        If a weight is NaN or infinite.
+        If a weight is NaN or infinite, the weights do not fit the settings, or a name in `info` is reserved.
     OSError
         If the file cannot be written.
     """
+    check_parameters("parameters", parameters, config.shapes())
+    if reserved := sorted({"config", "adam_steps"} & set(info or {})):
+        raise ValueError(f"info must not have the name {reserved[0]!r}, which tinyvit uses: give another name")
     save_arrays(path, dict(parameters), {"config": config.as_dict(), **(info or {})})
 
 
@@ -259,9 +270,11 @@ def load_model(path: str | os.PathLike[str], backend: Backend | None = None) -> 
     CheckpointError
         If the file is missing or damaged, its arrays do not fit its settings, or a weight is not finite.
     """
+    require_backend(backend)
+    path = as_path(path)
     arrays, info = load_arrays(path)
     if isinstance(info, dict) and "adam_steps" in info:
-        advice = _advice_on_folder(Path(path).parent)
+        advice = _advice_on_folder(path.parent)
         raise CheckpointError(f"{path}: the checkpoint of a run, not a model: {advice}")
     try:
         config = ViTConfig(**info["config"])  # the metadata of another program's file may be any JSON

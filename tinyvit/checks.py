@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from tinyvit.backend import to_host
+from tinyvit.backend import Backend, to_host
 
 EXCESS = 1e-4  # pixels may leave the range from 0 to 1 by this much, by rounding or in a gradient check
 Class = TypeVar("Class", bound=Any)
@@ -55,12 +55,15 @@ def require_number(
         If the value is of another type or out of range.
     """
     types, noun = (int, "an integer") if integer else (int | float, "a number")
+    finite = integer or not isinstance(value, int | float) or abs(value) <= sys.float_info.max
     fits = isinstance(value, types) and not isinstance(value, bool) and minimum <= value <= maximum
+    fits = fits and (finite or isinstance(value, float))  # an integer beyond all floats cannot be computed with
     if not fits or (below and value == maximum) or (above and value == minimum):
+        noun = "a finite number" if not finite and below and maximum == math.inf else noun
         start = "" if minimum == -math.inf else f" {'above' if above else 'from'} {minimum}"
         limit = f"{maximum:,}" if integer else f"{maximum}"
         end = "" if maximum == math.inf else f" to {'below ' if below else ''}{limit}"
-        raise ValueError(f"{name} must be {noun}{start}{end}, not {value!r}")
+        raise ValueError(f"{name} must be {noun}{start}{end}, not {value!r:.60}")
 
 
 def require_scalar(name: str, value: object, minimum: float, maximum: float, **options: bool) -> None:
@@ -68,6 +71,27 @@ def require_scalar(name: str, value: object, minimum: float, maximum: float, **o
     if type(value) is not float or not minimum < value < maximum or options.get("integer"):  # mostly one comparison
         value = value.item() if isinstance(value, np.generic) else value
         require_number(name, value, minimum, maximum, **options)
+
+
+def require_backend(value: object) -> None:
+    """Raise `TypeError` unless an argument is a backend or None, for example if it is the name of a device."""
+    if not isinstance(value, Backend | None):
+        advice = f": use tinyvit.gpu.get_backend({value!r})" if isinstance(value, str) else ""
+        raise TypeError(f"backend must be a tinyvit.backend.Backend, not {value!r:.40}{advice}")
+
+
+def python_numbers(value: Any) -> Any:
+    """Return a setting with NumPy's numbers and arrays as Python's numbers and lists. Only these fit into JSON."""
+    if isinstance(value, np.ndarray | np.generic):
+        return value.tolist()
+    return type(value)(map(python_numbers, value)) if type(value) in (tuple, list) else value
+
+
+def require_cache(cache: Any, count: int, forward: str) -> Any:
+    """Return a cache of a forward pass, after checking that it is a tuple with `count` members."""
+    if not isinstance(cache, tuple | list) or len(cache) != count:
+        raise TypeError(f"cache must be the cache of {forward}, not {cache!r:.40}")
+    return cache
 
 
 def require_divisor(name: str, value: Any, of: str, *lengths: int) -> None:
@@ -151,7 +175,9 @@ def _check_arrays(form, kinds):
             continue
         device = _device_of(kind)
         if device is None:
-            raise TypeError(f"{name} must be a NumPy or CuPy array, not {kind.__name__}: use np.asarray({name})")
+            advice = "" if kind is type(None) else f": use np.asarray({name})"
+            advice = f": use {name}.filled(0)" if issubclass(kind, np.ma.MaskedArray) else advice
+            raise TypeError(f"{name} must be a NumPy or CuPy array, not {kind.__name__}{advice}")
         if dtype not in FLOATS:
             raise TypeError(f"{name} must be float32 or float64, not {dtype}: use {name}.astype(np.float32)")
         first = first or (name, device)
@@ -166,7 +192,9 @@ def _check_arrays(form, kinds):
             if axis.isidentifier() or axis == "...":
                 sizes.setdefault(axis, length)
             expected = sizes[axis] if axis in sizes else eval(axis, {}, sizes)  # only the text of a form gets here
-            fits = fits and length == expected and (length != 0 or axis in ("B", "N"))
+            if length == expected == 0 and axis not in ("B", "N"):
+                raise ValueError(f"{name} must have the shape ({shape}) with {axis} at least 1, not {actual}")
+            fits = fits and length == expected
         if not fits:
             known = ", ".join(f"{axis} = {size}" for axis, size in sizes.items() if axis in shape)
             where = f" for {known}" if known else ""
@@ -227,7 +255,7 @@ def as_images(
     """Check images and return them as an array.
 
     Lists and other objects that NumPy converts to integers from 0 to 255 become uint8. An array of another integer
-    dtype is an error.
+    dtype is an error. So are integers whose maximum is 1, which may mean white or almost black.
 
     Parameters
     ----------
@@ -254,8 +282,9 @@ def as_images(
     ValueError
         If the shape, the dtype or a pixel does not fit.
     """
-    if isinstance(images, str | bytes | os.PathLike):
-        path = os.fsdecode(images)
+    first = images[0] if isinstance(images, list | tuple) and images else images
+    if isinstance(first, str | bytes | os.PathLike):
+        path = os.fsdecode(first)
         raise TypeError(f"images must be an array, not the path {path!r}: type tinyvit predict {path} in a shell")
     array = as_array("images", images)
     dtype = array.dtype
@@ -263,18 +292,29 @@ def as_images(
         expected = ", ".join(map(str, [*(shape or "RC"), *([channels] if channels and channels > 1 else [])]))
         advice = _shape_advice(array.shape, shape, channels)
         raise ValueError(f"images must have the shape (B, {expected}) with B at least 1, not {array.shape}{advice}")
-    if dtype.kind in "iu" and array is not images and array.min() >= 0 and array.max() <= 255 and array.max() != 1:
-        return array.astype(np.uint8)  # if the largest number is 1, it may mean white or almost black
+    if dtype.kind in "iu" and array is not images and array.min() >= 0 and array.max() <= 255:
+        array = array.astype(np.uint8)
+    on_cpu = _device_of(type(array)) == "CPU"
+    seen = array is images and _checked.get()  # one batch of a data set may be almost black
     if dtype.kind == "f" and not bytes_only:
-        if wait or _device_of(type(array)) == "CPU":
+        if wait or on_cpu:
             _require_unit_range(array)
-    elif dtype != np.uint8:
+    elif array.dtype != np.uint8 or ((wait or on_cpu) and not seen and array.max() == 1):
         expected = "uint8 (0 to 255)" if bytes_only else "uint8 (0 to 255) or float (0 to 1)"
-        raise ValueError(
-            f"images must be {expected}, not {dtype}: use images.astype(np.uint8) if white is 255, or "
-            "(255 * images).round().astype(np.uint8) if white is 1"
-        )
+        name = "images" if array is images else "np.asarray(images)"
+        raise ValueError(f"images must be {expected}, not {dtype}{_dtype_advice(name, to_host(array))}")
     return array
+
+
+def _dtype_advice(name, images):
+    """Return the range of images of a wrong dtype, and how to convert them to uint8."""
+    low, high = float(images.real.min()), float(images.real.max())
+    advice = "scale them so that black is 0 and white is 255"
+    if low >= 0 and high <= 1:
+        advice = f"use (255.0 * {name}).round().astype(np.uint8) if white is 1"
+    elif low >= 0 and high <= 255:
+        advice = f"use {name}.astype(np.uint8) if white is 255"
+    return f" with pixels from {low:.7g} to {high:.7g}: {advice}"
 
 
 def _is_shape_of_images(found, shape, channels):
@@ -314,6 +354,8 @@ def _require_unit_range(images):
     low, high = pixels[index].min(), pixels[index].max()
     if not np.isfinite(pixels[index]).all():
         problem = "has pixels that are NaN or infinite: replace them"
+    elif low >= -0.1 and high <= 1.1:  # as after interpolation
+        problem = f"has pixels from {low:g} to {high:g}: use np.clip(images, 0, 1)"
     elif low >= 0:
         problem = f"has pixels from {low:g} to {high:g}: divide by 255 if white is 255"
     else:

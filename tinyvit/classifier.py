@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from tinyvit.backend import Backend, array_module
 from tinyvit.checkpoint import load_model, save_model
-from tinyvit.checks import as_images, as_labels
+from tinyvit.checks import as_images, as_labels, require_scalar
 from tinyvit.evaluate import Evaluation, evaluate, parallel_logits
 from tinyvit.gpu import get_backend
 from tinyvit.model import ViTConfig, check_parameters
@@ -265,6 +265,9 @@ def train(
     """
     images = as_images(images, bytes_only=True)
     labels = as_labels(labels, len(images))
+    if workers is not None:
+        require_scalar("workers", workers, minimum=1, maximum=math.inf, integer=True)
+        workers = int(workers)
     settings = RECIPES.get(recipe) if isinstance(recipe, str) else recipe
     if settings is None:
         names = ", ".join(map(repr, RECIPES))

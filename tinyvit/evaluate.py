@@ -18,7 +18,7 @@ from tinyvit.backend import (
     to_host,
     use_loops_for_many,
 )
-from tinyvit.checks import as_array, as_labels, require_scalar
+from tinyvit.checks import arguments_checked, as_array, as_labels, require_scalar
 from tinyvit.model import ViTConfig, block_attention, check_inputs, vit_forward, vit_logits
 from tinyvit.ops import cross_entropy_forward, softmax_forward
 from tinyvit.parameters import Parameters
@@ -155,8 +155,8 @@ def parallel_logits(
     images = check_inputs(images, parameters, config, wait=True)
     on_cpu = array_module(parameters.flat) is np
     batch_size = (CHUNK if on_cpu else GPU_CHUNK) if batch_size is None else batch_size
-    if batch_size < 1 or (workers is not None and workers < 1):
-        raise ValueError(f"batch_size and workers must be at least 1, not {batch_size} and {workers}")
+    for name, value in (("batch_size", batch_size), ("workers", 1 if workers is None else workers)):
+        require_scalar(name, value, minimum=1, maximum=math.inf, integer=True)
     starts = range(0, len(images), batch_size)
     several = on_cpu and len(starts) > 1
     threads = min(available_cores() if workers is None else workers, len(starts)) if several else 1
@@ -164,6 +164,7 @@ def parallel_logits(
     with ExitStack() as stack:
         stack.enter_context(one_blas_thread())
         stack.enter_context(use_loops_for_many(len(images)))
+        stack.enter_context(arguments_checked())
         context = contextvars.copy_context()  # each thread gets the caller's choice of loops and of NumPy's warnings
 
         def chunk_logits(start):

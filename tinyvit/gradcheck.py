@@ -26,6 +26,12 @@ Forward = Callable[..., tuple[np.ndarray, Any]]  # forward(*inputs) -> out, cach
 Backward = Callable[[np.ndarray, Any], Any]  # backward(dout, cache) -> a gradient, or a tuple or list of them
 
 STEP = 1e-5  # the truncation error is about step**2 and the rounding error about 1e-16 / step, so both are small
+RIGHT = 1e-7  # largest error of a right backward pass
+REPETITIONS = 50  # a forward pass with rare random changes gives another result in one of so many
+TWO_RESULTS = (
+    "forward returned two results for the same inputs: switch dropout off, or create the random generator "
+    "with a fixed seed inside forward"
+)
 SMALLEST = 1e-4  # least denominator of a relative error, because rounding dominates gradients of smaller norms
 
 
@@ -45,7 +51,8 @@ def gradient_error(
     backward : callable
         Backward pass. ``backward(dout, cache)`` returns the gradients of all inputs in order, or the only gradient.
     inputs : list of ndarray
-        Float64 arrays. They should be small, because `forward` runs twice for each of their elements.
+        Float64 arrays. They should be small, because `forward` runs twice for each of their elements, and 50 times
+        more if an error is large.
     rng : int or numpy.random.Generator, default 0
         Seed or generator for `dout`.
     step : float, default 1e-5
@@ -66,9 +73,14 @@ def gradient_error(
     AssertionError
         If a pass wrote into its inputs, `dout`, `out` or the cache.
     """
-    dout, analytical = analytical_gradients(forward, backward, inputs, rng=rng)
+    out, dout, analytical = _analytical(forward, backward, inputs, rng)
     numerical = numerical_gradients(forward, inputs, dout, step=step)
-    return [relative_error(a, n) for a, n in zip(analytical, numerical, strict=True)]
+    pairs = list(zip(map(to_host, analytical), numerical, strict=True))
+    errors = [relative_error(a, n) for a, n in pairs]
+    if RIGHT < max(errors) < math.inf:
+        difference = max(float(np.linalg.norm(a - n)) for a, n in pairs)
+        _require_one_result(forward, inputs, out, dout, 2 * step * difference)
+    return errors
 
 
 def directional_error(
@@ -117,14 +129,14 @@ def directional_error(
     require_number("directions", directions, minimum=1, maximum=math.inf, integer=True)
     require_scalar("step", step, minimum=0, maximum=math.inf, above=True, below=True)
     rng = _generator(rng)
-    dout, gradients = analytical_gradients(forward, backward, inputs, rng=rng)
+    out, dout, gradients = _analytical(forward, backward, inputs, rng)
     gradients = [to_host(gradient) for gradient in gradients]
     if not all(np.isfinite(gradient).all() for gradient in gradients):
         return math.inf
     # Directions are random signs. The derivative along one has the root mean square |gradient|, but it can be nearly
     # zero by chance, so the error is divided by |gradient| instead.
     norm = math.sqrt(sum((gradient**2).sum() for gradient in gradients))
-    worst = 0.0
+    worst = largest = 0.0
     for _ in range(directions):
         signs = [rng.choice([-1.0, 1.0], x.shape) for x in inputs]
         analytical = sum(float((g * s).sum()) for g, s in zip(gradients, signs, strict=True))
@@ -134,7 +146,11 @@ def directional_error(
         numerical = float(((above - below) * dout).sum()) / (2 * step)
         if not math.isfinite(numerical):
             return math.inf
-        worst = max(worst, abs(analytical - numerical) / max(norm, abs(numerical), SMALLEST))
+        difference = abs(analytical - numerical)
+        worst = max(worst, difference / max(norm, abs(numerical), SMALLEST))
+        largest = max(largest, difference)
+    if worst > RIGHT:
+        _require_one_result(forward, inputs, out, dout, 2 * step * largest)
     return worst
 
 
@@ -208,6 +224,11 @@ def analytical_gradients(
     AssertionError
         If a pass wrote into its inputs, `dout`, `out` or the cache.
     """
+    return _analytical(forward, backward, inputs, rng)[1:]
+
+
+def _analytical(forward, backward, inputs, rng):
+    """Return out as a NumPy array, dout and the gradients, after the checks of `analytical_gradients`."""
     if not isinstance(inputs, list | tuple) or not inputs:
         raise TypeError(f"inputs must be a list of float64 arrays, not {inputs!r:.40}: use [x] for one array")
     for i, x in enumerate(inputs):
@@ -224,10 +245,7 @@ def analytical_gradients(
     first = np.array(to_host(out))
     second = to_host(_run(forward, inputs)[0])
     if first.shape != second.shape or not np.allclose(first, second, rtol=1e-9, atol=1e-12, equal_nan=True):
-        raise ValueError(
-            "forward returned two results for the same inputs: switch dropout off, or create the random generator "
-            "with a fixed seed inside forward"
-        )
+        raise ValueError(TWO_RESULTS)
 
     dout = array_module(inputs[0]).asarray(_generator(rng).standard_normal(out.shape))
     watched |= {"dout": dout, "out": out} | dict(_arrays(cache, "cache"))
@@ -246,7 +264,18 @@ def analytical_gradients(
             f"backward returned gradients of shapes {found} for inputs of shapes {expected}: "
             "return one gradient per input, in the order of the inputs"
         )
-    return dout, gradients
+    return first, dout, gradients
+
+
+def _require_one_result(forward, inputs, first, dout, difference):
+    """Raise `ValueError` if repeated forward passes differ so much that this explains a difference of sums.
+
+    `difference` is that of ``sum(out * dout)`` which belongs to the error of the gradient. Rounding is far smaller.
+    """
+    for _ in range(REPETITIONS):
+        out = to_host(_run(forward, inputs)[0])
+        if out.shape != first.shape or abs(((out - first) * to_host(dout)).sum()) > 0.01 * difference:
+            raise ValueError(TWO_RESULTS)
 
 
 def relative_error(a: npt.ArrayLike, b: npt.ArrayLike) -> float:
@@ -284,7 +313,11 @@ def _run(forward, inputs):
 
 def _generator(rng: int | np.random.Generator) -> np.random.Generator:
     """Return a generator. It differs from ``default_rng(rng)``, which may have drawn the inputs already."""
-    return rng if isinstance(rng, np.random.Generator) else np.random.default_rng([*b"dout", rng])
+    if isinstance(rng, np.random.Generator):
+        return rng
+    if not isinstance(rng, int | np.integer) or rng < 0:
+        raise ValueError(f"rng must be a seed from 0 or a numpy.random.Generator, not {rng!r}")
+    return np.random.default_rng([*b"dout", rng])
 
 
 def _arrays(cache: Any, name: str) -> Iterator[tuple[str, np.ndarray]]:

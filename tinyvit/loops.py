@@ -33,7 +33,8 @@ def loop_with_sums(function):
     return loop(function, FLAGS | {"reassoc"})
 
 
-ZERO, HALF, ONE, LARGEST = np.float32(0), np.float32(0.5), np.float32(1), np.finfo(np.float32).max
+ZERO, HALF, ONE = np.float32(0), np.float32(0.5), np.float32(1)
+NAN, LARGEST = np.float32(np.nan), np.finfo(np.float32).max
 
 
 # ---- GELU ----
@@ -78,23 +79,41 @@ def normal_density(x):
     return ZERO if abs(x) > LIMIT else e * DENSITY_AT_0
 
 
+@inner
+def above(x):
+    """Return x, with the least finite number for minus infinity, because minus infinity times 0 is NaN."""
+    return -LARGEST if x < -LARGEST else x
+
+
+@inner
+def finite(x):
+    """Return x, with finite numbers for both infinities."""
+    return LARGEST if x > LARGEST else above(x)
+
+
 @loop
 def gelu_forward(x, out, derivative):
     """Write x * cdf(x) and its derivative for x (N,)."""
     for i in range(x.shape[0]):
         cdf = normal_cdf(x[i])
-        out[i] = x[i] * cdf
-        derivative[i] = cdf + x[i] * normal_density(x[i])
+        out[i] = above(x[i]) * cdf
+        derivative[i] = cdf + finite(x[i]) * normal_density(x[i])
 
 
 @loop
 def gelu_values(x, out):
     """Write x * cdf(x) for x (N,)."""
     for i in range(x.shape[0]):
-        out[i] = x[i] * normal_cdf(x[i])
+        out[i] = above(x[i]) * normal_cdf(x[i])
 
 
 # ---- layer norm ----
+
+
+@inner
+def not_infinite(variance):
+    """Return a variance, with NaN for infinity, which would give an output of 0."""
+    return NAN if variance > LARGEST else variance
 
 
 @loop_with_sums
@@ -110,7 +129,7 @@ def layer_norm_forward(x, w, b, epsilon, out, normalised, inverse_deviation):
         for i in range(x.shape[1]):
             variance += (x[n, i] - mean) ** 2
         variance /= width
-        inverse = ONE / np.sqrt(variance + epsilon)
+        inverse = ONE / np.sqrt(not_infinite(variance) + epsilon)
         inverse_deviation[n, 0] = inverse
         for i in range(x.shape[1]):
             normal = (x[n, i] - mean) * inverse

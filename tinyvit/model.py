@@ -14,7 +14,18 @@ import numpy as np
 import numpy.typing as npt
 
 from tinyvit.backend import array_module, to_host
-from tinyvit.checks import FLOATS, arguments_checked, as_array, as_images, by_identity, require_arrays, require_number
+from tinyvit.checks import (
+    FLOATS,
+    arguments_checked,
+    as_array,
+    as_images,
+    by_identity,
+    python_numbers,
+    require_arrays,
+    require_cache,
+    require_number,
+    require_scalar,
+)
 from tinyvit.memory import Workspace
 from tinyvit.ops import (
     class_attention_backward,
@@ -96,6 +107,8 @@ class ViTConfig:
     class_names: Sequence[str] | None = None
 
     def __post_init__(self):
+        for name, value in vars(self).items():
+            object.__setattr__(self, name, python_numbers(value))
         for name in ("channels", "width", "depth", "heads", "mlp_width", "classes"):
             require_number(name, getattr(self, name), minimum=1, maximum=100_000, integer=True)
         for name in ("image_size", "patch_size"):
@@ -490,6 +503,10 @@ def loss_and_gradient(
     ------
     ValueError
         If the images or the targets do not fit the model.
+
+    Notes
+    -----
+    Unlike other functions, it accepts uint8 images whose maximum is 1, because one batch may be almost black.
     """
     targets = as_array("targets", targets)
     with arguments_checked():
@@ -580,6 +597,7 @@ def block_backward(dout: np.ndarray, cache: BlockCache, gradients: Parameters, n
     ndarray of shape (B, T, D)
         Gradient of `x`.
     """
+    require_cache(cache, 7, "block_forward")
     # out = x + fc2(gelu(fc1(norm2(x))))
     dactive, _, _ = linear_backward(dout, cache.fc2, *gradients.pair(f"{name}.mlp.fc2"))
     dhidden = gelu_backward(dactive, cache.gelu)
@@ -615,6 +633,7 @@ def block_attention(cache: ModelCache) -> list[np.ndarray]:
     list of ndarray
         Weights of shape (B, H, T, T) per block, and of shape (B, H, 1, T) for the last one.
     """
+    require_cache(cache, 5, "vit_forward")
     weights = [block.attention.attention.weights for block in cache.blocks]
     return [
         w[:, :, None] if block.class_only else w for w, block in zip(weights, cache.blocks, strict=True)
@@ -654,8 +673,7 @@ def vit_logits(
     xp = array_module(parameters.flat)
     if batch_size is None:
         batch_size = max(1, 544 // config.tokens) if xp is np else len(images)
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, not {batch_size}")
+    require_scalar("batch_size", batch_size, minimum=1, maximum=math.inf, integer=True)
     chunks = (xp.asarray(images[i : i + batch_size]) for i in range(0, len(images), batch_size))
     # An overflow makes a logit infinite or NaN, which raises an error below, so NumPy's warning is not needed.
     with Workspace(), arguments_checked(), np.errstate(over="ignore", invalid="ignore"):
@@ -690,8 +708,8 @@ def check_images(images: npt.ArrayLike, config: ViTConfig, wait: bool = False) -
     TypeError
         If `images` does not consist of numbers.
     ValueError
-        If the shape is not that of the model's images with B at least 1, the dtype is not uint8 or float, or a float
-        pixel is NaN, infinite or outside 0 to 1.
+        If the shape is not that of the model's images with B at least 1, the dtype is not uint8 or float, a float
+        pixel is NaN, infinite or outside 0 to 1, or the maximum of uint8 images is 1, which may mean white.
     """
     if not isinstance(config, ViTConfig):
         raise TypeError(f"config must be a ViTConfig, not {type(config).__name__}")

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor, wait
 import numpy as np
 
 from tinyvit.backend import array_module, loops_for
-from tinyvit.checks import require_arrays, require_number, require_scalar
+from tinyvit.checks import require_arrays, require_scalar
 from tinyvit.parameters import Parameters
 
 
@@ -95,7 +95,7 @@ class Adam:
         ValueError
             If `threads` is below 1.
         """
-        require_number("threads", threads, minimum=1, maximum=math.inf, integer=True)
+        require_scalar("threads", threads, minimum=1, maximum=math.inf, integer=True)
         count = len(self._scratch)
         edges = [count * i // threads for i in range(threads + 1)]
         self._parts = [slice(start, stop) for start, stop in itertools.pairwise(edges)]
@@ -118,7 +118,7 @@ class Adam:
         TypeError
             If an array is of another dtype than float32 and float64.
         ValueError
-            If an array is of another shape, or the learning rate is negative or not finite.
+            If an array is of another shape, `flat` is read-only, or the learning rate is negative or not finite.
         ArithmeticError
             On a CPU, if the square of a finite element overflows, which happens from 1.8e19 in float32. With an
             infinite second moment, the parameter would never change again. Other parameters may have been updated. On
@@ -126,6 +126,8 @@ class Adam:
         """
         require_arrays("first_moment (P), flat (P), gradient (P)", self.first_moment, flat, gradient)
         require_scalar("learning_rate", learning_rate, minimum=0, maximum=math.inf, below=True)
+        if not getattr(flat.flags, "writeable", True):  # before the moments change; CuPy has no such flag
+            raise ValueError("flat is read-only, but a step updates it in place: give a copy, flat.copy()")
         self.steps += 1
         if self._pool is None:
             self._update(flat, gradient, learning_rate, part=slice(None))

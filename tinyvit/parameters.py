@@ -24,7 +24,7 @@ class Parameters(Mapping[str, np.ndarray]):
     Raises
     ------
     ValueError
-        If `flat` has another shape.
+        If `flat` has another shape, or a shape has a negative length.
 
     Notes
     -----
@@ -35,6 +35,9 @@ class Parameters(Mapping[str, np.ndarray]):
     def __init__(self, shapes: Mapping[str, tuple[int, ...]], flat: np.ndarray) -> None:
         flat = as_array("flat", flat)
         shapes = {name: tuple(shape) for name, shape in shapes.items()}
+        for length in {length for shape in shapes.values() for length in shape}:
+            if not isinstance(length, int | np.integer) or length < 0:
+                raise ValueError(f"shapes must consist of integers from 0, but one contains {length!r}")
         sizes = [math.prod(shape) for shape in shapes.values()]
         if flat.shape != (sum(sizes),):
             raise ValueError(f"the shapes need a flat array of shape ({sum(sizes)},), not {flat.shape}")

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from strategies import VALUES, assert_float32_agrees
 
+from tinyvit.backend import use_loops
 from tinyvit.ops import gelu_forward, gelu_tanh_forward
 from tinyvit.ops.gelu import _LARGEST_SQUARE, _TANH_SERIES, normal_cdf
 
@@ -67,6 +68,20 @@ def test_the_polynomial_far_out():
     assert cdf32([0.0, -0.0]).tolist() == [0.5, 0.5]
     assert cdf32([np.inf, -np.inf]).tolist() == [1, 0]
     assert np.isnan(cdf32([np.nan, 1])).tolist() == [True, False]
+
+
+@pytest.mark.parametrize("forward", FORMS)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("loops", ["off", "auto"])
+def test_the_limits_of_gelu(forward, dtype, loops):
+    x = np.array([-np.inf, np.inf, np.nan, -1e13, 1e13, -1e20, 1e20, 0, -np.inf], dtype)
+    with use_loops(loops), np.errstate(over="ignore"):
+        for out in (forward(x)[0], forward(x, with_cache=False)[0]):
+            np.testing.assert_array_equal(out, np.where(x < 0, 0, x))
+        np.testing.assert_array_equal(forward(x)[1], [0, 1, np.nan, 0, 1, 0, 1, 0.5, 0])
+        ordinary = dtype([-2, 0.5, 40, -41, 3])
+        for got, expected in zip(forward(np.append(ordinary, dtype(-np.inf))), forward(ordinary), strict=True):
+            np.testing.assert_allclose(got[:-1], expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize("forward", FORMS)

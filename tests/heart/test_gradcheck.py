@@ -1,5 +1,6 @@
 """The gradient check itself: it sees what is right, and above all what is wrong."""
 
+import contextlib
 import math
 import re
 
@@ -200,6 +201,55 @@ def test_a_forward_that_depends_on_earlier_calls_is_named(check):
         check(forward, lambda dout, cache: dout, [normal(0, (3,))])
 
 
+def directional(*arguments):
+    return [directional_error(*arguments)]
+
+
+@pytest.mark.parametrize("check", [gradient_error, directional])
+def test_a_rare_random_change_is_never_a_wrong_backward(check):
+    def forward(x):
+        mask = rng.random(x.shape) >= 0.05
+        return x * mask, mask
+
+    errors = []
+    for seed in range(100):
+        rng = np.random.default_rng(seed)
+        with contextlib.suppress(ValueError):
+            errors += check(forward, lambda dout, mask: dout * mask, [normal(seed, (2, 3))])
+    assert max(errors, default=0) < 1e-7
+    assert len(errors) < 40
+
+
+@pytest.mark.parametrize("check", [gradient_error, directional])
+def test_noise_that_is_small_beside_the_output_is_named(check):
+    rng = np.random.default_rng(0)
+    with pytest.raises(ValueError, match="two results for the same inputs"):
+        check(lambda x: (1e9 + x + 1e-3 * rng.random(3), None), lambda dout, cache: dout, [np.ones(3)])
+    # The same backward is wrong if only rounding changes the results.
+    forward = lambda x: (2 * x + 1e-15 * rng.random(3), None)  # noqa: E731
+    assert max(check(forward, lambda dout, cache: dout, [np.ones(3)])) > 0.1
+
+
+@pytest.mark.parametrize("check", [gradient_error, directional])
+@pytest.mark.parametrize("last", [2, 3, 4])
+def test_a_forward_that_changes_after_some_calls_is_named(check, last):
+    calls = []
+
+    def forward(x):
+        calls.append(x)
+        return x * (1 if len(calls) <= last else 2), None
+
+    with pytest.raises(ValueError, match="two results for the same inputs"):
+        check(forward, lambda dout, cache: dout, [normal(0, (3,))])
+
+
+@pytest.mark.parametrize("rng", [None, "a", -1, 1.5])
+def test_another_seed_is_refused(rng):
+    for check in (gradient_error, directional_error):
+        with pytest.raises(ValueError, match=r"rng must be a seed from 0 or a numpy\.random\.Generator"):
+            check(product_forward, product_backward, normal(0, (3,), (3,)), rng=rng)
+
+
 @pytest.mark.parametrize("change", [1e-12, -1e-12, 1e-6, -1e-6])
 @pytest.mark.parametrize("size", [0.0, 1.0, 1e6])
 def test_results_that_differ_only_by_rounding_are_one_result(size, change):
@@ -291,7 +341,7 @@ def test_inputs_are_a_list(check, inputs):
 @pytest.mark.parametrize("step", [0, -1e-5, math.nan, math.inf, "1e-5", None])
 def test_a_step_is_a_positive_number(step):
     for check in (gradient_error, directional_error):
-        with pytest.raises(ValueError, match="step must be a number above 0"):
+        with pytest.raises(ValueError, match=r"step must be a (finite )?number above 0"):
             check(product_forward, product_backward, normal(0, (3,), (3,)), step=step)
 
 

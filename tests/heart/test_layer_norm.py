@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from operations import out_and_gradients
 from strategies import SHAPES, normal, seeds
 
+from tinyvit.backend import use_loops
 from tinyvit.gradcheck import gradient_error
 from tinyvit.ops import layer_norm_backward, layer_norm_forward
 
@@ -67,3 +68,12 @@ def test_a_slice_of_a_wider_array_gives_the_same_as_a_copy():
     expected = out_and_gradients(pair, [x[:, 0].copy(), w, b], (), dout)
     for a, b in zip(got, expected, strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("loops", ["off", "auto"])
+@pytest.mark.parametrize(("dtype", "size"), [(np.float32, 1e20), (np.float64, 1e160)])
+def test_a_variance_that_overflows_gives_nan_and_no_zeros(loops, dtype, size):
+    x = np.array([[1, 2, 4], [size, -size, 0], [4, 2, 1]], dtype)
+    with use_loops(loops), np.errstate(all="ignore"):
+        out, _ = layer_norm_forward(x, np.ones(3, dtype), np.zeros(3, dtype))
+    np.testing.assert_array_equal(np.isnan(out), [[False] * 3, [True] * 3, [False] * 3])

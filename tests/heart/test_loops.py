@@ -213,7 +213,10 @@ def test_special_values_keep_their_meaning(special):
         for place in (0, 15, 16, 32):
             damaged = x.copy()
             damaged[1, place] = special
-            for mine, theirs in zip(run_gelu(damaged.ravel()), reference_gelu(damaged.ravel()), strict=True):
+            near = np.clip(damaged.ravel(), -40, 40)  # here the reference does not multiply infinity by 0
+            out, derivative = reference_gelu(near)
+            expected = np.where(damaged.ravel() > 40, damaged.ravel(), out), derivative
+            for mine, theirs in zip(run_gelu(damaged.ravel()), expected, strict=True):
                 np.testing.assert_array_equal(np.isfinite(mine), np.isfinite(theirs))
                 np.testing.assert_array_equal(np.isnan(mine), np.isnan(theirs))
             for mine, theirs in zip(

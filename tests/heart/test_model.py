@@ -433,3 +433,20 @@ def test_it_learns_sixteen_images_with_random_labels_by_heart():
     assert first > 2
     assert loss < 0.05
     assert (VisionTransformer(config, parameters).predict(images) == labels).all()
+
+
+def test_numbers_of_numpy_become_those_of_python():
+    plain = ViTConfig(width=12, heads=2, pixel_mean=0.5, channels=3, class_names=list("abcdefghij"))
+    config = ViTConfig(
+        image_size=(np.int64(28), np.int32(28)),
+        width=np.int64(12),
+        heads=np.uint8(2),
+        channels=np.int16(3),
+        pixel_mean=np.full(3, 0.5, np.float32),
+        class_names=np.array(list("abcdefghij")),
+    )
+    assert config == plain
+    assert json.dumps(config.as_dict()) == json.dumps(plain.as_dict())
+    for wrong in (np.bool_(True), np.float64(12)):
+        with pytest.raises(ValueError, match="width must be an integer"):
+            ViTConfig(width=wrong)

@@ -56,7 +56,7 @@ MAY_IMPORT = {
                       "data.mnist", "data.tables"},
     "data.augment": {"backend", "checks"},
     "data.batches": {"backend", "checks", "data.augment"},
-    "checkpoint": {"backend", "files", "parameters", "model", "signatures"},
+    "checkpoint": {"backend", "checks", "files", "parameters", "model", "signatures"},
     "pretrained": {"checkpoint"},
     "pretrained.pictures": set(),
     "evaluate": {"backend", "checks", "ops", "parameters", "model"},

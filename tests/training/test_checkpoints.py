@@ -60,7 +60,7 @@ WRONG = [
     *[(("data",), value) for value in (-1, 2**32, 1.0)],
     *[(("loops",), value) for value in ("maybe", None, ["on"])],
     *[(("history",), value) for value in ([], [1], [{}], [{}, {}], {}, None)],
-    *[((*RECORD, "epoch"), value) for value in (0, 2, None)],
+    *[((*RECORD, "epoch"), value) for value in (0, 2, None, True, 1.0)],
     *[((*RECORD, "train_loss"), value) for value in (-1.0, math.nan, None, "1")],
     *[((*RECORD, "train_accuracy"), value) for value in (-0.1, 1.1, None)],
     *[((*RECORD, "validation_loss"), value) for value in (-1.0, math.inf, None)],
@@ -83,7 +83,7 @@ WRONG = [
     *[(("training", "average"), value) for value in (0.0, 1.0)],
     *[(("training", "augmentation"), value) for value in (None, [], {}, {"rotation": 500})],
     *[(("training",), value) for value in (None, [], "x", {})],
-    *[(("format",), value) for value in (0, 2, None, "1")],
+    *[(("format",), value) for value in (0, 2, None, "1", True, 1.0)],
 ]
 WRONG = [(0, *pair) for pair in WRONG]
 WRONG += [

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tinyvit.checks import by_identity, require_arrays, require_divisor, require_scalar
+from tinyvit.checks import by_identity, require_arrays, require_cache, require_divisor, require_scalar
 from tinyvit.memory import empty, empty_like, matmul
 from tinyvit.ops.linear import linear_backward, linear_forward
 from tinyvit.ops.softmax import softmax_backward, softmax_forward
@@ -93,7 +93,7 @@ def attention_backward(
     dv : ndarray of shape (..., T, K)
         Gradient of `v`.
     """
-    weights, q, k, v, scale = cache
+    weights, q, k, v, scale = require_cache(cache, 5, "attention_forward")
     form = "q (..., S, K), k (..., T, K), dout (..., S, K), dq (..., S, K) or None, dk (..., T, K) or None, "
     require_arrays(form + "dv (..., T, K) or None", q, k, dout, dq, dk, dv)
 
@@ -212,7 +212,7 @@ def multi_head_attention_backward(
     db_out : ndarray of shape (D,)
         Gradient of `b_out`.
     """
-    qkv_cache, attention_cache, out_cache, heads = cache
+    qkv_cache, attention_cache, out_cache, heads = require_cache(cache, 4, "multi_head_attention_forward")
     form = "x (B, T, D), dout (B, T, D), dw_qkv (D, 3 * D) or None, db_qkv (3 * D) or None, "
     form += "dw_out (D, D) or None, db_out (D) or None"
     require_arrays(form, qkv_cache[0], dout, dw_qkv, db_qkv, dw_out, db_out)

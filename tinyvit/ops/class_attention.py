@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tinyvit.checks import by_identity, require_arrays
+from tinyvit.checks import by_identity, require_arrays, require_cache
 from tinyvit.memory import empty, empty_like, matmul, ones
 from tinyvit.ops.attention import (
     AttentionCache,
@@ -134,7 +134,7 @@ def class_attention_backward(
     db_out : ndarray of shape (D,)
         Gradient of `b_out`.
     """
-    q_cache, attention_cache, out_cache, q, seen, w_qkv, heads = cache
+    q_cache, attention_cache, out_cache, q, seen, w_qkv, heads = require_cache(cache, 7, "class_attention_forward")
     form = "q (B, D), w_qkv (D, 3 * D), dout (B, 1, D), dw_qkv (D, 3 * D) or None, db_qkv (3 * D) or None, "
     form += "dw_out (D, D) or None, db_out (D) or None"
     require_arrays(form, q, w_qkv, dout, dw_qkv, db_qkv, dw_out, db_out)

@@ -3,7 +3,7 @@
 import numpy as np
 
 from tinyvit.backend import array_module
-from tinyvit.checks import as_array, require_arrays, require_scalar
+from tinyvit.checks import as_array, require_arrays, require_cache, require_scalar
 
 
 def cross_entropy_forward(
@@ -81,7 +81,7 @@ def cross_entropy_backward(dloss: float | np.ndarray, cache: tuple) -> np.ndarra
     ndarray of shape (B, classes)
         Gradient of `logits`.
     """
-    probabilities, target = cache
+    probabilities, target = require_cache(cache, 2, "cross_entropy_forward")
     if not isinstance(dloss, int | float) and getattr(dloss, "shape", None) != ():
         raise TypeError(f"dloss must be a number, not {type(dloss).__name__}")
     # loss = -mean(sum(target * log(softmax(logits)))), where every row of target sums to 1

@@ -1,6 +1,8 @@
 """The Gaussian error linear unit, ``out = x * cdf(x)``, and its approximation by tanh."""
 
+import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -9,14 +11,32 @@ from tinyvit.backend import array_module, erf, loops_for
 from tinyvit.checks import require_arrays
 from tinyvit.memory import empty_like
 
+Forward = Callable[..., tuple[np.ndarray, Any]]
 
+
+def with_limits(forward: Forward) -> Forward:
+    """Make a form of GELU return its limits for infinite elements, where the formula would be infinity times 0."""
+
+    @functools.wraps(forward)
+    def with_limits(x, with_cache=True):
+        try:
+            with np.errstate(invalid="raise"):
+                return forward(x, with_cache)
+        except FloatingPointError:
+            out, derivative = forward(np.clip(x, -40, 40), with_cache)  # from 40 on, the factors are exactly 0 and 1
+            return np.where(x > 40, x, out), derivative
+
+    return with_limits
+
+
+@with_limits
 def gelu_forward(x: np.ndarray, with_cache: bool = True) -> tuple[np.ndarray, Any]:
     """Multiply each element by the probability that a standard normal variable is below it.
 
     Parameters
     ----------
     x : ndarray
-        Input of any shape.
+        Input of any shape. On a GPU the result for an infinite element is NaN.
     with_cache : bool, default True
         Whether to compute the cache. Without a backward pass it is not needed.
 
@@ -78,6 +98,7 @@ def gelu_backward(dout: np.ndarray, cache: np.ndarray) -> np.ndarray:
     return array_module(dout).multiply(dout, derivative, out=empty_like(dout))
 
 
+@with_limits
 def gelu_tanh_forward(x: np.ndarray, with_cache: bool = True) -> tuple[np.ndarray, Any]:
     """Compute GELU with an approximate `cdf`, as some published models do.
 
@@ -86,7 +107,7 @@ def gelu_tanh_forward(x: np.ndarray, with_cache: bool = True) -> tuple[np.ndarra
     Parameters
     ----------
     x : ndarray
-        Input of any shape.
+        Input of any shape. On a GPU the result for an infinite element is NaN.
     with_cache : bool, default True
         Whether to compute the cache. Without a backward pass it is not needed.
 

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tinyvit.backend import array_module, loops_for
-from tinyvit.checks import by_identity, require_arrays, require_scalar
+from tinyvit.checks import by_identity, require_arrays, require_cache, require_scalar
 from tinyvit.memory import empty, empty_like, matmul, ones
 
 
@@ -42,6 +42,10 @@ def layer_norm_forward(
     cache : LayerNormCache
         Input of `layer_norm_backward`.
 
+    Notes
+    -----
+    A vector becomes NaN if the square of a difference from the mean overflows, in float32 from 1.8e19.
+
     References
     ----------
     Ba, Kiros and Hinton 2016, "Layer Normalization".
@@ -57,7 +61,9 @@ def layer_norm_forward(
 
     normalised = xp.subtract(rows, row_means(rows), out=empty_like(rows))
     out = xp.multiply(normalised, normalised, out=empty_like(rows))  # holds the squares first, then the output
-    inverse_deviation = 1 / xp.sqrt(row_means(out) + epsilon)  # (N, 1)
+    variance = row_means(out)
+    # The last term is NaN for an infinite variance, which would give an output of 0.
+    inverse_deviation = 1 / xp.sqrt(variance + epsilon) + (variance - variance)  # (N, 1)
     normalised *= inverse_deviation
     xp.multiply(normalised, w, out=out)
     out += b
@@ -89,7 +95,7 @@ def layer_norm_backward(
     db : ndarray of shape (D,)
         Gradient of `b`.
     """
-    normalised, inverse_deviation, w = cache
+    normalised, inverse_deviation, w = require_cache(cache, 3, "layer_norm_forward")
     form = "normalised (N, D), w (D), dout (..., D), dw (D) or None, db (D) or None"
     require_arrays(form, normalised, w, dout, dw, db)
     if dout.size != normalised.size:

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from tinyvit.checks import require_arrays
+from tinyvit.checks import require_arrays, require_cache
 from tinyvit.memory import matmul, ones
 
 
@@ -57,7 +57,7 @@ def linear_backward(
     db : ndarray of shape (O,)
         Gradient of `b`.
     """
-    x, w = cache
+    x, w = require_cache(cache, 2, "linear_forward")
     form = "x (..., I), w (I, O), dout (..., O), dw (I, O) or None, db (O) or None"
     require_arrays(form, x, w, dout, dw, db)
     rows = x.reshape(-1, x.shape[-1])  # (N, I)

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tinyvit.backend import array_module
-from tinyvit.checks import as_array, by_identity, require_arrays, require_divisor, require_scalar
+from tinyvit.checks import as_array, by_identity, require_arrays, require_cache, require_divisor, require_scalar
 from tinyvit.memory import empty
 from tinyvit.ops.linear import linear_backward, linear_forward
 
@@ -55,8 +55,8 @@ def patches_backward(
         Gradient of the images.
     """
     batch, down, height, across, width, *channels = _grid(image_shape, patch_size)
-    dpatches, shape = as_array("dpatches", dpatches), (batch, down * across, height * width * math.prod(channels))
-    if dpatches.shape != shape:
+    dpatches = as_array("dpatches", dpatches)
+    if dpatches.shape != (shape := (batch, down * across, height * width * math.prod(channels))):
         raise ValueError(f"dpatches must have the shape {shape} for images of {image_shape}, not {dpatches.shape}")
     return dpatches.reshape(batch, down, across, height, width, *channels).swapaxes(2, 3).reshape(image_shape)
 
@@ -68,8 +68,11 @@ def as_pair(size: Any) -> tuple[int, int]:
 
 def _grid(image_shape, patch_size):
     """Return the shape (B, down, height, across, width, channels) of images whose rows and columns are cut."""
-    if len(image_shape) not in (3, 4) or 0 in image_shape[3:]:
-        raise ValueError(f"images must have the shape (B, R, C) or (B, R, C, channels), not {tuple(image_shape)}")
+    sizes = image_shape if isinstance(image_shape, tuple | list) else ()
+    integers = all(isinstance(size, int | np.integer) and size >= 0 for size in sizes)
+    if len(sizes) not in (3, 4) or not integers or 0 in sizes[1:]:
+        form = "(B, R, C) or (B, R, C, channels) with R, C and channels at least 1"
+        raise ValueError(f"images must have the shape {form}, not {image_shape!r}")
     batch, rows, columns, *channels = image_shape
     height, width = as_pair(patch_size)
     require_divisor("patch_size", height, "the rows and columns of the images", rows)
@@ -204,7 +207,7 @@ def patch_embedding_backward(
     dpositions : ndarray of shape (N + 1, D)
         Gradient of `positions`.
     """
-    linear_cache, image_shape, patch_size, pixel_scales = cache
+    linear_cache, image_shape, patch_size, pixel_scales = require_cache(cache, 4, "patch_embedding_forward")
     form = "x (B, N, S), w (S, D), dtokens (B, N + 1, D), dclass_token (D) or None, dpositions (N + 1, D) or None"
     require_arrays(form, *linear_cache, dtokens, dclass_token, dpositions)
     # tokens = [class_token, pixels @ w + b] + positions, with the same class token and positions for every image

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from tinyvit.checks import require_number
+from tinyvit.checks import python_numbers, require_number
 from tinyvit.data.augment import Augmentation
 from tinyvit.optim import constant, warmup_cosine
 
@@ -70,15 +70,16 @@ class TrainingConfig:
     augmentation: Augmentation = field(default_factory=Augmentation)
 
     def __post_init__(self):
+        for name, value in vars(self).items():
+            object.__setattr__(self, name, python_numbers(value))
         integers = {"epochs": 1, "batch_size": 1, "warmup_steps": 0, "validation": 0, "seed": 0}
         for name, least in integers.items():
             require_number(name, getattr(self, name), least, 2**32, integer=True, below=True)
-        limits = {"learning_rate": 10, "weight_decay": 10, "clip": math.inf}
+        require_number("learning_rate (usually below 0.1)", self.learning_rate, 0, 10, below=True, above=True)
+        limits = {"weight_decay": 10, "clip": math.inf}
         limits |= dict.fromkeys(("beta1", "beta2", "smoothing", "average"), 1)
         for name, limit in limits.items():
             require_number(name, getattr(self, name), 0, limit, below=True)
-        if self.learning_rate == 0:
-            raise ValueError("learning_rate must be above 0")
         if self.schedule not in ("constant", "cosine"):
             raise ValueError(f"schedule must be 'constant' or 'cosine', not {self.schedule!r}")
 

@@ -13,6 +13,7 @@ from tinyvit.backend import LOOPS, MOST_WORKERS, Backend, array_module
 from tinyvit.checkpoint import (
     CHECKPOINT,
     CheckpointError,
+    as_path,
     in_short,
     load_arrays,
     parameter_count,
@@ -270,11 +271,12 @@ def read_checkpoint(folder: str | PathLike[str]) -> tuple[dict[str, np.ndarray],
     CheckpointError
         If the file is missing or damaged, is not the checkpoint of a run, or a value in it is out of range.
     """
-    path = Path(folder) / CHECKPOINT
-    if Path(folder).is_file():
+    folder = as_path(folder)
+    path = folder / CHECKPOINT
+    if folder.is_file():
         raise CheckpointError(f"{folder}: expected the folder of a run, found a file: give its folder")
     arrays, info = load_arrays(path)
-    if not isinstance(info, dict) or info.get("format") != CHECKPOINT_FORMAT:
+    if not isinstance(info, dict) or not _is_integer(info.get("format"), CHECKPOINT_FORMAT):
         raise CheckpointError(f"{path}: not a checkpoint of a run in format {CHECKPOINT_FORMAT}: start a new run")
     info.setdefault("loops", "off")  # checkpoints of version 0.1 have no loops
     try:
@@ -314,6 +316,11 @@ def require_origin(origin: dict[str, Any]) -> None:
             raise ValueError(f"{name} must be a text, not {origin[name]!r}")
     if origin.get("precision", "float32") not in PRECISIONS:
         raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, not {origin['precision']!r}")
+
+
+def _is_integer(value, expected):
+    """Return whether a value from a file is an integer. True and 1.0 equal 1, but are none."""
+    return type(value) is int and value == expected
 
 
 def _check_arrays(arrays, model, config):
@@ -357,7 +364,8 @@ def _check_record(number, record, config, seconds):
     """Raise `ValueError` unless `record` is that of epoch `number` in the history of a run of `seconds`."""
     validation = {"validation_loss": LARGEST, "validation_accuracy": 1}
     limits = {"train_loss": LARGEST, "train_accuracy": 1, "seconds": seconds}
-    if not isinstance(record, dict) or record.get("epoch") != number or not {*limits, *validation} <= set(record):
+    complete = isinstance(record, dict) and {*limits, *validation} <= set(record)
+    if not complete or not _is_integer(record.get("epoch"), number):
         raise ValueError(f"the record of epoch {number} in the history is missing or incomplete")
     if config.validation:
         limits |= validation
