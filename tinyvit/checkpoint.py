@@ -115,7 +115,7 @@ def load_arrays(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], di
         foreign = not {"checksum", "info"} & set(metadata)
         if not foreign and set(metadata) not in ({"checksum", "info"}, {"info"}):
             raise ValueError("its metadata is not that of tinyvit")
-        info = None if foreign else json.loads(metadata["info"])
+        info = {} if foreign else json.loads(metadata["info"])
     except (SafetensorError, struct.error, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         reason = f"{type(error).__name__}: {in_short(error)}"
         raise CheckpointError(f"{path}: not a complete tinyvit file ({reason}): copy or save it again") from error

@@ -228,6 +228,15 @@ def classes_kernels(backend, classes):
     return kernels
 
 
+def test_layer_norm_of_a_vector_whose_variance_overflows_is_nan_and_not_zero(accelerator):
+    kernels = kernels_for(accelerator)
+    case = CASES["layer_norm_forward"](kernels.config, rows=4)
+    case.arrays["x"][1, :2] = 1e20, -1e20
+    results = launched(accelerator, kernels, case)
+    assert np.isnan(results["out"]).all(axis=1).tolist() == [False, True, False, False]
+    np.testing.assert_allclose(results["out"][2], case.expected["out"][2], rtol=1e-4, atol=1e-5)
+
+
 def test_cross_entropy(accelerator):
     @MORE
     @given(

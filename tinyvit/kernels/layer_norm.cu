@@ -35,7 +35,8 @@ extern "C" __global__ void __launch_bounds__(256) layer_norm_forward(const float
         kept[i] -= mean;
         if (lane + 32 * i < WIDTH) squares += kept[i] * kept[i];
     }
-    float inverse = 1.0f / sqrtf(warp_sum(squares) / WIDTH + epsilon);
+    float variance = warp_sum(squares) / WIDTH;
+    float inverse = 1.0f / sqrtf(variance + epsilon) + (variance - variance);  // NaN for an infinite variance
 #pragma unroll
     for (int i = 0; i < PER_LANE; i++) {
         int column = lane + 32 * i;
