@@ -270,7 +270,8 @@ def load_model(path: str | os.PathLike[str], backend: Backend | None = None) -> 
     CheckpointError
         If the file is missing or damaged, its arrays do not fit its settings, or a weight is not finite.
     """
-    require_backend(backend)
+    if backend is not None:
+        require_backend(backend)
     path = as_path(path)
     arrays, info = load_arrays(path)
     if isinstance(info, dict) and "adam_steps" in info:

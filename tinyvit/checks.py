@@ -74,8 +74,8 @@ def require_scalar(name: str, value: object, minimum: float, maximum: float, **o
 
 
 def require_backend(value: object) -> None:
-    """Raise `TypeError` unless an argument is a backend or None, for example if it is the name of a device."""
-    if not isinstance(value, Backend | None):
+    """Raise `TypeError` unless an argument is a backend, for example if it is the name of a device."""
+    if not isinstance(value, Backend):
         advice = f": use tinyvit.gpu.get_backend({value!r})" if isinstance(value, str) else ""
         raise TypeError(f"backend must be a tinyvit.backend.Backend, not {value!r:.40}{advice}")
 

@@ -798,9 +798,11 @@ def test_a_signal_that_the_program_ignores_does_not_stop_a_run():
 
 
 def test_a_device_name_in_place_of_a_backend_is_named():
-    expected = r"backend must be a Backend, not 'cpu': give tinyvit.gpu.get_backend\('cpu'\)"
+    expected = r"backend must be a tinyvit.backend.Backend, not 'cpu': use tinyvit.gpu.get_backend\('cpu'\)"
     with pytest.raises(TypeError, match=expected):
         Training(SMALL, RECIPE, IMAGES, LABELS, "cpu")
+    with pytest.raises(TypeError, match=expected):
+        Training.resume("run", IMAGES, LABELS, "cpu")
 
 
 def one_colour_per_class(count):

@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from tinyvit.backend import Backend, compiled_loops, use_loops
 from tinyvit.checkpoint import CheckpointError
-from tinyvit.checks import as_images, as_labels
+from tinyvit.checks import as_images, as_labels, require_backend
 from tinyvit.evaluate import evaluate
 from tinyvit.files import locked_folder, make_folder
 from tinyvit.model import ViTConfig
@@ -93,9 +93,7 @@ class Training:
         make_step: Callable[..., Any] = make_step,
         **options: Any,
     ) -> None:
-        if not isinstance(backend, Backend):
-            text = f"backend must be a Backend, not {backend!r}"
-            raise TypeError(f"{text}: give tinyvit.gpu.get_backend('cpu'), or another device in place of 'cpu'")
+        require_backend(backend)
         images, labels = check_dataset(images, labels, model_config)
         count = len(images) - config.validation
         if count < 1:
@@ -359,6 +357,7 @@ class Training:
         CheckpointError
             If the checkpoint is missing or damaged, or the data differs from that of the run.
         """
+        require_backend(backend)
         path = Path(folder) / CHECKPOINT
         arrays, info = read_checkpoint(folder)
         config = TrainingConfig.from_dict(info["training"])
