@@ -364,9 +364,9 @@ def test_csv_with_words_ids_and_colour(tmp_path, pictures):
     ("label,p1,p2,p3,p4\n1,2,3,4,x\n", ["'x'"]),
     ("label,p1,p2,p3,p4\n1,2,3,4,5\n1,2,\n", ["rows of 5 columns, found 3 in row 3"]),
     ("a,b,c,d,e,f,g,p1,p2,p3,p4\n" + "1," * 10 + "1\n",
-     ["found 7 columns without a number, a, b, c, d, e, f, ..., and 4 of pixels"]),
+     ["11 columns a, b, c, d, e, f, ...: 7 may be labels, and 4 with a number form a square"]),
     ("label," + ",".join(f"p{i}" for i in range(50)) + "\n" + "1," * 50 + "1\n",
-     ["found 51 columns label, p0, p1, p2, p3, p4, ...: 50 columns of pixels form no square"]),
+     ["51 columns label, p0, p1, p2, p3, p4, ...: 1 may be labels, and 50 with a number form no square"]),
     ("label,p1,p2,p3,p4\n1,2,3,4,-5\n", ["pixels from 0 to 255", "pixels from -5 to 4"]),
     ("label,p1,p2,p3,p4\n1,2,3,4,300\n", ["pixels from 0 to 255", "pixels from 2 to 300"]),
     ("label,p1,p2,p3,p4\n1.5,2,3,4,5\n", ["integers or words as labels", "1.5"]),
@@ -385,7 +385,7 @@ def test_csv_files_in_another_encoding_are_refused(tmp_path, digits):
     publishers.write_table(tmp_path / "a.csv", *digits[:2], names=names)
     text = (tmp_path / "a.csv").read_text(encoding="utf-8")
     (tmp_path / "a.csv").write_bytes(text.encode("latin-1"))
-    refuse(tmp_path / "a.csv", "a.csv: expected text in UTF-8, found byte 0xE", ": save the file as UTF-8")
+    refuse(tmp_path / "a.csv", "a.csv: expected a CSV file saved as UTF-8, found 'utf-8' codec can't decode byte 0xe")
 
 
 def test_only_plain_decimal_numbers_are_numbers(tmp_path, digits):
@@ -510,7 +510,7 @@ def test_train_val_and_test_folders(tmp_path, digits):
 
 def test_two_folders_for_one_split_are_refused(tmp_path, digits):
     publishers.write_pictures(tmp_path, digits, splits=("train", "training"))
-    refuse(tmp_path, "one folder per split", "found train and training: move or rename all but one")
+    refuse(tmp_path, "one folder per split", f"{tmp_path / 'train'} and {tmp_path / 'training'}: move or rename one")
 
 
 def test_pictures_without_labels_have_a_note(tmp_path, digits):

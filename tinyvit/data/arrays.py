@@ -6,6 +6,7 @@ from collections import namedtuple
 
 import numpy as np
 
+from tinyvit.data.contents import one_error
 from tinyvit.data.mnist import DatasetError
 
 SPLITS = {"train": "train", "training": "train", "test": "test", "testing": "test", "t10k": "test"}
@@ -165,10 +166,8 @@ def _vector(part, notes):
         raise DatasetError(part.labels_file, expected, f"shape {labels.shape}")
     if labels.dtype.kind in "SU":
         texts, places = np.unique(labels, return_inverse=True)
-        try:
+        with one_error(part.labels_file, "labels in UTF-8"):
             texts = np.char.decode(texts, "utf-8") if labels.dtype.kind == "S" else texts
-        except UnicodeDecodeError as error:
-            raise DatasetError(part.labels_file, "labels in UTF-8", f"{error.object}: encode them so") from error
         return np.array([unicodedata.normalize("NFC", text) for text in texts.tolist()])[places]
     if not numbers or not (np.abs(labels.astype(float)) < 2**31).all() or (labels % 1).any():
         raise DatasetError(part.labels_file, "integers or words as labels", f"{labels.dtype} such as {labels[:3]}")

@@ -23,13 +23,15 @@ def find_folders(folder, paths):
     for path in paths:
         split = SPLITS.get(os.path.basename(path).lower())
         if split and _classes(path):
-            splits.setdefault(split, []).append(path)
+            if split in splits:
+                found = f"{splits[split]} and {path}: move or rename one"
+                raise DatasetError(folder, "one folder per split", found)
+            splits[split] = path
         elif split and os.path.isdir(path) and pictures_in(path):
             notes.append(f"the pictures in {os.path.basename(path)} have no labels")
-    splits, notes = (splits, notes) if "train" in splits else ({"train": [folder]}, [])
-    names = {name.lower() for name in _classes(splits["train"][0])}
-    found = len(names) > 1 and not names <= SPLITS.keys()
-    return [Source(folder, (), partial(_read, folder, splits, notes))] if found else []
+    splits, notes = (splits, notes) if "train" in splits else ({"train": folder}, [])
+    names = {name.lower() for name in _classes(splits["train"])}
+    return [Source(folder, (), partial(_read, splits, notes))] * (len(names) > 1 and not names <= SPLITS.keys())
 
 
 def _classes(folder):
@@ -53,13 +55,8 @@ def pictures_in(folder):
     return [path for path in visible(folder) if path.lower().endswith(SUFFIXES) and is_file(path)]
 
 
-def _read(folder, splits, notes):
+def _read(splits, notes):
     """Return the `Found` of the folders of each split."""
-    for split, (path, *others) in splits.items():
-        if others:
-            found = " and ".join(map(os.path.basename, (path, *others)))
-            raise DatasetError(folder, "one folder per split", f"{found}: move or rename all but one")
-        splits = splits | {split: path}
     names = list(dict.fromkeys(map(_name, _folders(splits["train"]))))
     names.sort(key=lambda name: (not name.isdecimal(), int(name) if name.isdecimal() else 0, name))
     files = {split: _files(folder, names) for split, folder in splits.items()}

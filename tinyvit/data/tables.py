@@ -47,8 +47,10 @@ def read_table(file):
     content = read_content(file)
     if found := content_of(file) or "binary content" * bool(re.search(rb"[\0-\x08\x0e-\x1f]", content[:4096])):
         raise DatasetError(file, "a CSV file", found)
+    with one_error(file, "a CSV file saved as UTF-8"):
+        text = content.decode("utf-8-sig")
     with one_error(file, "a CSV file"):
-        lines = [*filter(str.strip, _decode(content, file).splitlines())] or ["empty"]
+        lines = [*filter(str.strip, text.splitlines())] or ["empty"]
         delimiter = max(",;\t", key=lines[0].count)
         cells = [[cell.strip() for cell in row] for row in csv.reader(lines[:SAMPLE], delimiter=delimiter)]
         if _is_made_unique(cells):
@@ -71,26 +73,19 @@ def read_table(file):
             rows = load(dtype=np.float64, converters=convert)
         if rows.shape[1] != count:
             raise DatasetError(file, f"rows of {count} columns", f"{rows.shape[1]}")
-        used, places = np.unique(rows[:, label or 0].astype(int), return_inverse=True)
-        labels = None if label is None else _numbers(np.array([*words])[used])[places]
+        labels = None
+        if label is not None:
+            used, places = np.unique(rows[:, label].astype(int), return_inverse=True)
+            labels = _numbers(np.array([*words])[used])[places]
         images = rows[:, pixels[0] : pixels[-1] + 1] if pixels[-1] - pixels[0] < len(pixels) else rows[:, pixels]
     return Part(images, labels, file, file)
 
 
-def _decode(content, file):
-    """Return the text of a file."""
-    try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        found = f"byte 0x{content[error.start]:02X} at position {error.start}: save the file as UTF-8"
-        raise DatasetError(file, "text in UTF-8", found) from error
-
-
 def _is_made_unique(cells):
     """Return whether the first row has an image whose equal pixels pandas numbered, such as 0, 0.1 and 0.2."""
-    names, others = {*cells[0]}, {cell for row in cells[1:] for cell in row}
+    names, text = {*cells[0]}, ",".join(cell for row in cells[1:] for cell in row)
     numbered = any({f"{name}.1", f"{name}.2"} < names for name in names if name.isdecimal())
-    return len(names) == len(cells[0]) and numbered and bool(others) and not any("." in cell for cell in others)
+    return len(names) == len(cells[0]) and numbered and text and "." not in text
 
 
 def _columns(names, rows, file):
@@ -106,13 +101,11 @@ def _columns(names, rows, file):
         label = words or [count - 1 if _is_label_last(rows) else 0]
     pixels = [i for i in range(len(names) or count) if i not in label + others]
     if len(label) > 1 or not square_shape(len(pixels)):
-        several = label if len(label) > 1 else range(len(names))
-        shown = ", ".join(names[i] for i in several[:6]) + ", ..." * (len(several) > 6)
-        found = f"{count} column{'s' * (count > 1)} {shown or 'without names'}"
-        if pixels and len(label) > 1:
-            found = f"{len(label)} columns without a number, {shown}, and {len(pixels)} of pixels"
-        elif pixels and not square_shape(len(pixels)) and names:
-            found += f": {len(pixels)} columns of pixels form no square"
+        shown = ", ".join([*names[:6], *["..."] * (len(names) > 6)]) or "without names"
+        found = f"{count} column{'s' * (count > 1)} {shown}"
+        if names and pixels:
+            square = "a square" if square_shape(len(pixels)) else "no square"
+            found += f": {len(label)} may be labels, and {len(pixels)} with a number form {square}"
         raise DatasetError(file, 'a column "label" and one column per pixel of a square image', found)
     return label[0] if label else None, pixels
 
@@ -127,7 +120,6 @@ def _is_label_last(rows):
 
 def _numbers(cells):
     """Return texts as numbers if all of them are plain decimal numbers, and otherwise unchanged."""
-    texts = cells.tolist()
-    if not all(NUMBER.fullmatch(text) and "n" not in text.lower() for text in texts):
+    if not all(NUMBER.fullmatch(cell) and "n" not in cell.lower() for cell in cells):
         return cells
-    return cells.astype(float) if any(re.search("[.eE]|[0-9]{18}", text) for text in texts) else cells.astype(int)
+    return cells.astype(float if any(re.search("[.eE]|[0-9]{18}", cell) for cell in cells) else int)
