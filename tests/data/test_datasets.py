@@ -510,7 +510,7 @@ def test_train_val_and_test_folders(tmp_path, digits):
 
 def test_two_folders_for_one_split_are_refused(tmp_path, digits):
     publishers.write_pictures(tmp_path, digits, splits=("train", "training"))
-    refuse(tmp_path, "one folder per split", f"{tmp_path / 'train'} and {tmp_path / 'training'}: move or rename one")
+    refuse(tmp_path, "one folder per split", f"{tmp_path / 'train'} and {tmp_path / 'training'}: rename one")
 
 
 def test_pictures_without_labels_have_a_note(tmp_path, digits):

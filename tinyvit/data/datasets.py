@@ -135,7 +135,7 @@ def _dataset(found, path, classes, rng):
         notes.append("the validation images are for testing")
     images = to_images(parts.values(), notes)
     place = os.path.dirname(path) if re.fullmatch(r"(?i)raw|train\..*", os.path.basename(path)) else path
-    name = re.sub(r"\.(npz|csv|tsv|tra)(\.gz)?$", "", os.path.basename(place).removeprefix("sklearn:"))
+    name = re.sub(r"(?i)\.(npz|csv|tsv|tra)(\.gz)?$", "", os.path.basename(place).removeprefix("sklearn:"))
     numbered = class_names is None and parts["train"].labels.dtype.kind in "buif"
     family = family_of(file, name, images[-1], parts["train"].labels) if numbered else None
     if family:

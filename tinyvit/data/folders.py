@@ -24,8 +24,7 @@ def find_folders(folder, paths):
         split = SPLITS.get(os.path.basename(path).lower())
         if split and _classes(path):
             if split in splits:
-                found = f"{splits[split]} and {path}: move or rename one"
-                raise DatasetError(folder, "one folder per split", found)
+                raise DatasetError(folder, "one folder per split", f"{splits[split]} and {path}: rename one")
             splits[split] = path
         elif split and os.path.isdir(path) and pictures_in(path):
             notes.append(f"the pictures in {os.path.basename(path)} have no labels")

@@ -48,9 +48,7 @@ def read_table(file):
     if found := content_of(file) or "binary content" * bool(re.search(rb"[\0-\x08\x0e-\x1f]", content[:4096])):
         raise DatasetError(file, "a CSV file", found)
     with one_error(file, "a CSV file saved as UTF-8"):
-        text = content.decode("utf-8-sig")
-    with one_error(file, "a CSV file"):
-        lines = [*filter(str.strip, text.splitlines())] or ["empty"]
+        lines = [*filter(str.strip, content.decode("utf-8-sig").splitlines())] or ["empty"]
         delimiter = max(",;\t", key=lines[0].count)
         cells = [[cell.strip() for cell in row] for row in csv.reader(lines[:SAMPLE], delimiter=delimiter)]
         if _is_made_unique(cells):
