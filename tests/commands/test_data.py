@@ -1,5 +1,6 @@
 """The commands on data sets of many forms: what `--data` takes, and the classes of a CSV file."""
 
+import csv
 import json
 import os
 
@@ -115,6 +116,32 @@ def test_the_submission_to_kaggle(tmp_path, monkeypatch, capsys, digits, labelle
     expected = tinyvit.load_pretrained().predict(digits[2])
     assert rows == [f"{number},{label}" for number, label in enumerate(expected, 1)]
     assert (expected == digits[3]).mean() > 0.95
+
+
+def test_conversions_of_a_csv_file_to_classify_are_printed(tmp_path, monkeypatch, capsys, digits):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "emnist-digits").mkdir()
+    expected = tinyvit.load_pretrained().predict(digits[2])
+    for name, labels in (("emnist-digits-test.csv", digits[3]), ("emnist-digits/test.csv", None)):
+        publishers.write_table(tmp_path / name, digits[2].swapaxes(1, 2) / 255, labels)
+        kind = f"EMNIST digits{' by its name' * (labels is None)}, transposed back"
+        text = f"data: {kind}, pixels 0 to 1 became 0 to 255, judged by this file only\n60 classes: out.csv\n"
+        assert run(capsys, "predict", name, "--csv", "out.csv") == text
+        _, *rows = (tmp_path / "out.csv").read_text().splitlines()
+        assert rows == [f"{number},{label}" for number, label in enumerate(expected, 1)]
+
+
+def test_names_of_classes_are_quoted_in_the_submission(tmp_path, monkeypatch, capsys, digits):
+    monkeypatch.chdir(tmp_path)
+    publishers.write_table(tmp_path / "train.csv", *digits[:2], names=['a,"b"', *"cdefghijk"])
+    run(capsys, "train", *TINY, "--data", "train.csv", "--out", "run")
+    model = tmp_path / "run" / "model.safetensors"
+    monkeypatch.setattr(tinyvit.VisionTransformer, "predict", lambda self, images: np.zeros(len(images), int))
+    run(capsys, "predict", "train.csv", "--model", str(model), "--csv", "out.csv")
+    with open(tmp_path / "out.csv", newline="", encoding="utf-8") as file:
+        rows = list(csv.reader(file))
+    assert rows[0] == ["ImageId", "Label"]
+    assert rows[1:] == [[str(number), 'a,"b"'] for number in range(1, 301)]
 
 
 def test_what_cannot_be_classified_is_said_in_one_line(tmp_path, monkeypatch, capsys, digits):

@@ -12,6 +12,7 @@ import time
 import tracemalloc
 import zipfile
 import zlib
+from collections import Counter
 from pathlib import Path
 
 import damaged_files
@@ -106,7 +107,7 @@ def test_idx_files(tmp_path, digits, suffix, separator):
 ])  # fmt: skip
 def test_emnist_is_transposed_back(tmp_path, digits, split, names):
     count = len(names)
-    arrays = [array if array.ndim == 3 else np.arange(len(array), dtype=np.uint8) % count for array in digits]
+    arrays = [array if array.ndim == 3 else np.arange(len(array), dtype=np.uint8)[::-1] % count for array in digits]
     publishers.write_emnist(tmp_path, arrays, split)
     data = tinyvit.load_dataset(tmp_path)
     assert_equal(data, arrays)
@@ -173,6 +174,15 @@ def test_a_folder_s_name_names_the_classes_if_they_fit(tmp_path, digits, folder,
     publishers.write_mnist(tmp_path / folder, [a if a.ndim == 3 else a // 2 for a in digits])
     data = tinyvit.load_dataset(tmp_path / folder)
     assert (data.classes, data.class_names, data.description) == (5, None, "idx files, 5 classes")
+
+
+def test_emnist_is_known_by_its_folder_s_name(tmp_path, digits):
+    letters = [array if array.ndim == 3 else np.arange(len(array), dtype=np.uint8)[::-1] % 26 for array in digits]
+    stored = [array.swapaxes(1, 2) if array.ndim == 3 else array + 1 for array in letters]
+    publishers.write_mnist(tmp_path / "emnist-letters", stored)
+    data = tinyvit.load_dataset(tmp_path / "emnist-letters")
+    assert_equal(data, letters)
+    assert data.description.startswith("EMNIST letters by its name, transposed back, 26 classes A to Z")
 
 
 def test_mnist_is_known_by_its_content(tmp_path):
@@ -349,9 +359,14 @@ def test_csv_with_words_ids_and_colour(tmp_path, pictures):
     ("emotion,pixels,Usage\n0,1 2 3 4,Training\n", ["columns emotion, pixels, Usage"]),
     ("label,p1,p2,p3\n1,2,3,4\n", ["one column per pixel of a square image", "4 columns label, p1, p2, p3"]),
     ("label,p1,p2,p3,p4\n1,2,3,4\n", ["rows of 5 columns", "found 4"]),
-    ("label,p1,p2,p3,p4\n1,2,3,4,5\n1,2,3,4\n", ["changed from 5 to 4"]),
+    ("label,p1,p2,p3,p4\n1,2,3,4,5\n1,2,3,4\n", ["rows of 5 columns, found 4 in row 3"]),
     ("label,p1,p2,p3,p4\n1,2,3,4,\n", ["a CSV file"]),
     ("label,p1,p2,p3,p4\n1,2,3,4,x\n", ["'x'"]),
+    ("label,p1,p2,p3,p4\n1,2,3,4,5\n1,2,\n", ["rows of 5 columns, found 3 in row 3"]),
+    ("a,b,c,d,e,f,g,p1,p2,p3,p4\n" + "1," * 10 + "1\n",
+     ["11 columns a, b, c, d, e, f, ...: 7 may be labels, and 4 with a number form a square"]),
+    ("label," + ",".join(f"p{i}" for i in range(50)) + "\n" + "1," * 50 + "1\n",
+     ["51 columns label, p0, p1, p2, p3, p4, ...: 1 may be labels, and 50 with a number form no square"]),
     ("label,p1,p2,p3,p4\n1,2,3,4,-5\n", ["pixels from 0 to 255", "pixels from -5 to 4"]),
     ("label,p1,p2,p3,p4\n1,2,3,4,300\n", ["pixels from 0 to 255", "pixels from 2 to 300"]),
     ("label,p1,p2,p3,p4\n1.5,2,3,4,5\n", ["integers or words as labels", "1.5"]),
@@ -363,6 +378,59 @@ def test_csv_with_words_ids_and_colour(tmp_path, pictures):
 def test_csv_that_is_refused(tmp_path, text, words):
     (tmp_path / "a.csv").write_text(text)
     refuse(tmp_path / "a.csv", tmp_path / "a.csv", *words)
+
+
+def test_csv_files_in_another_encoding_are_refused(tmp_path, digits):
+    names = ["café", "cafè", *"abcdefgh"]  # with a replacement character both would be one class
+    publishers.write_table(tmp_path / "a.csv", *digits[:2], names=names)
+    text = (tmp_path / "a.csv").read_text(encoding="utf-8")
+    (tmp_path / "a.csv").write_bytes(text.encode("latin-1"))
+    refuse(tmp_path / "a.csv", "a.csv: expected a CSV file saved as UTF-8, found 'utf-8' codec can't decode byte 0xe")
+
+
+def test_only_plain_decimal_numbers_are_numbers(tmp_path, digits):
+    names = ["1_0", "nan", "10", "1e1", "infinity", "1", "2", "3", "4", "x"]
+    publishers.write_table(tmp_path / "a.csv", *digits[:2], names=names)
+    assert tinyvit.load_dataset(tmp_path / "a.csv").class_names == tuple(sorted(names))
+    publishers.write_table(tmp_path / "b.csv", *digits[:2], names=["nan", *map(str, range(9))])
+    assert "nan" in tinyvit.load_dataset(tmp_path / "b.csv").class_names
+    header = ["label", *(f"{row}_{column}" for row in range(28) for column in range(28))]
+    publishers.write_table(tmp_path / "c.csv", *digits[:2], header=header)
+    assert len(tinyvit.load_dataset(tmp_path / "c.csv").class_names or range(10)) == 10
+
+
+def test_a_row_that_pandas_took_for_the_header_is_an_image(tmp_path, digits):
+    for split, images, labels in (("train", *digits[:2]), ("test", *digits[2:])):
+        path = tmp_path / f"{split}.csv"
+        publishers.write_table(path, images, labels)
+        first, *others = path.read_text().splitlines()
+        cells, seen = first.split(","), Counter()
+        for i, cell in enumerate(cells):  # as pandas.read_csv names columns of equal names
+            cells[i] = f"{cell}.{seen[cell]}" if seen[cell] else cell
+            seen[cell] += 1
+        path.write_text("\n".join([",".join(cells), *others]))
+    assert_equal(tinyvit.load_dataset(tmp_path), digits)
+
+
+@pytest.mark.parametrize(
+    "names", [("Train.csv", "Test.csv"), ("TRAIN.CSV", "TEST.CSV"), ("MyTraining.csv", "MyTest.csv")]
+)
+def test_names_of_csv_files_in_capitals(tmp_path, digits, names):
+    for name, images, labels in zip(names, digits[::2], digits[1::2], strict=True):
+        publishers.write_table(tmp_path / name, images, labels)
+    data = tinyvit.load_dataset(tmp_path)
+    assert_equal(data, digits)
+
+
+def test_a_table_without_images_does_not_hide_pictures(tmp_path, digits):
+    publishers.write_pictures(tmp_path / "a", digits)
+    (tmp_path / "a" / "labels.csv").write_text("name,label\ntrain/3/00007.png,3\n")
+    assert tinyvit.load_dataset(tmp_path / "a").description.startswith("folders of pictures, 10 classes")
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "labels.csv").write_text("name,label\ntrain/3/00007.png,3\n")
+    refuse(tmp_path / "b", "labels.csv", 'a column "label"', "2 columns name, label")
+    publishers.write_table(tmp_path / "a" / "labels.csv", *digits[:2])
+    assert tinyvit.load_dataset(tmp_path / "a").description.startswith("CSV file")
 
 
 def test_a_large_csv_file_is_fast(tmp_path, digits):
@@ -385,11 +453,9 @@ def test_folders_of_pictures(tmp_path, digits, names):
     data = tinyvit.load_dataset(tmp_path)
     assert data.class_names == tuple("0123456789")
     assert data.train_images.shape == (200, 28, 28)
-    by_class = np.argsort(digits[3], kind="stable")
-    np.testing.assert_array_equal(data.test_images, digits[2][by_class])
-    np.testing.assert_array_equal(data.test_labels, digits[3][by_class])
-    assert "the training images are in random order" in data.description
+    assert "images that were sorted by class are in random order" in data.description
     assert (np.diff(data.train_labels.astype(int)) < 0).sum() > 50
+    assert len(set(data.test_labels[:20].tolist())) > 6  # so that --test-limit tests all classes
     for split, images, labels in (("train", *digits[:2]), ("test", *digits[2:])):
         pairs = zip(getattr(data, f"{split}_images"), getattr(data, f"{split}_labels"), strict=True)
         lookup = {bytes(image): label for image, label in zip(images, labels, strict=True)}
@@ -434,9 +500,42 @@ def test_train_val_and_test_folders(tmp_path, digits):
     publishers.write_pictures(tmp_path, arrays, splits=("train", "test", "val"))
     data = tinyvit.load_dataset(tmp_path)
     assert len(data.train_images) == 200
-    by_class = np.argsort(digits[1][150:], kind="stable")
-    np.testing.assert_array_equal(data.train_images[150:], digits[0][150:][by_class])
+    pairs = zip(map(bytes, data.train_images[150:]), data.train_labels[150:].tolist(), strict=True)
+    assert sorted(pairs) == sorted(zip(map(bytes, digits[0][150:]), digits[1][150:].tolist(), strict=True))
+    assert data.train_labels[-15:].min() < 5  # so that a smaller number for validation does not lack classes
     assert "its 50 validation images are the last training images" in data.description
+    assert data.validation == 50
+    assert_equal(tinyvit.load_dataset(tmp_path), arrays_of(data))
+
+
+def test_two_folders_for_one_split_are_refused(tmp_path, digits):
+    publishers.write_pictures(tmp_path, digits, splits=("train", "training"))
+    refuse(tmp_path, "one folder per split", f"{tmp_path / 'train'} and {tmp_path / 'training'}: rename one")
+
+
+def test_pictures_without_labels_have_a_note(tmp_path, digits):
+    publishers.write_pictures(tmp_path, digits[:2], splits=("train",), suffix=".jfif")
+    (tmp_path / "test").mkdir()
+    Image.fromarray(digits[2][0]).save(tmp_path / "test" / "1.png")
+    data = tinyvit.load_dataset(tmp_path)
+    assert "the pictures in test have no labels, about one image in seven is for testing" in data.description
+
+
+def test_names_of_classes_are_readable_and_different(tmp_path, digits):
+    names = [b"caf\xe9", b"caf\xe8", b"a\nb", b"a\x1b[31m", "u\u0308".encode(), b"x", b"y", b"z", b"v", b"w"]
+    names = [os.fsdecode(name) for name in names]
+    publishers.write_pictures(tmp_path / "a", digits, names=names)
+    umlaut = tmp_path / "a" / "test" / "u\u0308"
+    umlaut.rename(umlaut.with_name("\u00fc"))  # from a system with another form of Unicode
+    data = tinyvit.load_dataset(tmp_path / "a")
+    assert set(data.class_names) == {"caf?", "caf??", "a?b", "a?[31m", "\u00fc", *"xyzvw"}
+    for text in (*data.class_names, data.description):
+        assert text.isprintable()
+        assert text.encode()
+    path = save(tmp_path / "b", images=digits[0], labels=np.array(["u\u0308", "\u00fc"])[digits[1] % 2])
+    refuse(path, "labels of at least two classes")
+    path = save(tmp_path / "b", images=digits[0], labels=np.array([b"caf\xe9", b"caf\xe8"])[digits[1] % 2])
+    refuse(path, "data.npz: expected labels in UTF-8")
 
 
 def two_classes(folder, pictures):
@@ -570,7 +669,8 @@ def test_labels_of_any_kind(tmp_path, labels, classes, expected, names, note):
     )
     assert data.classes == (classes or int(max(expected)) + 1)
     assert data.train_labels.tolist() == list(expected) or "random order" in data.description
-    assert data.test_labels.tolist() == list(expected)[:3]
+    assert sorted(data.test_labels.tolist()) == sorted(expected[:3])
+    assert data.test_labels.tolist() == list(expected)[:3] or "random order" in data.description
     assert data.train_labels.dtype == (np.uint8 if data.classes <= 256 else np.int32)
     assert data.class_names == names
     assert (note is None and "became" not in data.description) or note in data.description
@@ -601,6 +701,20 @@ def test_a_wrong_label_of_the_test_images_is_found_in_their_file(tmp_path, digit
     labels[7] = 77
     write_idx(tmp_path / "t10k-labels-idx1-ubyte.gz", labels)
     refuse(tmp_path, "t10k-labels-idx1-ubyte.gz: expected labels from 0 to 9, found 77 at position 7", classes=10)
+
+
+def test_test_images_of_classes_without_training_images_have_a_note(tmp_path, digits):
+    images, labels, *test = digits
+    path = save(tmp_path, x_train=images[labels > 3], y_train=labels[labels > 3], x_test=test[0], y_test=test[1])
+    assert "no training images of 0, 1, 2 and 1 more, but test images" in tinyvit.load_dataset(path).description
+    path = save(tmp_path, x_train=images, y_train=labels, x_test=test[0], y_test=test[1])
+    assert "no training images" not in tinyvit.load_dataset(path).description
+
+
+@pytest.mark.parametrize("label", [0, 1, 7, "a"])
+def test_one_class_is_refused(tmp_path, digits, label):
+    path = save(tmp_path, images=digits[0], labels=np.full(200, label))
+    refuse(path, f"labels of at least two classes, found only {label}")
 
 
 def test_an_image_in_seven_of_each_class_is_held_out():
@@ -816,6 +930,13 @@ def test_npz_files_that_are_refused(tmp_path, digits):
     refuse(path, "an intact npz file", "not a zip file")
     path.write_bytes(whole[:3000] + b"12345678" + whole[3008:])
     refuse(path, "an intact npz file", "CRC")
+
+
+def test_npz_files_of_one_array_each_are_refused_once(tmp_path, digits):
+    for name, array in zip(("X_train", "y_train", "X_test", "y_test"), digits, strict=True):
+        np.savez(tmp_path / f"{name}.npz", array)
+    message = refuse(tmp_path, "X_test.npz: expected arrays x_train, y_train", "found arr_0 (60, 28, 28)")
+    assert "give one of" not in message
 
 
 def test_an_npz_file_without_test_images_is_split(tmp_path, digits):

@@ -98,6 +98,8 @@ REFUSED = {  # the first cells of the table, and what writes such data and retur
 
 @pytest.mark.parametrize(("found", "message"), rows("What is refused", columns=2))
 def test_the_guide_quotes_the_messages_of_refused_data(found, message, tmp_path):
+    tmp_path = tmp_path / "data"  # the folder above has the data of other tests, which the library would advise
+    tmp_path.mkdir()
     path = REFUSED[found](tmp_path) or tmp_path
     with pytest.raises(DataError) as caught:
         tinyvit.load_dataset(path, classes=5 if "--classes 5" in found else None)

@@ -9,6 +9,8 @@ finds the digit, scales it and centres it like the digits of MNIST. A CSV file
 has one image per row and one column per pixel, as Kaggle's test.csv.
 """
 
+import csv
+import io
 import sys
 import warnings
 
@@ -18,6 +20,7 @@ from tinyvit import console
 from tinyvit.classifier import VisionTransformer
 from tinyvit.commands import in_words, load_digit_model, model_file, path, require_new_file, require_size
 from tinyvit.data.arrays import to_images
+from tinyvit.data.families import family_of
 from tinyvit.data.tables import read_table
 from tinyvit.evaluate import attention_rollout, patch_maps
 from tinyvit.files import write_atomically
@@ -94,12 +97,28 @@ def write_classes(options):
         raise ValueError(f"{file}: expected a CSV file, found a folder")
     require_new_file("--csv", options.csv)
     model = VisionTransformer.load(model_file(options.model)) if options.model else load_digit_model(None)
-    (images,) = to_images([read_table(file)], [])
+    images, notes = read_images(file)
     require_size(file, images, model.config)
     classes = [model.config.names[i] for i in model.predict(images)]
-    rows = "".join(f"{number},{label}\n" for number, label in enumerate(classes, 1))
-    write_atomically(options.csv, f"ImageId,Label\n{rows}")
+    rows = io.StringIO()
+    csv.writer(rows, lineterminator="\n").writerows([("ImageId", "Label"), *enumerate(classes, 1)])
+    if notes:
+        print(f"data: {', '.join(notes)}")
+    write_atomically(options.csv, rows.getvalue())
     print(f"{len(images):,} classes: {options.csv}")
+
+
+def read_images(file):
+    """Return the images of a CSV file, in the form that the data set had for training, and notes on conversions."""
+    table, notes = read_table(str(file)), []
+    (images,) = to_images([table], notes)
+    notes = [note + ", judged by this file only" * ("became 0 to 255" in note) for note in notes]
+    labels = [] if table.labels is None else table.labels
+    family = family_of(file.name, file.absolute().parent.name, images, labels)
+    if family and family.transposed:
+        images = np.ascontiguousarray(images.swapaxes(1, 2))
+        notes.insert(0, f"{family.kind}, transposed back")
+    return images, notes
 
 
 def read_pictures(files):

@@ -1,10 +1,12 @@
 """Images and labels of any common form as uint8 images and classes from 0, and a split for testing."""
 
 import math
+import unicodedata
 from collections import namedtuple
 
 import numpy as np
 
+from tinyvit.data.contents import one_error
 from tinyvit.data.mnist import DatasetError
 
 SPLITS = {"train": "train", "training": "train", "test": "test", "testing": "test", "t10k": "test"}
@@ -77,6 +79,31 @@ def _scaled(images, scale):
     return np.require(images, requirements=["C", "W"])
 
 
+# ---- names of classes ----
+
+
+def readable(name):
+    """Return a name in Unicode's form NFC, with "?" for control characters and bytes that are not text."""
+    name = unicodedata.normalize("NFC", name)
+    return "".join("?" if unicodedata.category(char) in ("Cc", "Cs", "Zl", "Zp") else char for char in name)
+
+
+def _different(names):
+    """Return readable names, no two of which are equal."""
+    texts = {}
+    for text in map(readable, names):
+        while text in texts:
+            text += "?"
+        texts[text] = None
+    return tuple(texts)
+
+
+def name_some(classes, class_names):
+    """Return the names of the first three of some classes."""
+    names = ", ".join(class_names[i] if class_names else str(i) for i in classes[:3])
+    return names + f" and {len(classes) - 3} more" * (len(classes) > 3)
+
+
 # ---- labels ----
 
 
@@ -110,14 +137,20 @@ def to_classes(parts, classes, family, class_names, notes):
             needed = "" if low < first else f": {high + 1 - first} classes fit all labels"
             found = f"{vector[wrong[0]]} at position {wrong[0]}{needed}"
             raise DatasetError(part.labels_file, f"labels from {first} to {first + number - 1}", found)
+    if number < 2:
+        raise DatasetError(next(iter(parts)).labels_file, "labels of at least two classes", f"only {values[0]}")
     labels = [(vector - first).astype(np.uint8 if number <= 256 else np.int32) for vector in vectors]
     if class_names and len(class_names) != number:
         class_names = None
-    missing = np.setdiff1d(np.arange(number), np.concatenate(labels)).tolist()
-    if missing:
-        names = ", ".join(class_names[i] if class_names else str(i) for i in missing[:3])
-        notes.append(f"no images of {names}" + f" and {len(missing) - 3} more" * (len(missing) > 3))
+    class_names = class_names and _different(class_names)
+    if missing := np.setdiff1d(np.arange(number), np.concatenate(labels)).tolist():
+        notes.append(f"no images of {name_some(missing, class_names)}")
     return labels, number, class_names
+
+
+def are_sorted(labels):
+    """Return whether images are sorted by class, and show more than one."""
+    return (labels[1:] >= labels[:-1]).all() and labels[0] != labels[-1]
 
 
 def _vector(part, notes):
@@ -132,7 +165,10 @@ def _vector(part, notes):
         expected = f"{len(part.images)} labels, one per image of {part.file}, as (N,), (N, 1) or one-hot (N, classes)"
         raise DatasetError(part.labels_file, expected, f"shape {labels.shape}")
     if labels.dtype.kind in "SU":
-        return np.char.decode(labels, "utf-8", "replace") if labels.dtype.kind == "S" else labels
+        texts, places = np.unique(labels, return_inverse=True)
+        with one_error(part.labels_file, "labels in UTF-8"):
+            texts = np.char.decode(texts, "utf-8") if labels.dtype.kind == "S" else texts
+        return np.array([unicodedata.normalize("NFC", text) for text in texts.tolist()])[places]
     if not numbers or not (np.abs(labels.astype(float)) < 2**31).all() or (labels % 1).any():
         raise DatasetError(part.labels_file, "integers or words as labels", f"{labels.dtype} such as {labels[:3]}")
     if labels.dtype.kind == "f":

@@ -8,7 +8,7 @@ from functools import partial
 
 import numpy as np
 
-from tinyvit.data.arrays import Found, Part, hold_out, to_classes, to_images
+from tinyvit.data.arrays import Found, Part, are_sorted, hold_out, name_some, readable, to_classes, to_images
 from tinyvit.data.binaries import find_cifar, find_npz, find_quartets, find_raw
 from tinyvit.data.contents import content_of, is_file, listing, visible
 from tinyvit.data.families import family_of
@@ -65,7 +65,7 @@ def _source(path):
         choices = _choices(path)
         if not choices:
             raise DatasetError(path, SUPPORTED, listing(path) + _advice(path))
-        if len(choices) > 1:
+        if len(choices) > 1 and _can_read(choices):
             names = ", ".join(choice.path for choice in choices)
             raise DatasetError(path, "one data set", f"{len(choices)}: give one of {names}")
         return choices[0].path, choices[0].read
@@ -87,9 +87,25 @@ def _source(path):
 
 
 def _choices(folder):
-    """Return a list of `Source` for the data sets of a folder, all of the first form that it has."""
+    """Return a list of `Source` for the data sets of a folder, all of the first form that it has.
+
+    A table without images, such as a list of files and labels, does not hide another form.
+    """
     paths = visible(folder)
-    return next(filter(None, (find(folder, paths) for find in FINDERS)), [])
+    found = filter(None, (find(folder, paths) for find in FINDERS))
+    choices = next(found, [])
+    is_table = choices and choices[0].read.func is read_tables
+    others = next(found, []) if is_table else []
+    return others if others and not _can_read(choices) else choices
+
+
+def _can_read(choices):
+    """Return whether one of the data sets can be read."""
+    for choice in choices:
+        with contextlib.suppress(DataError):
+            choice.read()
+            return True
+    return False
 
 
 def _advice(folder):
@@ -118,8 +134,8 @@ def _dataset(found, path, classes, rng):
         parts["test"] = parts.pop("val")
         notes.append("the validation images are for testing")
     images = to_images(parts.values(), notes)
-    place = os.path.dirname(path) if re.fullmatch(r"raw|train\..*", os.path.basename(path)) else path
-    name = re.sub(r"\.(npz|csv|tsv|tra)(\.gz)?$", "", os.path.basename(place).removeprefix("sklearn:"))
+    place = os.path.dirname(path) if re.fullmatch(r"(?i)raw|train\..*", os.path.basename(path)) else path
+    name = re.sub(r"(?i)\.(npz|csv|tsv|tra)(\.gz)?$", "", os.path.basename(place).removeprefix("sklearn:"))
     numbered = class_names is None and parts["train"].labels.dtype.kind in "buif"
     family = family_of(file, name, images[-1], parts["train"].labels) if numbered else None
     if family:
@@ -134,13 +150,18 @@ def _dataset(found, path, classes, rng):
         notes.append("about one image in seven is for testing")
         if not len(test):
             raise DatasetError(path, "at least two images of a class, one for testing", f"{len(labels)} images")
-    elif (labels[1:] >= labels[:-1]).all() and labels[0] != labels[-1]:
-        order = rng.permutation(len(labels))
-        data["train"] = images[order], labels[order]
-        notes.append("the training images are in random order")
-    if "val" in data:
-        data["train"] = map(np.concatenate, zip(data["train"], data["val"], strict=True))
-        notes.append(f"its {len(data['val'][1]):,} validation images are the last training images")
+    elif shuffled := [split for split in ("train", "val", "test") if split in data and are_sorted(data[split][1])]:
+        for split in shuffled:
+            order = rng.permutation(len(data[split][1]))
+            data[split] = tuple(array[order] for array in data[split])
+        notes.append("images that were sorted by class are in random order")
+    validation = len(data["val"][1]) if "val" in data else 0
+    if validation:
+        data["train"] = tuple(map(np.concatenate, zip(data["train"], data["val"], strict=True)))
+        notes.append(f"its {validation:,} validation images are the last training images")
+    if unseen := np.setdiff1d(data["test"][1], data["train"][1]).tolist():
+        notes.append(f"no training images of {name_some(unseen, class_names)}, but test images")
     shown = f" {class_names[0]} to {class_names[-1]}" if class_names else ""
     description = " ".join(", ".join([kind, f"{classes} classes{shown}", *dict.fromkeys(notes)]).split())
-    return ImageDataset(*data["train"], *data["test"], classes, name, path, class_names, description)
+    texts = readable(name), path, class_names, readable(description)
+    return ImageDataset(*data["train"], *data["test"], classes, *texts, validation)

@@ -51,15 +51,15 @@ CONTENT = {  # the first characters of the SHA-256 of the test images
 def family_of(file, folder, test_images, labels):
     """Return the family that the name of a file, the test images or the name of a folder show, or None.
 
-    EMNIST's file names suffice. Other names count only if the labels fit.
+    EMNIST's file names suffice. Other names count only if the labels fit, or if there are none.
     """
     file, folder = (re.sub("[^a-z0-9]", "", name.lower()) for name in (file, folder))
     classes, by_folder = set(np.unique(labels).tolist()), None
     for key, family in FAMILIES.items():
-        names = set(range(len(family.class_names)))
+        names = set(range(family.first, family.first + len(family.class_names)))
         if file.startswith(key) and (family.transposed or classes == names or (classes < names and key != "mnist")):
             return family
-        if SYNONYMS.get(folder, folder) == key and classes == names and not family.transposed:
+        if SYNONYMS.get(folder, folder) == key and classes in (set(), names):
             by_folder = family._replace(kind=f"{family.kind} by its name")
     digest = hashlib.sha256(test_images).hexdigest()[:32]
     return FAMILIES[CONTENT[digest]] if digest in CONTENT else by_folder

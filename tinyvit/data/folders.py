@@ -1,6 +1,7 @@
 """Folders of pictures, with one sub-folder per class."""
 
 import os
+import unicodedata
 import warnings
 from functools import partial
 
@@ -12,22 +13,34 @@ from tinyvit.data.mnist import DatasetError
 from tinyvit.signatures import broken_link
 
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "PPM", "WEBP", "TIFF")  # their decoders start no other program
-SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".pgm", ".ppm", ".pbm", ".webp", ".tif", ".tiff")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".jfif", ".bmp", ".gif", ".pgm", ".ppm", ".pbm", ".webp", ".tif", ".tiff")
 MOST_PIXELS = 4096 * 4096  # per picture
 
 
 def find_folders(folder, paths):
     """Return a `Source` for a folder with one sub-folder of pictures per class, or with such folders per split."""
-    named = [path for path in paths if os.path.basename(path).lower() in SPLITS]
-    splits = {SPLITS[os.path.basename(path).lower()]: path for path in named if _classes(path)}
-    splits = splits if "train" in splits else {"train": folder}
+    splits, notes = {}, []
+    for path in paths:
+        split = SPLITS.get(os.path.basename(path).lower())
+        if split and _classes(path):
+            if split in splits:
+                raise DatasetError(folder, "one folder per split", f"{splits[split]} and {path}: rename one")
+            splits[split] = path
+        elif split and os.path.isdir(path) and pictures_in(path):
+            notes.append(f"the pictures in {os.path.basename(path)} have no labels")
+    splits, notes = (splits, notes) if "train" in splits else ({"train": folder}, [])
     names = {name.lower() for name in _classes(splits["train"])}
-    return [Source(folder, (), partial(_read, splits))] if len(names) > 1 and not names <= SPLITS.keys() else []
+    return [Source(folder, (), partial(_read, splits, notes))] * (len(names) > 1 and not names <= SPLITS.keys())
 
 
 def _classes(folder):
     """Return the names of the sub-folders of a folder that have pictures."""
-    return [os.path.basename(path) for path in _folders(folder) if pictures_in(path)]
+    return [_name(path) for path in _folders(folder) if pictures_in(path)]
+
+
+def _name(path):
+    """Return the name of a class. macOS stores accents in another form of Unicode than other systems."""
+    return unicodedata.normalize("NFC", os.path.basename(path))
 
 
 def _folders(path):
@@ -41,12 +54,12 @@ def pictures_in(folder):
     return [path for path in visible(folder) if path.lower().endswith(SUFFIXES) and is_file(path)]
 
 
-def _read(splits):
+def _read(splits, notes):
     """Return the `Found` of the folders of each split."""
-    names = [os.path.basename(path) for path in _folders(splits["train"])]
+    names = list(dict.fromkeys(map(_name, _folders(splits["train"]))))
     names.sort(key=lambda name: (not name.isdecimal(), int(name) if name.isdecimal() else 0, name))
     files = {split: _files(folder, names) for split, folder in splits.items()}
-    pictures, notes = _decode_all([file for pairs in files.values() for file, _ in pairs]), []
+    pictures, notes = _decode_all([file for pairs in files.values() for file, _ in pairs]), [*notes]
     images, parts = _stack(pictures, notes), {}
     for split, pairs in files.items():
         labels = np.array([label for _, label in pairs], int)
@@ -59,7 +72,7 @@ def _files(folder, classes):
     """Return the pairs of path and class of the pictures in the sub-folders of a split."""
     pairs = []
     for path in _folders(folder):
-        name, pictures = os.path.basename(path), pictures_in(path)
+        name, pictures = _name(path), pictures_in(path)
         if name not in classes:
             raise DatasetError(folder, f"folders of the classes {', '.join(classes[:8])}", f"a folder {name}")
         if not pictures:

@@ -63,6 +63,8 @@ class ImageDataset:
         Name of each class, or None if the names are unknown.
     description : str, optional
         What was found and how it was converted, in one line.
+    validation : int, default 0
+        Number of images at the end of the training images that the data set has for validation.
     """
 
     train_images: np.ndarray
@@ -74,6 +76,7 @@ class ImageDataset:
     source: str
     class_names: tuple[str, ...] | None = None
     description: str = ""
+    validation: int = 0
 
     def __repr__(self):
         def split(images):
