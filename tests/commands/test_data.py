@@ -93,6 +93,16 @@ def test_colour_and_rectangles_train_and_do_not_fit_other_models(tmp_path, monke
         assert os.listdir(tmp_path / name) == ["mnist.npz"]
 
 
+def test_the_validation_images_of_a_data_set_are_for_validation(tmp_path, monkeypatch, capsys, digits):
+    monkeypatch.chdir(tmp_path)
+    arrays = [*digits[:2], digits[0][:70], digits[1][:70], *digits[2:]]
+    publishers.write_pictures(tmp_path / "data", arrays, splits=("train", "val", "test"))
+    text = run(capsys, "train", *TINY, "--data", "data", "--out", "run")
+    assert "data: 300 training, 70 validation and 60 test images" in text
+    text = run(capsys, "train", *TINY, "--data", "data", "--validation", "10", "--out", "other")
+    assert "data: 360 training, 10 validation and 60 test images" in text
+
+
 def test_evaluation_on_classes_of_other_names_has_a_note(tmp_path, monkeypatch, capsys, digits):
     monkeypatch.chdir(tmp_path)
     publishers.write_mnist(tmp_path / "fashion", digits)

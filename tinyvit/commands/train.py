@@ -259,6 +259,8 @@ def start(options, backend, locks):
     validation = config.validation
     if options.validation is None:  # a small set keeps most of its images for training
         validation = min(validation, len(data.train_images) // 12)
+        if data.validation and not options.train_limit:
+            validation = data.validation
     training = Training(
         fitting_config(data.train_images, data.train_labels, **model_settings),
         replace(config, augmentation=augmentation, validation=validation),
