@@ -140,7 +140,7 @@ def misclassified(
     Parameters
     ----------
     images : ndarray of shape (N, R, C)
-        Either uint8, or float in 0 to 1. Images of 2, or of more than 3, channels are drawn as the mean of these.
+        Either uint8, or float in 0 to 1. Of 2 channels, or of more than 3, the mean is drawn.
     labels : ndarray of shape (N,)
         The true classes, integers.
     predictions : ndarray of shape (N,)
@@ -181,8 +181,8 @@ def misclassified(
     for axes, i in zip(grid, shown, strict=False):
         _show_digit(axes, _unit(images[i]))
         true, predicted = names[labels[i]], names[predictions[i]]
-        fits = _text_width(f"true {true}, predicted {predicted}", SMALL) <= room[columns]
-        between = " " if fits else "\n"
+        width = _text_width(f"true {true}, predicted {predicted}", SMALL)
+        between = " " if width <= room[columns] else "\n"
         caption = f"true {true},{between}predicted {predicted}\n{_percent(confidences[i])}"
         axes.set_title(caption, fontsize=SMALL, color=INK, pad=3, linespacing=1.15, parse_math=False)
     _save(figure, path)
