@@ -194,6 +194,92 @@ def test_no_text_overlaps_another_or_leaves_the_picture(figures, epochs):
                 assert not box.overlaps(another), (text, other)
 
 
+TISSUES = ["fat", "debris", "mucus", "smooth muscle", "normal colon mucosa", "cancer-associated stroma"]
+ALIKE = [f"a very long beginning that all share, {i}, and an end that all share" for i in range(10)]
+
+
+@pytest.mark.parametrize(
+    "names",
+    [["T-shirt", "WWWW", "wwww", "dog"], TISSUES, ["a", "W" * 62, *"bcdefghi"], ["a", "w" * 100_000], ALIKE],
+)
+def test_long_names_of_classes_fit_and_differ(figures, names):
+    classes = len(names)
+    labels = np.arange(40) % classes
+    plots.misclassified(
+        images=IMAGES,
+        labels=labels,
+        predictions=(labels + 1) % classes,
+        confidences=CONFIDENCES,
+        wrong=range(12),
+        path="unused",
+        class_names=names,
+    )
+    plots.confusion_matrix(np.full((classes, classes), 1234), "unused", names)
+    plots.explanations(IMAGES[:4] / 255, IMAGES[:4], MAPS[:4], [*names, *names][:4], "unused")
+    mistakes, matrix, maps = figures
+    for figure in (mistakes, maps):
+        boxes = boxes_of(figure)
+        for i, (text, box) in enumerate(boxes):
+            assert 0 <= box.x0 <= box.x1 <= figure.bbox.width, text
+            for other, another in boxes[:i]:
+                assert not box.overlaps(another), (text, other)
+    captions = [axes.get_title() for axes in mistakes.axes if axes.images]
+    assert len({caption.partition("predicted")[0] for caption in captions}) == classes
+    matrix.canvas.draw()
+    axes = matrix.axes[0]
+    assert axes.get_window_extent().width > 500  # pixels, of 960 for short names
+    shown = axes.get_yticklabels()
+    assert len({label.get_text() for label in shown}) == classes
+    assert [label.get_text() for label in axes.get_xticklabels()] == [label.get_text() for label in shown]
+    for label in [*shown, *axes.get_xticklabels()]:
+        box = label.get_window_extent()
+        assert 0 <= box.x0 <= box.x1 <= matrix.bbox.width, label
+        assert 0 <= box.y0 <= box.y1 <= matrix.bbox.height, label
+
+
+def test_no_text_of_a_user_is_read_as_a_formula(tmp_path, monkeypatch):
+    monkeypatch.setattr("matplotlib.mathtext.MathTextParser.parse", lambda *arguments: pytest.fail("a formula"))
+    names = ["$\\badcommand$", "x$y", "cost $5 to $10"]
+    path, labels = tmp_path / "picture.png", LABELS % 3
+    plots.confusion_matrix(COUNTS, path, names)
+    plots.misclassified(IMAGES, labels, (labels + 1) % 3, CONFIDENCES, range(6), path, class_names=names)
+    plots.explanations(IMAGES[:3] / 255, IMAGES[:3], MAPS[:3], names, path)
+    plots.training_curves(HISTORY, path, note=names[2])
+    plots.augmentation_sheet([IMAGES[:3]], path, note=names[2])
+
+
+@pytest.mark.filterwarnings("error")  # matplotlib warns of each missing glyph
+def test_characters_that_cannot_be_drawn_are_replaced(figures):
+    names = ["字", "数字", "", "\x1b[31mred", "line\nbreak", "caf\udce9", "größe"]
+    drawn = ["class 0", "class 1", "class 2", "\\x1b[31mred", "line\\nbreak", "caf\\udce9", "größe"]
+    plots.confusion_matrix(np.ones((7, 7), int), "unused", names)
+    assert [label.get_text() for label in figures[0].axes[0].get_yticklabels()] == drawn
+    labels = np.arange(7)
+    plots.misclassified(IMAGES[:7], labels, labels, CONFIDENCES[:7], labels, "unused", class_names=names)
+    captions = [axes.get_title() for axes in figures[1].axes if axes.images]
+    assert [caption.splitlines()[0].removesuffix(",") for caption in captions[:6]] == [f"true {n}" for n in drawn[:6]]
+    plots.explanations(IMAGES[:1] / 255, IMAGES[:1], MAPS[:1], ["数.png\x07: 7"], "unused")
+    assert figures[2].axes[0].get_title() == "\ufffd.png\\x07: 7"
+    for figure in figures:
+        figure.canvas.draw()
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4, 5])
+def test_images_of_any_number_of_channels_are_drawn(figures, channels):
+    images = np.random.default_rng(2).integers(0, 256, (4, 8, 8, channels)).astype(np.uint8)
+    expected = images / 255 if channels == 3 else images.mean(axis=3) / 255
+    labels = np.arange(4)
+    plots.misclassified(images, labels, labels[::-1], CONFIDENCES[:4], labels, "unused")
+    plots.augmentation_sheet([images[:2], images[2:]], "unused")
+    plots.explanations(images.mean(axis=3) / 255, images, MAPS[:4], ["a", "b", "c", "d"], "unused")
+    for i in range(4):
+        axes = [figures[0].axes[i], figures[1].axes[i], figures[2].axes[3 * i + 1]]
+        for each in axes:
+            np.testing.assert_allclose(each.images[0].get_array(), expected[i])
+        ink = figures[2].axes[3 * i + 2].images[1].get_array()
+        np.testing.assert_allclose(ink[..., :3] if channels == 3 else ink[..., 3], expected[i])
+
+
 def test_curves_of_one_epoch_are_points_with_their_values_beside_them(tmp_path, figures):
     plots.training_curves([epoch(1)], "unused")
     assert figures[0].get_suptitle() == "Training curves: loss and error after one epoch"
@@ -278,7 +364,7 @@ def test_misclassified_digits_are_captioned_the_most_confident_first(figures):
     names = ["T-shirt", *"12345678", "ankle boot"]
     plots.misclassified(IMAGES, LABELS, predictions, confidences, [9, 30], "unused", class_names=names)
     drawn = [axes.get_title() for axes in figures[1].axes if axes.images]
-    assert drawn == ["true ankle boot,\npredicted 7\n> 99.9 %", "true T-shirt, predicted 8\n80.8 %"]
+    assert drawn == ["true ankle boot,\npredicted 7\n> 99.9 %", "true T-shirt,\npredicted 8\n80.8 %"]
     del figures[1]
 
     plots.misclassified(IMAGES, LABELS, predictions, confidences, [9, 30, 4], "unused", limit=2)

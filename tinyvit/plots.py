@@ -6,6 +6,7 @@ and may run in any thread. Each PNG is replaced as a whole, and the same data gi
 
 import io
 import math
+from collections import Counter
 from collections.abc import Sequence
 from os import PathLike
 from typing import Any
@@ -16,6 +17,7 @@ from matplotlib import colormaps
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LinearSegmentedColormap, LogNorm, Normalize, to_rgb
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties, findfont, get_font
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
 from tinyvit.files import write_atomically
@@ -23,6 +25,7 @@ from tinyvit.files import write_atomically
 DPI = 150  # 8 inches are 1200 pixels, which stay sharp where a README shows 900
 WIDTH = 8.0  # inches
 TEXT, SMALL = 9, 7.5  # points
+LONGEST = 130  # points of the name of a class, about 25 characters
 
 # Okabe and Ito 2008, "Color Universal Design": these colours differ for colour-blind readers, too.
 TRAIN, VALIDATION = "#0072B2", "#D55E00"
@@ -78,13 +81,14 @@ def confusion_matrix(
     counts : array_like of shape (C, C)
         Integers, with the true class in rows and the predicted class in columns.
     path : path-like
-        The PNG to write, 960 x 1008 pixels for up to 20 classes, and larger for more.
+        The PNG to write, 960 x 1008 pixels for up to 20 classes of short names, and larger otherwise.
     class_names : sequence of str, optional
-        One name per class. Default: "0", "1" and so on.
+        One name per class. Default: "0", "1" and so on. Long names are shortened, and "class 3" takes the place of a
+        name that the font cannot draw.
     """
     counts = np.asarray(counts)
     classes = len(counts)
-    names = [str(i) for i in range(classes)] if class_names is None else list(class_names)
+    names = _class_labels(range(classes) if class_names is None else class_names, most=LONGEST, size=TEXT)
     diagonal = np.eye(classes, dtype=bool)
     mistaken = ~diagonal & (counts > 0)
     most = max(2, counts[mistaken].max(initial=0))
@@ -92,7 +96,9 @@ def confusion_matrix(
     cells = np.full((classes, classes, 3), to_rgb(PAPER))
     cells[diagonal] = to_rgb(FAINT)
     cells[mistaken] = MISTAKES(LogNorm(1, most)(counts[mistaken]))[:, :3]
+    longest = max(_text_width(name, TEXT) for name in names)
     side = max(6.4, 0.3 * min(classes, 100))  # inches, so that three figures fit into a cell
+    side += max(0, longest - 50) / 72  # long names do not make the cells smaller
     figure = _figure(side, side + 0.32)
     title = f"Confusion matrix: {counts.sum() - np.trace(counts):,} of {counts.sum():,} images misclassified"
     note = "Grey cells count correct predictions. Coloured cells count mistakes; a darker colour means more of them."
@@ -104,8 +110,8 @@ def confusion_matrix(
     slant = {"rotation": 40, "ha": "right", "rotation_mode": "anchor"} if max(map(len, names)) > 5 else {}
     if slant and classes > 20:
         slant["rotation"] = 90
-    axes.set_xticks(range(classes), names, **slant)
-    axes.set_yticks(range(classes), names)
+    axes.set_xticks(range(classes), names, parse_math=False, **slant)
+    axes.set_yticks(range(classes), names, parse_math=False)
     for edge in np.arange(1, classes) - 0.5:
         axes.axhline(edge, color="white", linewidth=1.5)
         axes.axvline(edge, color="white", linewidth=1.5)
@@ -134,7 +140,7 @@ def misclassified(
     Parameters
     ----------
     images : ndarray of shape (N, R, C)
-        Either uint8, or float in 0 to 1.
+        Either uint8, or float in 0 to 1. Of 2 channels, or of more than 3, the mean is drawn.
     labels : ndarray of shape (N,)
         The true classes, integers.
     predictions : ndarray of shape (N,)
@@ -148,10 +154,11 @@ def misclassified(
     limit : int, optional
         The largest number of images to draw.
     class_names : sequence of str, optional
-        One name per class. Default: "0", "1" and so on.
+        One name per class. Default: "0", "1" and so on. Names are replaced as in `confusion_matrix`.
     """
     shown = wrong[:limit]
     names = range(int(max(labels.max(), predictions.max())) + 1) if class_names is None else class_names
+    names = _class_labels(names, most=LONGEST, size=SMALL)
     title = f"{len(wrong):,} of {len(labels):,} images misclassified"
     if not len(shown):
         figure = _figure(WIDTH, 1.2)
@@ -161,18 +168,23 @@ def misclassified(
 
     title = f"Mistakes: {title}, the most confident first"
     title += f" ({len(shown)} shown)" if len(shown) < len(wrong) else ""
-    rows = math.ceil(len(shown) / 6)
+    used = {i for drawn in shown for i in (labels[drawn], predictions[drawn])}
+    longest = max(_text_width(f"predicted {names[i]}", SMALL) for i in used)
+    room = {columns: 72 * WIDTH / columns - 8 for columns in (6, 5, 4, 3)}  # points of a caption
+    columns = next((columns for columns in room if longest <= room[columns]), 3)
+    rows = math.ceil(len(shown) / columns)
     figure = _figure(WIDTH, 1.42 * rows + 0.65)
     _write_title_and_note(figure, title, "The percentage is the probability that the model gives its prediction.")
-    grid = figure.subplots(rows, 6, squeeze=False).ravel()
+    grid = figure.subplots(rows, columns, squeeze=False).ravel()
     for axes in grid:
         axes.set_axis_off()
     for axes, i in zip(grid, shown, strict=False):
         _show_digit(axes, _unit(images[i]))
         true, predicted = names[labels[i]], names[predictions[i]]
-        between = "\n" if len(f"{true}{predicted}") > 8 else " "
+        width = _text_width(f"true {true}, predicted {predicted}", SMALL)
+        between = " " if width <= room[columns] else "\n"
         caption = f"true {true},{between}predicted {predicted}\n{_percent(confidences[i])}"
-        axes.set_title(caption, fontsize=SMALL, color=INK, pad=3, linespacing=1.15)
+        axes.set_title(caption, fontsize=SMALL, color=INK, pad=3, linespacing=1.15, parse_math=False)
     _save(figure, path)
 
 
@@ -249,8 +261,9 @@ def explanations(
         row[0].imshow(picture, cmap="gray", vmin=0, vmax=1)
         row[0].set_axis_off()
         _show_digit(row[1], _unit(image))
-        for axes, text in zip(row, (_shortened(title), "model input", "attention rollout"), strict=True):
-            axes.set_title(text, fontsize=SMALL, color=INK, pad=4)
+        title = _shortened(title, most=115, size=SMALL)
+        for axes, text in zip(row, (title, "model input", "attention rollout"), strict=True):
+            axes.set_title(text, fontsize=SMALL, color=INK, pad=4, parse_math=False)
     _save(figure, path)
 
 
@@ -288,9 +301,9 @@ def hero(history: list[dict[str, Any]], images: np.ndarray, maps: np.ndarray, pa
 
 def _write_title_and_note(figure, title, note):
     """Write a title at the top left of a figure, and a note, unless it is empty, at the bottom left."""
-    figure.suptitle(title, fontsize=TEXT + 1, color=INK, x=0.01, ha="left")
+    figure.suptitle(title, fontsize=TEXT + 1, color=INK, x=0.01, ha="left", parse_math=False)
     if note:
-        figure.supxlabel(note, fontsize=SMALL, color=MUTED, x=0.01, ha="left")
+        figure.supxlabel(note, fontsize=SMALL, color=MUTED, x=0.01, ha="left", parse_math=False)
 
 
 def _loss_panel(axes, history):
@@ -402,6 +415,7 @@ def _show_relevance(axes, image, relevance, norm):
 
     A grey image is drawn in ink, and a colour image (R, C, 3) half transparent.
     """
+    image = _grey_or_colour(image)
     rows, columns = relevance.shape
     height, width = image.shape[:2]
     extent = (0, width, height, 0)
@@ -418,7 +432,7 @@ def _show_relevance(axes, image, relevance, norm):
 def _show_digit(axes, image):
     """Draw an image in a faint frame: a grey one (R, C) as ink on paper, and a colour image (R, C, 3) as it is."""
     axes.set_axis_on()
-    axes.imshow(image, cmap="gray_r", vmin=0, vmax=1, interpolation="nearest")
+    axes.imshow(_grey_or_colour(image), cmap="gray_r", vmin=0, vmax=1, interpolation="nearest")
     axes.set_xticks([])
     axes.set_yticks([])
     for side in axes.spines.values():
@@ -455,10 +469,63 @@ def _unit(images):
     return images / 255 if images.dtype == np.uint8 else np.clip(images.astype(np.float64), 0, 1)
 
 
-def _shortened(title, most=28):
-    """Return `title` in at most `most` characters, and escape what matplotlib would read as a formula."""
-    short = title if len(title) <= most else f"{title[: most // 2 - 1]}…{title[-(most // 2) :]}"
-    return short.replace("$", r"\$")
+def _grey_or_colour(image):
+    """Return an image as (R, C) or (R, C, 3): other channels than red, green and blue become their mean."""
+    return image if image.ndim == 2 or image.shape[2] == 3 else image.mean(axis=2)
+
+
+def printable(text: str) -> str:
+    """Return a text in which escapes such as "\\x1b" replace control characters and lone surrogates.
+
+    Parameters
+    ----------
+    text : str
+        A text from a user, such as the name of a class.
+
+    Returns
+    -------
+    str
+        One line that can be printed, drawn and encoded.
+    """
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def _font():
+    """Return the font of the pictures."""
+    return get_font(findfont(FontProperties()))
+
+
+def _text_width(text, size):
+    """Return the width in points of a text of `size` points."""
+    font = _font()
+    font.set_size(size, 72)
+    font.set_text(text, 0.0)
+    return font.get_width_height()[0] / 64  # the font counts in 64ths
+
+
+def _shortened(text, most, size):
+    """Return a text that the font can draw in at most `most` points. The middle of a longer one becomes "…"."""
+    glyphs = _font().get_charmap()
+    text = text if len(text) <= 200 else text[:100] + text[-100:]  # more does not fit
+    short = text = "".join(c if ord(c) in glyphs else "\ufffd" for c in printable(text))
+    kept = len(text)
+    while _text_width(short, size) > most:
+        kept -= 1
+        short = f"{text[: kept - kept // 2]}…{text[len(text) - kept // 2 :]}"
+    return short
+
+
+def _class_labels(names, most, size):
+    """Return one label per class of at most `most` points. The labels differ, as the names do."""
+    names, glyphs = [printable(str(name)) for name in names], _font().get_charmap()
+    drawable = [bool(name.strip()) and all(ord(c) in glyphs for c in name) for name in names]
+    names = [name if fits else f"class {i}" for i, (name, fits) in enumerate(zip(names, drawable, strict=True))]
+    labels = [_shortened(name, most, size) for name in names]
+    repeated = {label for label, count in Counter(labels).items() if count > 1}
+    return [
+        _shortened(f"{i}: {name}", most, size) if label in repeated else label
+        for i, (name, label) in enumerate(zip(names, labels, strict=True))
+    ]
 
 
 def _percent(share):

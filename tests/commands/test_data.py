@@ -114,6 +114,70 @@ def test_evaluation_on_classes_of_other_names_has_a_note(tmp_path, monkeypatch, 
     assert capsys.readouterr().err == text
 
 
+def test_evaluation_of_a_model_without_names_has_no_note(tmp_path, monkeypatch, capsys, digits):
+    monkeypatch.chdir(tmp_path)
+    publishers.write_mnist(tmp_path / "data", digits)
+    publishers.write_mnist(tmp_path / "fashion", digits)
+    run(capsys, "train", *TINY, "--data", "data", "--out", "run")
+    assert load_model(tmp_path / "run" / "model.safetensors")[1].class_names is None
+    (tmp_path / "copy.safetensors").write_bytes((tmp_path / "run" / "model.safetensors").read_bytes())
+    for model in ("run", "copy.safetensors"):
+        assert main(["evaluate", model, "--data", "fashion"]) == 0
+        assert capsys.readouterr().err == ""
+
+
+def test_evaluation_without_metrics_takes_the_data_from_the_checkpoint(tmp_path, monkeypatch, capsys, digits):
+    monkeypatch.chdir(tmp_path)
+    publishers.write_keras(tmp_path / "data", digits)
+    run(capsys, "train", *TINY, "--data", "data", "--test-limit", "40", "--out", "run")
+    metrics = tmp_path / "run" / "metrics.json"
+    before = json.loads(metrics.read_text())
+    metrics.unlink()
+    for _ in range(2):  # the second time, the metrics of the first name the data
+        text = run(capsys, "evaluate", "run")
+        assert f"loss {before['test_loss']:.4f}, 40 images" in text
+        after = json.loads(metrics.read_text())
+        assert after["origin"]["data_dir"] == before["origin"]["data_dir"]
+        assert after["test_loss"] == pytest.approx(before["test_loss"])
+    metrics.unlink()
+    (tmp_path / "run" / "checkpoint.safetensors").write_bytes(b"damaged")
+    text = "error: run: neither metrics.json nor checkpoint.safetensors names the data of this run: give --data\n"
+    assert error_of(capsys, "evaluate", "run") == text
+    run(capsys, "evaluate", "run", "--data", "data")
+
+
+def test_a_picture_that_cannot_be_drawn_leaves_all_results(tmp_path, monkeypatch, capsys, digits):
+    def fail(*args, **kwargs):
+        raise RuntimeError("no font")
+
+    monkeypatch.chdir(tmp_path)
+    publishers.write_keras(tmp_path / "data", digits)
+    for name in ("confusion_matrix", "misclassified", "training_curves", "augmentation_sheet"):
+        monkeypatch.setattr(f"tinyvit.plots.{name}", fail)
+    run(capsys, "train", *TINY, "--data", "data", "--rotation", "5", "--out", "run")
+    tables = {"classification_report.txt", "history.csv", "metrics.json", "model.safetensors"}
+    assert tables <= {path.name for path in (tmp_path / "run").iterdir()}
+    assert not list((tmp_path / "run").glob("*.png"))
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    # A file error ends the command, but only after all numbers are written.
+    monkeypatch.setattr("tinyvit.plots.confusion_matrix", lambda **arguments: os.stat(tmp_path / "missing"))
+    assert main(["evaluate", "run", "--data", "data", "--out", "again"]) == 2
+    assert sorted(os.listdir(tmp_path / "again")) == ["classification_report.txt", "metrics.json"]
+
+
+def test_evaluation_of_names_with_dollars(tmp_path, monkeypatch, capsys, digits):
+    monkeypatch.chdir(tmp_path)
+    names = ["$\\badcommand$", "x$y", "cost $5 to $10", *"3456789"]
+    config = ViTConfig(width=16, depth=1, heads=2, mlp_width=24, class_names=names)
+    save_model(tmp_path / "model.safetensors", initialise(config), config)
+    publishers.write_mnist(tmp_path / "data", digits)
+    assert main(["evaluate", "model.safetensors", "--data", "data"]) == 0
+    assert "could not be drawn" not in capsys.readouterr().err
+    files = os.listdir(tmp_path / "model-evaluation" / "on-data")
+    assert {"confusion_matrix.png", "misclassified.png"} <= set(files)
+
+
 @pytest.mark.parametrize("labelled", [False, True])
 def test_the_submission_to_kaggle(tmp_path, monkeypatch, capsys, digits, labelled):
     monkeypatch.chdir(tmp_path)

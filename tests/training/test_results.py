@@ -4,17 +4,21 @@ import csv
 import json
 import re
 
+import numpy as np
 import pytest
 
+from tinyvit import VisionTransformer, plots
 from tinyvit.backend import CPU
 from tinyvit.checkpoint import CheckpointError
 from tinyvit.data.augment import Augmentation
-from tinyvit.model import ViTConfig
+from tinyvit.model import ViTConfig, initialise
 from tinyvit.training import NOTE, TUNED, TrainingConfig
 from tinyvit.training.results import (
     describe_augmentation,
     describe_losses,
     read_metrics,
+    write_augmentation_sheet,
+    write_evaluation,
     write_history,
     write_metrics,
 )
@@ -76,6 +80,64 @@ def test_the_settings_of_the_history_are_by_default_those_of_the_checkpoint(tmp_
     pictures = {folder.name: (folder / "training_curves.png").read_bytes() for folder in tmp_path.iterdir()}
     assert pictures["plain"] == pictures["plain-given"] != pictures["smoothed"]
     assert pictures["smoothed"] == pictures["smoothed-given"]
+
+
+def small_model(names):
+    config = ViTConfig(
+        image_size=8,
+        patch_size=4,
+        width=8,
+        depth=1,
+        heads=2,
+        mlp_width=12,
+        classes=len(names),
+        class_names=names,
+    )
+    return VisionTransformer(config, initialise(config))
+
+
+IMAGES = np.random.default_rng(0).integers(0, 256, (6, 8, 8)).astype(np.uint8)
+
+
+@pytest.mark.parametrize("error", [ValueError("no\nformula"), MemoryError(), RuntimeError("no font")])
+def test_a_picture_that_cannot_be_drawn_is_a_note(tmp_path, monkeypatch, caplog, error):
+    def fail(*args, **kwargs):
+        raise error
+
+    for name in ("confusion_matrix", "misclassified", "training_curves", "augmentation_sheet"):
+        monkeypatch.setattr(plots, name, fail)
+        (tmp_path / f"{name}.png").write_text("of an earlier evaluation")
+    evaluation = write_evaluation(tmp_path, small_model(["a", "b"]), IMAGES, np.arange(6) % 2, workers=1)
+    write_history(tmp_path, [RECORD], PLAIN)
+    write_augmentation_sheet(tmp_path, IMAGES, Augmentation(rotation=5))
+    assert len(evaluation.predictions) == 6
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "augmentation_sheet.png",  # the picture of a run has a shorter name
+        "classification_report.txt",
+        "history.csv",
+    ]
+    reason = re.escape(f"could not be drawn ({type(error).__name__}")
+    for name in ("confusion_matrix", "misclassified", "training_curves", "augmentation"):
+        path = re.escape(str(tmp_path / f"{name}.png"))
+        assert re.search(rf"note: {path} is missing, because it {reason}.*\)$", caplog.text, re.MULTILINE)
+
+
+def test_a_full_disk_is_an_error(tmp_path, monkeypatch):
+    def fail(*args, **kwargs):
+        raise OSError("no space left")
+
+    monkeypatch.setattr(plots, "training_curves", fail)
+    with pytest.raises(OSError, match="no space left"):
+        write_history(tmp_path, [RECORD], PLAIN)
+    assert (tmp_path / "history.csv").exists()
+
+
+def test_control_characters_do_not_break_the_report(tmp_path):
+    names = ["\x1b[31mred", "line\nbreak", "bell\x07", "caf\udce9"]
+    write_evaluation(tmp_path, small_model(names), IMAGES, np.arange(6) % 4, workers=1)
+    lines = (tmp_path / "classification_report.txt").read_text(encoding="utf-8").splitlines()
+    rows = [line.split("  ")[0].strip() for line in (line.strip() for line in lines[2:6])]
+    assert rows == ["\\x1b[31mred", "line\\nbreak", "bell\\x07", "caf\\udce9"]
 
 
 @pytest.mark.parametrize(

@@ -8,16 +8,26 @@ or for fewer images go to a folder inside it, such as RUN/on-fashion. For a
 model file outside a run, they go to a folder beside it, FILE-evaluation.
 """
 
+import contextlib
 import sys
 
 from tinyvit import console
 from tinyvit.backend import available_cores
-from tinyvit.checkpoint import CHECKPOINT, MODEL
+from tinyvit.checkpoint import CHECKPOINT, MODEL, CheckpointError
 from tinyvit.classifier import VisionTransformer
 from tinyvit.commands import integer, make_option_folder, model_file, path, require_range, require_size
 from tinyvit.data import load_dataset
+from tinyvit.data.datasets import DIGITS
 from tinyvit.gpu import get_backend
-from tinyvit.training.results import METRICS, read_metrics, versions, write_evaluation, write_metrics
+from tinyvit.training import read_checkpoint
+from tinyvit.training.results import (
+    METRICS,
+    draw_evaluation,
+    read_metrics,
+    versions,
+    write_evaluation,
+    write_metrics,
+)
 
 
 def add_arguments(parser):
@@ -46,9 +56,13 @@ def run(options):
     model = VisionTransformer.load(file, backend)
     metrics = read_metrics(home) if of_a_run else {}
     origin = metrics.get("origin", {})
+    if of_a_run and not origin and not options.data:  # a run that ended before its metrics were written
+        origin = origin_in_checkpoint(file.parent)
     data = load_dataset(options.data or origin.get("data_dir"), classes=model.config.classes)
     require_size(data.source, data.test_images, model.config)
-    note_other_names(model.config.names, data.class_names)
+    digits = "data_dir" in origin and origin["data_dir"] in (None, DIGITS)
+    if model.config.class_names or digits:  # a model without names may be of any data
+        note_other_names(model.config.names, data.class_names)
     limit = options.test_limit if options.test_limit or options.data else origin.get("test_limit")
     images, labels = data.test_images[:limit], data.test_labels[:limit]
 
@@ -58,6 +72,7 @@ def run(options):
     folder = options.out or (home / name if other else home)
     if other or not metrics:
         metrics = {"run": str(options.model), "parameters": int(model.parameters.flat.size)}
+        metrics |= {} if other or not origin else {"origin": origin}
     make_option_folder("--out", folder)
     console.require_memory(200e6 + 110e6 * (options.workers or available_cores()))
     with console.cleanup_after_signals():
@@ -67,6 +82,7 @@ def run(options):
             images=images,
             labels=labels,
             workers=options.workers,
+            pictures=False,
         )
         metrics |= {
             "test_accuracy": evaluation.accuracy,
@@ -76,9 +92,18 @@ def run(options):
             "versions": versions(backend),
         }
         write_metrics(folder, metrics)
+        draw_evaluation(folder, evaluation, images, model.config.names)  # last, since the results do not need them
     print(f"data set: {data.description}")
     print(f"test accuracy {100 * evaluation.accuracy:.2f} %, loss {evaluation.loss:.4f}, {len(labels):,} images")
     print(f"results: {folder}")
+
+
+def origin_in_checkpoint(folder):
+    """Return the origin of a run from its checkpoint, or raise `ValueError` if it does not name the data."""
+    with contextlib.suppress(CheckpointError):
+        if origin := read_checkpoint(folder)[1]["origin"]:
+            return origin
+    raise ValueError(f"{folder}: neither {METRICS} nor {CHECKPOINT} names the data of this run: give --data")
 
 
 def note_other_names(of_model, of_data):

@@ -3,8 +3,10 @@
 import csv
 import io
 import json
+import logging
 import os
 import platform
+from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from os import PathLike
 from pathlib import Path
@@ -157,7 +159,35 @@ def write_history(
         values = ((form, record.get(name)) for name, form in HISTORY_FORMATS.items())
         writer.writerow("" if value is None else format(value, form) for form, value in values)
     write_atomically(folder / "history.csv", text.getvalue())
-    plots.training_curves(history, folder / "training_curves.png", note=describe_losses(history, config))
+    note = describe_losses(history, config)
+    draw_or_note(plots.training_curves, folder / "training_curves.png", history=history, note=note)
+
+
+def draw_or_note(draw: Callable[..., None], path: Path, **arguments: Any) -> None:
+    """Draw a picture. If this fails, log a note, so that a picture never costs the results of a run.
+
+    Parameters
+    ----------
+    draw : callable
+        A function of `tinyvit.plots`.
+    path : pathlib.Path
+        The PNG to write.
+    **arguments
+        The other arguments of the function.
+
+    Raises
+    ------
+    OSError
+        If the file cannot be written.
+    """
+    try:
+        draw(path=path, **arguments)
+    except OSError:
+        raise
+    except Exception as error:
+        text = "note: %s is missing, because it could not be drawn (%s: %s)"
+        path.unlink(missing_ok=True)  # an earlier picture would show other results
+        logging.getLogger("tinyvit").warning(text, path, type(error).__name__, in_short(error))
 
 
 def describe_losses(history: list[dict[str, Any]], config: TrainingConfig) -> str:
@@ -195,6 +225,7 @@ def write_evaluation(
     images: np.ndarray,
     labels: np.ndarray,
     workers: int | None = None,
+    pictures: bool = True,
 ) -> Evaluation:
     """Evaluate a model, and write the classification report, the confusion matrix and the mistakes.
 
@@ -210,26 +241,55 @@ def write_evaluation(
         Their classes, integers.
     workers : int, optional
         Number of threads. Default: one per core.
+    pictures : bool, default True
+        Whether to draw the pictures, too. Otherwise `draw_evaluation` draws them later.
 
     Returns
     -------
     Evaluation
         The predictions, the accuracy and the loss.
     """
-    folder, names = Path(folder), model.config.names
     evaluation = model.evaluate(images, labels, workers=workers)
-    write_atomically(folder / "classification_report.txt", classification_report(evaluation, names))
-    plots.confusion_matrix(confusion(evaluation), folder / "confusion_matrix.png", names)
-    plots.misclassified(
+    report = classification_report(evaluation, list(map(plots.printable, model.config.names)))
+    write_atomically(Path(folder) / "classification_report.txt", report)
+    if pictures:
+        draw_evaluation(folder, evaluation, images, model.config.names)
+    return evaluation
+
+
+def draw_evaluation(
+    folder: str | PathLike[str], evaluation: Evaluation, images: np.ndarray, class_names: Sequence[str]
+) -> None:
+    """Draw the confusion matrix and the mistakes. A picture that cannot be drawn is a note.
+
+    Parameters
+    ----------
+    folder : path-like
+        Where the files go. It must exist.
+    evaluation : Evaluation
+        The predictions.
+    images : ndarray of shape (N, R, C)
+        The test images, uint8.
+    class_names : sequence of str
+        One name per class.
+    """
+    folder = Path(folder)
+    draw_or_note(
+        plots.confusion_matrix,
+        folder / "confusion_matrix.png",
+        counts=confusion(evaluation),
+        class_names=class_names,
+    )
+    draw_or_note(
+        plots.misclassified,
+        folder / "misclassified.png",
         images=images,
-        labels=labels,
+        labels=evaluation.labels,
         predictions=evaluation.predictions,
         confidences=evaluation.confidences,
         wrong=misclassified(evaluation),
-        path=folder / "misclassified.png",
-        class_names=names,
+        class_names=class_names,
     )
-    return evaluation
 
 
 def write_augmentation_sheet(
@@ -255,7 +315,8 @@ def write_augmentation_sheet(
     for image in images:
         copies = np.repeat(image[None], variants, axis=0)
         rows.append([image / 255, *warp(copies, augmentation.draw(rng, variants))])
-    plots.augmentation_sheet(rows, Path(folder) / "augmentation.png", note=describe_augmentation(augmentation))
+    note = describe_augmentation(augmentation)
+    draw_or_note(plots.augmentation_sheet, Path(folder) / "augmentation.png", rows=rows, note=note)
 
 
 def describe_augmentation(augmentation: Augmentation) -> str:
