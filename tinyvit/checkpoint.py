@@ -131,7 +131,23 @@ def load_arrays(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], di
 
 
 def as_path(path: Any) -> Path:
-    """Return a path of any kind as a `Path`. Raise `TypeError` for another object."""
+    """Return a path as a `Path`.
+
+    Parameters
+    ----------
+    path : path-like
+        The path, also as bytes.
+
+    Returns
+    -------
+    Path
+        The path.
+
+    Raises
+    ------
+    TypeError
+        If it is another object.
+    """
     if not isinstance(path, str | bytes | os.PathLike):
         raise TypeError(f"path must be the path of a file or a folder, not {path!r:.40}")
     return Path(os.fsdecode(path))

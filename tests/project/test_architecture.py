@@ -48,7 +48,7 @@ MAY_IMPORT = {
     "data.mnist": {"data.idx", "files"},
     "data.contents": {"data.idx", "data.mnist", "signatures"},
     "data.families": set(),
-    "data.arrays": {"data.mnist"},
+    "data.arrays": {"data.contents", "data.mnist"},
     "data.binaries": {"data.arrays", "data.contents", "data.idx", "data.mnist"},
     "data.tables": {"data.arrays", "data.contents", "data.mnist"},
     "data.folders": {"data.arrays", "data.contents", "data.mnist", "signatures"},
