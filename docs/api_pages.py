@@ -22,6 +22,7 @@ MODULES = (  # in the order of the reference
     "tinyvit.pretrained",
     "tinyvit.pretrained.pictures",
     "tinyvit.checkpoint",
+    "tinyvit.sklearn",
     "tinyvit.gpu",
     "tinyvit.kernels",
     "tinyvit.reference",

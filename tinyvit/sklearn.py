@@ -209,8 +209,7 @@ class TinyViTClassifier(ClassifierMixin, BaseEstimator):
         images = self._pixels(X, (rows, columns, channels))
 
         if self.early_stopping:  # the images for validation are the last ones
-            options = {"test_size": self.validation_fraction, "stratify": labels, "random_state": rng}
-            parts = train_test_split(images, labels, **options)
+            parts = train_test_split(images, labels, test_size=self.validation_fraction, stratify=y, random_state=rng)
             images, labels = np.concatenate(parts[:2]), np.concatenate(parts[2:])
             config = replace(config, validation=len(parts[1]))
         fitting = fitting_config(images, labels, class_names=tuple(map(str, self.classes_)), **model)
@@ -331,7 +330,7 @@ def shape_of_images(shape, expected=None):
     """
     side = math.isqrt(shape[0])
     row = (side, side) if side**2 == shape[0] >= LEAST_SQUARE else (1, shape[0])
-    found = expected or (shape if len(shape) > 1 else row)
+    found = expected if expected is not None else shape if len(shape) > 1 else row
     fits = isinstance(found, tuple) and len(found) in (2, 3) and all(isinstance(n, int) and n > 0 for n in found)
     if not fits or math.prod(found) != math.prod(shape) or (len(shape) > 1 and (*found, 1)[:3] != (*shape, 1)[:3]):
         raise ValueError(f"images of shape {shape} are not {found}: give rows, columns and any channels")
