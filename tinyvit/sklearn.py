@@ -2,7 +2,6 @@
 
 import copy
 import math
-from collections.abc import Sequence
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -24,16 +23,17 @@ from tinyvit.training import RECIPES, Training, TrainingConfig, TrainingStopped
 from tinyvit.training.progress import Progress
 
 try:
-    from sklearn.utils.validation import validate_data
+    from sklearn.utils.validation import validate_data as _validate_data
 except ImportError:  # scikit-learn 1.5 has a method in its place
 
-    def validate_data(estimator, *arrays, **options):
+    def _validate_data(estimator, *arrays, **options):
         return estimator._validate_data(*arrays, **options)
 
 
 BLOCK = 1000  # images that are scaled at a time, since a float64 copy of all images would be large
 LEAST_SQUARE = 64  # numbers of the smallest row that is taken for a square image
 MOST_PATCHES = 16  # in an image with one row or column
+FEWEST_STEPS = 8  # per epoch, unless a batch size is given
 TRAINING = {"max_iter": "epochs", "learning_rate_init": "learning_rate", "batch_size": "batch_size"}
 LIMITS = {  # of numbers that are not checked elsewhere
     "max_iter": {"minimum": 1, "maximum": 2**32, "integer": True, "below": True},
@@ -59,7 +59,8 @@ class TinyViTClassifier(ClassifierMixin, BaseEstimator):
     learning_rate_init : float, optional
         The learning rate of Adam. Default: that of the recipe.
     batch_size : int, optional
-        Number of images per step. Default: that of the recipe, 64.
+        Number of images per step. Default: that of the recipe, 64, and fewer if this gives less than 8 steps per
+        epoch.
     image_shape : tuple of int, optional
         Rows and columns of an image, and channels if there are several. By default the images or the length of the
         rows of numbers define it, as described below.
@@ -137,8 +138,8 @@ class TinyViTClassifier(ClassifierMixin, BaseEstimator):
         max_iter: int = 20,
         learning_rate_init: float | None = None,
         batch_size: int | None = None,
-        image_shape: Sequence[int] | None = None,
-        patch_size: int | Sequence[int] | None = None,
+        image_shape: tuple[int, ...] | None = None,
+        patch_size: int | tuple[int, int] | None = None,
         width: int = 128,
         depth: int = 4,
         heads: int = 4,
@@ -191,13 +192,13 @@ class TinyViTClassifier(ClassifierMixin, BaseEstimator):
         TrainingDiverged
             If the loss or a weight becomes NaN or infinite.
         """
+        X, shape = _rows_and_shape(X)
+        X, y = _validate_data(self, X, y)
         rng = check_random_state(self.random_state)
-        config, model = self._settings(seed=int(rng.randint(2**31 - 1)))
-        X, shape = rows_and_shape(X)
-        X, y = validate_data(self, X, y)
+        config, model = self._settings(count=len(y), seed=int(rng.randint(2**31 - 1)))
         check_classification_targets(y)
         self.classes_, labels = np.unique(y, return_inverse=True)
-        self.image_shape_ = shape_of_images(shape, plain(self.image_shape))
+        self.image_shape_ = _shape_of_images(shape, _plain(self.image_shape))
         self.pixel_range_ = float(X.min()), float(X.max())
 
         rows, columns, channels = self.image_shape_
@@ -257,9 +258,9 @@ class TinyViTClassifier(ClassifierMixin, BaseEstimator):
         tags.input_tags.three_d_array = True
         return tags
 
-    def _settings(self, seed):
+    def _settings(self, count, seed):
         """Check the parameters, and return the settings of the training and those of the model, a dict."""
-        given = {name: plain(value) for name, value in self.get_params(deep=False).items() if value is not None}
+        given = {name: _plain(value) for name, value in self.get_params(deep=False).items() if value is not None}
         recipe = RECIPES.get(self.recipe) if isinstance(self.recipe, str) else self.recipe
         if not isinstance(recipe, TrainingConfig):
             raise ValueError(f"recipe must be {', '.join(RECIPES)} or a TrainingConfig, not {self.recipe!r}")
@@ -267,7 +268,8 @@ class TinyViTClassifier(ClassifierMixin, BaseEstimator):
             raise ValueError(f"early_stopping must be True or False, not {self.early_stopping!r}")
         for name, limit in LIMITS.items():
             require_number(name, given.get(name), **limit)
-        changes = {setting: given[name] for name, setting in TRAINING.items() if name in given}
+        changes = {"batch_size": max(1, min(recipe.batch_size, count // FEWEST_STEPS))}
+        changes |= {setting: given[name] for name, setting in TRAINING.items() if name in given}
         model = {name: given[name] for name in ("patch_size", "width", "depth", "heads") if name in given}
         return replace(recipe, validation=0, seed=seed, **changes), model | {"mlp_width": 4 * given["width"]}
 
@@ -302,28 +304,27 @@ class TinyViTClassifier(ClassifierMixin, BaseEstimator):
     def _logits(self, X):
         """Return the logits of images."""
         check_is_fitted(self)
-        X, shape = rows_and_shape(X)
-        X, config = validate_data(self, X, reset=False), self.model_.config
-        shape_of_images(shape, self.image_shape_)
+        X, shape = _rows_and_shape(X)
+        X, config = _validate_data(self, X, reset=False), self.model_.config
+        _shape_of_images(shape, self.image_shape_)
         images = self._pixels(X, (*config.image_shape, config.channels))
         return parallel_logits(images, self.model_.parameters, config, workers=self.workers)
 
 
-def plain(value):
+def _plain(value):
     """Return NumPy's numbers as those of Python, and sequences of numbers as tuples."""
-    if isinstance(value, np.generic | np.ndarray):
-        value = value.tolist()
-    return tuple(map(plain, value)) if isinstance(value, list | tuple) else value
+    value = value.tolist() if isinstance(value, np.generic | np.ndarray) else value
+    return tuple(map(_plain, value)) if isinstance(value, list | tuple) else value
 
 
-def rows_and_shape(X):
+def _rows_and_shape(X):
     """Return images as rows of numbers, and the shape of one image. Rows of numbers and tables are unchanged."""
     X = X if hasattr(X, "shape") else np.asarray(X)
     shape = tuple(X.shape[1:])
     return np.asarray(X).reshape(X.shape[0], math.prod(shape)) if len(shape) > 1 else X, shape
 
 
-def shape_of_images(shape, expected=None):
+def _shape_of_images(shape, expected=None):
     """Return rows, columns and channels of images, from the shape of an image or of a row of numbers.
 
     expected: rows, columns and any channels that the images must have, or None.
