@@ -1,8 +1,12 @@
 """TinyViTClassifier behaves as a classifier of scikit-learn, alone and inside scikit-learn's tools."""
 
 import copy
+import json
 import pickle
 import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import joblib
 import numpy as np
@@ -23,6 +27,7 @@ from tinyvit.sklearn import TinyViTClassifier
 from tinyvit.training import NOTE, Training, TrainingConfig
 from tinyvit.training.progress import Progress
 
+ROOT = Path(__file__).resolve().parents[1]
 PLAIN = TrainingConfig(batch_size=16, learning_rate=1e-2)
 TINY = {"recipe": PLAIN, "width": 8, "depth": 1, "heads": 2, "max_iter": 8, "random_state": 0}
 NAMES = np.array(["above", "below", "left"])
@@ -439,3 +444,21 @@ def test_it_learns_digits():
     X, y = load_digits(return_X_y=True)
     model = TinyViTClassifier(width=32, depth=2, learning_rate_init=5e-3, random_state=0).fit(X[:1400], y[:1400])
     assert model.score(X[1400:], y[1400:]) > 0.85
+
+
+@pytest.mark.extended
+def test_the_comparison_with_another_classifier_runs(tmp_path):
+    script, path = ROOT / "benchmarks" / "sklearn_peers.py", tmp_path / "found.json"
+    command = [sys.executable, str(script), "--images", "100", "--epochs", "1", "--json", str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(path.read_text())
+    assert {"cpu", "numpy", "scikit-learn", "command"} <= set(found["conditions"])
+    records = [(record["data"], record["classifier"]) for record in found["records"]]
+    names = "MLPClassifier", "TinyViTClassifier"
+    assert records == [(data, name) for data in ("digits", "mnist") for name in names]
+    assert len(done.stdout.splitlines()) == 4
+    for record in found["records"]:
+        assert record["train_images"] == 100
+        assert 0.05 < record["accuracy"] < 1
+        assert record["epochs"] == 1 or record["classifier"] == "MLPClassifier"

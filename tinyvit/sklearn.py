@@ -192,14 +192,14 @@ class TinyViTClassifier(ClassifierMixin, BaseEstimator):
         TrainingDiverged
             If the loss or a weight becomes NaN or infinite.
         """
-        X, shape = _rows_and_shape(X)
-        X, y = _validate_data(self, X, y)
+        numbers, shape = _rows_and_shape(X)
+        numbers, y = _validate_data(self, numbers, y)
         rng = check_random_state(self.random_state)
-        config, model = self._settings(count=len(y), seed=int(rng.randint(2**31 - 1)))
+        config, model = self._settings(count=len(numbers), seed=int(rng.randint(2**31 - 1)))
         check_classification_targets(y)
         self.classes_, labels = np.unique(y, return_inverse=True)
         self.image_shape_ = _shape_of_images(shape, _plain(self.image_shape))
-        self.pixel_range_ = float(X.min()), float(X.max())
+        self.pixel_range_ = float(numbers.min()), float(numbers.max())
 
         rows, columns, channels = self.image_shape_
         if 1 in (rows, columns):
@@ -207,7 +207,7 @@ class TinyViTClassifier(ClassifierMixin, BaseEstimator):
             if self.patch_size is None:
                 height, width = model["patch_size"] = -(-rows // MOST_PATCHES), -(-columns // MOST_PATCHES)
                 rows, columns = -(-rows // height) * height, -(-columns // width) * width
-        images = self._pixels(X, (rows, columns, channels))
+        images = self._pixels(numbers, (rows, columns, channels))
 
         if self.early_stopping:  # the images for validation are the last ones
             parts = train_test_split(images, labels, test_size=self.validation_fraction, stratify=y, random_state=rng)
