@@ -382,6 +382,13 @@ def test_only_verbose_prints(capsys):
 
 
 @pytest.mark.extended
+def test_several_workers(runs):
+    model = fitted(workers=2, max_iter=1)
+    assert runs[0].step.workers == 2
+    np.testing.assert_allclose(model.predict_proba(OTHERS), fitted(max_iter=1).predict_proba(OTHERS), rtol=1e-3)
+
+
+@pytest.mark.extended
 def test_another_device(strict_gpu):
     model, expected = fitted(device="gpu", max_iter=1), fitted(max_iter=1)
     assert type(model.model_.parameters.flat) is not np.ndarray

@@ -33,7 +33,7 @@ except ImportError:  # scikit-learn 1.5 has a method in its place
 BLOCK = 1000  # images that are scaled at a time, since a float64 copy of all images would be large
 LEAST_SQUARE = 64  # numbers of the smallest row that is taken for a square image
 MOST_PATCHES = 16  # in an image with one row or column
-FEWEST_STEPS = 8  # per epoch, unless a batch size is given
+FEWEST_STEPS = 8  # per epoch of all images, unless a batch size is given
 TRAINING = {"max_iter": "epochs", "learning_rate_init": "learning_rate", "batch_size": "batch_size"}
 LIMITS = {  # of numbers that are not checked elsewhere
     "max_iter": {"minimum": 1, "maximum": 2**32, "integer": True, "below": True},
@@ -59,8 +59,8 @@ class TinyViTClassifier(ClassifierMixin, BaseEstimator):
     learning_rate_init : float, optional
         The learning rate of Adam. Default: that of the recipe.
     batch_size : int, optional
-        Number of images per step. Default: that of the recipe, 64, and fewer if this gives less than 8 steps per
-        epoch.
+        Number of images per step. Default: that of the recipe, 64. If there are few images, batches are smaller by
+        default, so that an epoch has about 8 steps.
     image_shape : tuple of int, optional
         Rows and columns of an image, and channels if there are several. By default the images or the length of the
         rows of numbers define it, as described below.
@@ -78,7 +78,7 @@ class TinyViTClassifier(ClassifierMixin, BaseEstimator):
     validation_fraction : float, optional
         Share of the images of each class that early stopping holds out.
     n_iter_no_change : int, optional
-        Early stopping ends the training after more than this number of epochs without an improvement.
+        Number of epochs without an improvement that early stopping accepts. One more ends the training.
     tol : float, optional
         Smallest change of the validation accuracy that counts as an improvement.
     random_state : int, RandomState or None, optional
@@ -97,8 +97,8 @@ class TinyViTClassifier(ClassifierMixin, BaseEstimator):
     classes_ : ndarray of shape (n_classes,)
         The labels, sorted.
     n_features_in_ : int
-        Count of numbers per image.
-    feature_names_in_ : ndarray of shape (n_features_in_,)
+        Count of numbers per image, P.
+    feature_names_in_ : ndarray of shape (P,)
         Names of the columns, if the images were a data frame whose column names are all strings.
     image_shape_ : tuple of (int, int, int)
         Rows, columns and channels of an image.
