@@ -25,9 +25,7 @@ from tinyvit.training.progress import Progress
 try:
     from sklearn.utils.validation import validate_data as _validate_data
 except ImportError:  # scikit-learn 1.5 has a method in its place
-
-    def _validate_data(estimator, *arrays, **options):
-        return estimator._validate_data(*arrays, **options)
+    _validate_data = BaseEstimator._validate_data
 
 
 BLOCK = 1000  # images that are scaled at a time, since a float64 copy of all images would be large
@@ -45,7 +43,7 @@ LIMITS = {  # of numbers that are not checked elsewhere
 
 
 class TinyViTClassifier(ClassifierMixin, BaseEstimator):
-    """A Vision Transformer that scikit-learn trains and compares like its own classifiers.
+    """A Vision Transformer with the interface of a classifier of scikit-learn.
 
     Parameters have the names of `sklearn.neural_network.MLPClassifier` where both have them. They are checked in
     `fit`.
@@ -192,6 +190,7 @@ class TinyViTClassifier(ClassifierMixin, BaseEstimator):
         TrainingDiverged
             If the loss or a weight becomes NaN or infinite.
         """
+        self.__dict__.pop("model_", None)  # after an error this object is not fitted
         numbers, shape = _rows_and_shape(X)
         numbers, y = _validate_data(self, numbers, y)
         rng = check_random_state(self.random_state)
@@ -259,7 +258,7 @@ class TinyViTClassifier(ClassifierMixin, BaseEstimator):
         return tags
 
     def _settings(self, count, seed):
-        """Check the parameters, and return the settings of the training and those of the model, a dict."""
+        """Check the parameters, and return the settings of a training on `count` images and a dict of the model's."""
         given = {name: _plain(value) for name, value in self.get_params(deep=False).items() if value is not None}
         recipe = RECIPES.get(self.recipe) if isinstance(self.recipe, str) else self.recipe
         if not isinstance(recipe, TrainingConfig):
@@ -303,7 +302,7 @@ class TinyViTClassifier(ClassifierMixin, BaseEstimator):
 
     def _logits(self, X):
         """Return the logits of images."""
-        check_is_fitted(self)
+        check_is_fitted(self, "model_")
         X, shape = _rows_and_shape(X)
         X, config = _validate_data(self, X, reset=False), self.model_.config
         _shape_of_images(shape, self.image_shape_)
@@ -320,8 +319,8 @@ def _plain(value):
 def _rows_and_shape(X):
     """Return images as rows of numbers, and the shape of one image. Rows of numbers and tables are unchanged."""
     X = X if hasattr(X, "shape") else np.asarray(X)
-    shape = tuple(X.shape[1:])
-    return np.asarray(X).reshape(X.shape[0], math.prod(shape)) if len(shape) > 1 else X, shape
+    rows = np.asarray(X).reshape(X.shape[0], math.prod(X.shape[1:])) if len(X.shape) > 2 else X
+    return rows, tuple(X.shape[1:])
 
 
 def _shape_of_images(shape, expected=None):
