@@ -93,6 +93,7 @@ TESTS = {  # the tests of each file, the quickest first; the first pattern that 
     "tinyvit/reference.py": ("tests/heart/test_reference.py", "tests/heart/test_operations.py"),
     "tinyvit/server/*": ("tests/page/test_digit_app.py",),
     "tinyvit/signatures.py": ("tests/test_checkpoint.py", "tests/data/test_datasets.py"),
+    "tinyvit/sklearn.py": ("tests/test_sklearn.py",),
     "tinyvit/training/results.py": ("tests/training/test_results.py", "tests/training/test_train.py"),
     "tinyvit/training/workers.py": ("tests/training/test_workers.py",),
     "tinyvit/training/*": ("tests/training/test_train.py", "tests/training/test_results.py"),

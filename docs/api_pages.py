@@ -22,6 +22,7 @@ MODULES = (  # in the order of the reference
     "tinyvit.pretrained",
     "tinyvit.pretrained.pictures",
     "tinyvit.checkpoint",
+    "tinyvit.sklearn",
     "tinyvit.gpu",
     "tinyvit.kernels",
     "tinyvit.reference",
@@ -76,6 +77,8 @@ def page(name):
         parts += [f".. auto{kind}:: {home}.{entry}"]
         if kind == "class" and not issubclass(value, tuple):  # the members of a tuple are its fields
             parts += ["   :members:"]
+            if hasattr(value, "set_score_request"):  # scikit-learn adds it, and its text needs scikit-learn's site
+                parts += ["   :exclude-members: set_score_request"]
         parts += [""]
     return "\n".join(parts)
 

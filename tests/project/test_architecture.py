@@ -75,6 +75,7 @@ MAY_IMPORT = {
                          "training.state", "training.workers"},
     "classifier": {"backend", "checks", "gpu", "ops", "parameters", "model", "evaluate", "checkpoint", "pretrained",
                    "training"},
+    "sklearn": {"checks", "classifier", "data.augment", "evaluate", "gpu", "ops", "training"},
     "doctor": {"backend", "gpu", "data", "memory", "model", "training"},
     "server": {"backend", "ops", "model", "evaluate", "pretrained", "server"},
     "commands": {"backend", "checkpoint", "console", "files", "gpu", "kernels", "data", "model", "evaluate", "plots",

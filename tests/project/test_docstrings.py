@@ -28,6 +28,7 @@ MODULES = (
     "tinyvit.training.step",
     "tinyvit.pretrained",
     "tinyvit.classifier",
+    "tinyvit.sklearn",
 )
 CHECKS = {
     "GL03": "no double blank lines",
