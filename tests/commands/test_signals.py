@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -51,7 +52,8 @@ def run_folder(tmp_path_factory):
     """The folder of a finished run, with a picture of a seven beside it."""
     folder = tmp_path_factory.mktemp("finished")
     _, err = (process := start([*TINYVIT, "train", *TINY, "--out", "run"], folder)).communicate(timeout=120)
-    assert (process.returncode, err) == (0, "")
+    assert process.returncode == 0
+    assert re.sub("note: Numba compiled .*\n", "", err) == ""  # the first run on a machine compiles
     seven = 255 - tinyvit.load_mnist().test_images[0]
     Image.fromarray(seven).resize((280, 280)).save(folder / "seven.png")
     return folder
