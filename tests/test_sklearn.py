@@ -185,7 +185,7 @@ def test_an_integer_repeats_the_training_and_a_generator_draws_again():
         ({"recipe": None}, "recipe must be .* not None"),
         ({"max_iter": 0}, "max_iter must be an integer from 1 to below .*, not 0"),
         ({"max_iter": 2.0}, "max_iter must be an integer"),
-        ({"learning_rate_init": 0}, "learning_rate .*must be above 0"),
+        ({"learning_rate_init": 0}, "learning_rate .*must be a number above 0"),
         ({"batch_size": 0}, "batch_size must be an integer from 1"),
         ({"width": None}, "width must be an integer from 1 .* not None"),
         ({"heads": 3}, "heads must divide width"),
