@@ -393,13 +393,13 @@ def error_within(capsys, *arguments, expect=2):
         ("--out whole", "--out whole: this folder contains a run: test it with tinyvit evaluate whole, or give"),
         ("--out begun", "--out begun: this folder contains a run: continue it with --resume begun, or give another"),
         ("--out model.safetensors", "--out model.safetensors: expected a folder for the results: leave out the file"),
-        ("--out link", "--out link: cannot create this folder (link is a link to nowhere, which does not exist): "),
-        ("--out link/run", "--out link/run: cannot create this folder (link is a link to nowhere, which does not"),
+        ("--out link", "--out link: cannot create this folder (link is a link to nowhere, which is missing): "),
+        ("--out link/run", "--out link/run: cannot create this folder (link is a link to nowhere, which is missing"),
         ("--data link", "found a link to nowhere, which is missing"),
         ("--out file", "--out file: cannot create this folder (file is a file): give another folder"),
         ("--out file/run", "--out file/run: cannot create this folder (file is a file): give another folder"),
         ("--recipe note", "--out runs: cannot create this folder (runs is a file): give another folder"),
-        ("--out /proc/run", "--out /proc/run: cannot create this folder (/proc/run: "),
+        ("--out /proc/run", "--out /proc/run: cannot create this folder (No such file or directory): "),
     ],
 )
 def test_what_is_wrong_is_said_in_one_line(whole, tmp_path, monkeypatch, capsys, arguments, expected):

@@ -47,6 +47,12 @@ def test_patches_go_row_by_row():
     ]  # fmt: skip
 
 
+def test_by_default_pixels_are_not_normalised():
+    arrays = embedding_inputs(0, 2, 2, 3, 2, 5)
+    expected, _ = patch_embedding_forward(*arrays, 2, mean=0.0, deviation=1.0)
+    np.testing.assert_array_equal(patch_embedding_forward(*arrays, 2)[0], expected)
+
+
 def test_the_check_sees_a_class_token_without_the_first_position():
     def forgetful(dout, cache):
         *others, dpositions = patch_embedding_backward(dout, cache)

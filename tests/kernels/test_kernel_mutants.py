@@ -166,7 +166,10 @@ EQUIVALENT = {  # by target and precision
     ("draw_maps", "float32"): {
         "< to <=: double mirror = drawn[5] < 2.0 * flip - 1.0 ? -1.0 : 1.0;": _NEVER,
     },
-    ("layer_norm_forward", "float32"): {"< to <=: for (int i = 0; i < PER_LANE; i++) { (3)": _BEYOND},
+    ("layer_norm_forward", "float32"): {
+        "< to <=: for (int i = 0; i < PER_LANE; i++) { (3)": _BEYOND,
+        "+ to -: float inverse = 1.0f / sqrtf(variance + epsilon) + (variance - variance); (2)": "it is 0 or NaN",
+    },
     ("layer_norm_backward", "float32"): {"< to <=: for (int i = 0; i < PER_LANE; i++) { (2)": _BEYOND},
     ("attention_forward", "float32"): {"< to <=: for (int i = 0; i < KEYS_PER_LANE; i++) { (3)": _BEYOND},
     ("attention_backward", "float32"): {"< to <=: for (int i = 0; i < KEYS_PER_LANE; i++) { (2)": _BEYOND},
