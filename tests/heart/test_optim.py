@@ -341,7 +341,7 @@ def test_a_gradient_whose_square_overflows_raises_and_never_freezes_a_weight(thr
             adam.step(weights, gradient, 0.1)
         assert weights[element] == 1
         assert adam.first_moment[element] == adam.second_moment[element] == 0
-        adam.step(weights, np.ones(4, np.float32), 0.1)  # a caller that goes on finds a weight that still moves
+        adam.step(weights, np.ones(4, np.float32), 0.1)  # a caller that continues finds a weight that still moves
         assert weights[element] < 1
         double = weights.astype(np.float64)
         Adam(double).step(double, gradient.astype(np.float64), 0.1)
