@@ -7,7 +7,10 @@ from devices import make_backend, select_gpu_tests
 from hypothesis import HealthCheck, settings
 from threadpoolctl import threadpool_limits
 
-from tinyvit.backend import Backend
+from tinyvit.backend import Backend, quiet_joblib
+
+with quiet_joblib():
+    import joblib  # noqa: F401  later imports of it, also by scikit-learn, have no warning without /dev/shm
 
 settings.register_profile(
     "tinyvit",
